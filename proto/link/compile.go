@@ -1,0 +1,352 @@
+package link
+
+import (
+	"encoding/binary"
+	"math"
+	"unicode/utf8"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// span is where in a value some bytes are.
+type span struct{ off, len uint16 }
+
+func (s span) in(value []byte) []byte { return value[s.off : uint32(s.off)+uint32(s.len)] }
+
+// Compiled is the runtime form of a link: an index into its stored bytes, which
+// every method takes again. It has no pointers and a fixed encoding of
+// CompiledSize bytes, so that ten million of them are nothing to a garbage
+// collector.
+type Compiled struct {
+	domain, path, destination, affiliate, campaign, fallback span
+	status                                                   uint16 // 0: the domain's
+	flags                                                    uint16
+}
+
+const (
+	flagDisabled  = 1 << iota
+	flagScheduled // not_before or expires_at is set: they are read from the value
+)
+
+// CompiledSize is the length of an encoded Compiled, in bytes.
+const CompiledSize = 28
+
+// Append appends the encoding of c.
+func (c *Compiled) Append(dst []byte) []byte {
+	for _, s := range [...]span{c.domain, c.path, c.destination, c.affiliate, c.campaign, c.fallback, {c.status, c.flags}} {
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(s.off)|uint32(s.len)<<16)
+	}
+	return dst
+}
+
+// LoadCompiled reads what Append has written: exactly CompiledSize bytes.
+func LoadCompiled(b []byte) (c Compiled) {
+	_ = b[CompiledSize-1]
+	c.domain, c.path = loadSpan(b), loadSpan(b[4:])
+	c.destination, c.affiliate = loadSpan(b[8:]), loadSpan(b[12:])
+	c.campaign, c.fallback = loadSpan(b[16:]), loadSpan(b[20:])
+	last := loadSpan(b[24:])
+	c.status, c.flags = last.off, last.len
+	return c
+}
+
+func loadSpan(b []byte) span {
+	v := binary.LittleEndian.Uint32(b)
+	return span{uint16(v), uint16(v >> 16)}
+}
+
+// Domain is the link's domain.
+func (c *Compiled) Domain(value []byte) []byte { return c.domain.in(value) }
+
+// Path is the link's path.
+func (c *Compiled) Path(value []byte) []byte { return c.path.in(value) }
+
+// Affiliate is the id of the link's affiliate, empty for none.
+func (c *Compiled) Affiliate(value []byte) []byte { return c.affiliate.in(value) }
+
+// Campaign is the link's campaign, empty for none.
+func (c *Compiled) Campaign(value []byte) []byte { return c.campaign.in(value) }
+
+// Destination is where the link goes.
+func (c *Compiled) Destination(value []byte) []byte { return c.destination.in(value) }
+
+// The numbers of the fields that the scanner knows.
+const (
+	resourceLink = 1
+
+	linkDomain      = 1
+	linkPath        = 2
+	linkDestination = 3
+	linkAffiliate   = 4
+	linkCampaign    = 5
+	linkStatus      = 7
+	linkFallback    = 11
+	linkNotBefore   = 12
+	linkExpiresAt   = 13
+	linkDisabled    = 15
+)
+
+// Compile finds the parts of a link in its stored bytes and checks all that a
+// redirect relies on: key, destination and fallback, status. A field that this
+// release gives no meaning is an error of kind Unimplemented; a field that it
+// does not know at all is passed over, as protobuf does. It allocates nothing
+// unless it fails.
+func Compile(value []byte) (Compiled, error) {
+	var c Compiled
+	err := c.scan(value)
+	if err == nil {
+		err = c.check(value)
+	}
+	if err != nil {
+		return Compiled{}, err
+	}
+	return c, nil
+}
+
+// scan walks the fields of the link inside of the resource.
+func (c *Compiled) scan(value []byte) *Error {
+	if len(value) > MaxValue {
+		return invalid("", "", "takes %d bytes, and at most %d are allowed", len(value), MaxValue)
+	}
+	var found bool
+	return fields(value, 0, func(num protowire.Number, typ protowire.Type, at span, _ uint64) *Error {
+		if num != resourceLink || typ != protowire.BytesType {
+			return invalid("", "", "is not a link")
+		}
+		if found {
+			return invalid("", "", "has its link twice")
+		}
+		found = true
+		return fields(at.in(value), at.off, c.field)
+	})
+}
+
+func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n uint64) *Error {
+	want := protowire.BytesType
+	switch num {
+	case linkDomain:
+		c.domain = at
+	case linkPath:
+		c.path = at
+	case linkDestination:
+		c.destination = at
+	case linkAffiliate:
+		c.affiliate = at
+	case linkCampaign:
+		c.campaign = at
+	case linkFallback:
+		c.fallback = at
+	case linkNotBefore, linkExpiresAt:
+		c.flags |= flagScheduled
+	case linkStatus:
+		want = protowire.VarintType
+		if n > 999 {
+			return invalid("status_code", "", "%d is no redirect", n)
+		}
+		c.status = uint16(n)
+	case linkDisabled:
+		want = protowire.VarintType
+		c.flags &^= flagDisabled
+		if n != 0 {
+			c.flags |= flagDisabled
+		}
+	case 8, 9, 10, 14, 16, 17, 18:
+		return c.laterField(num, at.len)
+	default:
+		return nil
+	}
+	if typ != want {
+		return invalid("", "", "field %d has wire type %d", num, typ)
+	}
+	return nil
+}
+
+// laterField refuses what this release gives no meaning. An empty query policy,
+// or one that says drop, is what this release does.
+func (c *Compiled) laterField(num protowire.Number, length uint16) *Error {
+	if num == 8 && length <= 2 {
+		return nil
+	}
+	name := (*linkv1.Link)(nil).ProtoReflect().Descriptor().Fields().ByNumber(num).Name()
+	return unimplemented(string(name), string(name)+" is")
+}
+
+// fields calls f for every field of a message that starts at base in its
+// value: with the span of its bytes for length-delimited fields, and the
+// number for varints.
+func fields(message []byte, base uint16, f func(protowire.Number, protowire.Type, span, uint64) *Error) *Error {
+	for pos := 0; pos < len(message); {
+		num, typ, n := protowire.ConsumeTag(message[pos:])
+		if n < 0 {
+			return invalid("", "", "is damaged at byte %d", int(base)+pos)
+		}
+		pos += n
+		var at span
+		var number uint64
+		switch typ {
+		case protowire.BytesType:
+			var b []byte
+			b, n = protowire.ConsumeBytes(message[pos:])
+			if n >= 0 {
+				at = span{base + uint16(pos+n-len(b)), uint16(len(b))}
+			}
+		case protowire.VarintType:
+			number, n = protowire.ConsumeVarint(message[pos:])
+		default:
+			n = protowire.ConsumeFieldValue(num, typ, message[pos:])
+		}
+		if n < 0 {
+			return invalid("", "", "is damaged at byte %d", int(base)+pos)
+		}
+		pos += n
+		if err := f(num, typ, at, number); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check is what a redirect relies on.
+func (c *Compiled) check(value []byte) *Error {
+	if err := checkCanonicalKey(c.Domain(value), c.Path(value)); err != nil {
+		return err
+	}
+	if err := checkDestination("destination", c.Destination(value)); err != nil {
+		return err
+	}
+	if c.fallback.len > 0 {
+		if err := checkDestination("fallback", c.fallback.in(value)); err != nil {
+			return err
+		}
+	}
+	if c.status != 0 && !isRedirect(int(c.status)) {
+		return invalid("status_code", "", "%d is no redirect", c.status)
+	}
+	if !utf8.Valid(c.Campaign(value)) || !utf8.Valid(c.Affiliate(value)) {
+		return invalid("campaign", "", "is not valid UTF-8")
+	}
+	return nil
+}
+
+// checkCanonicalKey checks a key, without allocating when it is plain.
+func checkCanonicalKey(domain, path []byte) *Error {
+	var buf [MaxHost + 1]byte
+	host, ok := AppendCanonicalHost(buf[:0], domain)
+	if string(domain) != AnyHost && (!ok || len(host) == 0 || string(host) != string(domain)) {
+		return checkHost("domain", string(domain))
+	}
+	if !isPlainPath(path) {
+		if err := checkPath("path", string(path)); err != nil {
+			return err
+		}
+	}
+	if n := len(path); path[n-1] == '*' && path[n-2] == '/' {
+		return unimplemented("path", "prefix links are")
+	}
+	return nil
+}
+
+// isPlainPath says whether a path is canonical at first sight.
+func isPlainPath(path []byte) bool {
+	if len(path) == 0 || len(path) > MaxPath || path[0] != '/' {
+		return false
+	}
+	for i, c := range path {
+		if !plain[c] || c == '.' && path[i-1] == '/' {
+			return false
+		}
+	}
+	return true
+}
+
+// schedule reads the times between which the link is served, in µs since 1970.
+func (c *Compiled) schedule(value []byte) (from, until int64) {
+	from, until = math.MinInt64, math.MaxInt64
+	_ = fields(value, 0, func(_ protowire.Number, _ protowire.Type, link span, _ uint64) *Error {
+		return fields(link.in(value), link.off, func(num protowire.Number, _ protowire.Type, at span, _ uint64) *Error {
+			switch num {
+			case linkNotBefore:
+				from = micros(at.in(value))
+			case linkExpiresAt:
+				until = micros(at.in(value))
+			}
+			return nil
+		})
+	})
+	return from, until
+}
+
+// micros decodes a Timestamp, rounded up to µs.
+func micros(timestamp []byte) int64 {
+	var seconds, nanos int64
+	_ = fields(timestamp, 0, func(num protowire.Number, _ protowire.Type, _ span, n uint64) *Error {
+		switch num {
+		case 1:
+			seconds = int64(n)
+		case 2:
+			nanos = int64(n)
+		}
+		return nil
+	})
+	return seconds*1e6 + (nanos+999)/1000
+}
+
+// Domain is the runtime form of a domain.
+type Domain struct {
+	Host         string
+	notFound     []byte
+	root         []byte
+	status       int
+	cacheControl string
+}
+
+// CompileDomain makes the runtime form of a stored domain.
+func CompileDomain(value []byte) (*Domain, error) {
+	r := new(linkv1.Resource)
+	if err := proto.Unmarshal(value, r); err != nil {
+		return nil, invalid("", "", "is damaged: %v", err)
+	}
+	if r.GetDomain() == nil {
+		return nil, invalid("", "", "is not a domain")
+	}
+	if err := Validate(r); err != nil {
+		return nil, err
+	}
+	d := r.GetDomain()
+	return &Domain{
+		Host:         d.GetHost(),
+		notFound:     []byte(d.GetNotFound()),
+		root:         []byte(d.GetRoot()),
+		status:       int(d.GetStatusCode()),
+		cacheControl: d.GetCacheControl(),
+	}, nil
+}
+
+// Affiliate is the runtime form of an affiliate.
+type Affiliate struct {
+	ID        string
+	suspended bool
+	fallback  []byte
+}
+
+// CompileAffiliate makes the runtime form of a stored affiliate.
+func CompileAffiliate(value []byte) (*Affiliate, error) {
+	r := new(linkv1.Resource)
+	if err := proto.Unmarshal(value, r); err != nil {
+		return nil, invalid("", "", "is damaged: %v", err)
+	}
+	if r.GetAffiliate() == nil {
+		return nil, invalid("", "", "is not an affiliate")
+	}
+	if err := Validate(r); err != nil {
+		return nil, err
+	}
+	a := r.GetAffiliate()
+	return &Affiliate{
+		ID:        a.GetId(),
+		suspended: a.GetState() == linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED,
+		fallback:  []byte(a.GetFallback()),
+	}, nil
+}

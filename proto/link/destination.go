@@ -1,0 +1,124 @@
+package link
+
+import (
+	"bytes"
+	"net/netip"
+)
+
+// CheckDestination checks what Location may be: an absolute http or https URL
+// in ASCII, without user information, control characters, spaces and
+// backslashes, with a host, at most MaxDestination bytes. Whatever passes,
+// net/url parses to the same host.
+func CheckDestination(field, destination string) error {
+	if err := checkDestination(field, []byte(destination)); err != nil {
+		return err
+	}
+	return nil
+}
+
+func checkDestination(field string, url []byte) *Error {
+	if len(url) == 0 {
+		return invalid(field, "a destination looks like https://store.com/p/123", "is missing")
+	}
+	if len(url) > MaxDestination {
+		return invalid(field, "", "is %d bytes long, and at most %d are allowed", len(url), MaxDestination)
+	}
+	template := false
+	for _, c := range url {
+		switch {
+		case c < ' ' || c == 0x7f:
+			return invalid(field, "percent-encode it", "has the control character %#02x in it", c)
+		case c == ' ' || c >= 0x80:
+			return invalid(field, "percent-encode it: "+escapeURL(url), "%q has a space or a byte outside ASCII in it", url)
+		case c == '\\':
+			return invalid(field, "write it as %5C, or as a slash", "%q has a backslash in it", url)
+		case c == '{' || c == '}':
+			template = true
+		}
+	}
+	rest, err := cutScheme(field, url)
+	if err != nil {
+		return err
+	}
+	authority := rest
+	if i := bytes.IndexAny(rest, "/?#"); i >= 0 {
+		authority = rest[:i]
+	}
+	if err := checkAuthority(field, url, authority); err != nil {
+		return err
+	}
+	if err := checkEscapes(field, url, rest[len(authority):]); err != nil {
+		return err
+	}
+	if template {
+		return &Error{Kind: Unimplemented, Field: field, Message: "templates ({name}) are not supported by this release",
+			Hint: "write a literal brace as %7B or %7D"}
+	}
+	return nil
+}
+
+func cutScheme(field string, url []byte) ([]byte, *Error) {
+	const hint = "a destination looks like https://store.com/p/123"
+	for _, scheme := range []string{"https://", "http://"} {
+		if len(url) >= len(scheme) && bytes.EqualFold(url[:len(scheme)], []byte(scheme)) {
+			return url[len(scheme):], nil
+		}
+	}
+	i := bytes.IndexAny(url, ":/?#")
+	if i > 0 && url[i] == ':' {
+		return nil, invalid(field, hint, "%q is not an http or https URL", url)
+	}
+	return nil, invalid(field, hint, "%q is relative", url)
+}
+
+func checkAuthority(field string, url, authority []byte) *Error {
+	if bytes.IndexByte(authority, '@') >= 0 {
+		return invalid(field, "leave out what stands before the @", "%q has user information in it", url)
+	}
+	var buf [MaxHost + 1]byte
+	if len(authority) == 0 || authority[0] == ':' {
+		return invalid(field, "", "%q has no host", url)
+	}
+	host, ok := AppendCanonicalHost(buf[:0], authority)
+	if ok && host[0] == '[' {
+		addr, err := netip.ParseAddr(string(host[1 : len(host)-1]))
+		ok = err == nil && addr.Is6()
+	}
+	if !ok {
+		return invalid(field, "", "%q has a host or port that is none", url)
+	}
+	return nil
+}
+
+// checkEscapes checks the percent escapes of the path; in query and fragment
+// anything goes, as it does for browsers.
+func checkEscapes(field string, url, rest []byte) *Error {
+	for i := 0; i < len(rest); i++ {
+		switch rest[i] {
+		case '?':
+			if j := bytes.IndexByte(rest, '#'); j > i {
+				i = j - 1
+				continue
+			}
+			return nil
+		case '%':
+			if _, n := decodeByte(rest[i:]); n == 0 {
+				return invalid(field, "write a percent sign as %25", "%q has a broken percent escape", url)
+			}
+		}
+	}
+	return nil
+}
+
+// escapeURL percent-encodes what cannot stand in a URL.
+func escapeURL(url []byte) string {
+	var b []byte
+	for _, c := range url {
+		if c <= ' ' || c >= 0x7f || c == '\\' {
+			b = append(b, '%', upperHex[c>>4], upperHex[c&15])
+		} else {
+			b = append(b, c)
+		}
+	}
+	return string(b)
+}

@@ -142,7 +142,6 @@ func AppendCanonicalHost(dst, host []byte) ([]byte, bool) {
 		case 'A' <= c && c <= 'Z':
 			dst = append(dst, c|0x20)
 		case c == ':' && isPort(host[i+1:]) && i > 0:
-			host = host[:i]
 			return trimDot(dst, start)
 		default:
 			return dst[:start], false

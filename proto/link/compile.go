@@ -5,9 +5,10 @@ import (
 	"math"
 	"unicode/utf8"
 
-	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 // span is where in a value some bytes are.

@@ -51,8 +51,10 @@ func checkDestination(field string, url []byte) *Error {
 		return err
 	}
 	if template {
-		return &Error{Kind: Unimplemented, Field: field, Message: "templates ({name}) are not supported by this release",
-			Hint: "write a literal brace as %7B or %7D"}
+		return &Error{
+			Kind: Unimplemented, Field: field, Message: "templates ({name}) are not supported by this release",
+			Hint: "write a literal brace as %7B or %7D",
+		}
 	}
 	return nil
 }

@@ -9,11 +9,12 @@ import (
 	"testing"
 	"time"
 
-	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
-	"github.com/affleet/affleet/proto/link"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
 )
 
 func resource(l *linkv1.Link) *linkv1.Resource {
@@ -77,8 +78,10 @@ func TestHostsTakeTheirCanonicalForm(t *testing.T) {
 			t.Errorf("%q becomes %q (%v), want %q", c.in, got, ok, c.want)
 		}
 	}
-	for _, in := range []string{"a b", "a/b", "a@b", "a:b", ":80", ".", "é.com", "a:99999", "[::1", "[]", "[::1]x", "*", "a\x00",
-		strings.Repeat("a", 254)} {
+	for _, in := range []string{
+		"a b", "a/b", "a@b", "a:b", ":80", ".", "é.com", "a:99999", "[::1", "[]", "[::1]x", "*", "a\x00",
+		strings.Repeat("a", 254),
+	} {
 		if got, ok := link.AppendCanonicalHost([]byte("x"), []byte(in)); ok || string(got) != "x" {
 			t.Errorf("%q becomes %q, want a refusal that leaves the buffer alone", in, got)
 		}
@@ -187,6 +190,10 @@ func TestEveryKindOfResourceHasAName(t *testing.T) {
 		if err != nil || k.Prefix()+id != want {
 			t.Errorf("%q parses to %v %q, %v", want, k, id, err)
 		}
+	}
+	var e *link.Error
+	if _, err := link.Name(resource(&linkv1.Link{Domain: "*", Path: "x"})); !errors.As(err, &e) || e.Field != "path" {
+		t.Errorf("a path without slash: %v", err)
 	}
 	for _, name := range []string{"", "x", "links/", "links/a", "links/a/%41", "domains/A", "affiliates/", "affiliates/a/b"} {
 		if _, _, err := link.ParseName(name); err == nil {

@@ -67,9 +67,17 @@ func Name(r *linkv1.Resource) (string, error) {
 		return "", err
 	}
 	name := k.Prefix() + id
-	if err := checkID(k, id); err != nil {
-		err.Resource = name
-		return "", err
+	var wrong *Error
+	if l := r.GetLink(); l != nil {
+		if wrong = checkHost("domain", l.GetDomain()); wrong == nil {
+			wrong = checkPath("path", l.GetPath())
+		}
+	} else {
+		wrong = checkID(k, id)
+	}
+	if wrong != nil {
+		wrong.Resource = name
+		return "", wrong
 	}
 	return name, nil
 }

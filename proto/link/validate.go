@@ -6,8 +6,9 @@ import (
 	"slices"
 	"unicode/utf8"
 
-	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 // Validate says everything that is wrong with a resource, as far as it can be

@@ -3,9 +3,10 @@ package link
 import (
 	"fmt"
 
-	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 // Limits, in bytes unless they say otherwise.
@@ -65,6 +66,7 @@ func SetReadOnly(r *linkv1.Resource, revision int64, record *linkv1.Record) {
 }
 
 func setReadOnly(rev *int64, create, update **timestamppb.Timestamp, by *string,
-	revision int64, created, updated *timestamppb.Timestamp, who string) {
+	revision int64, created, updated *timestamppb.Timestamp, who string,
+) {
 	*rev, *create, *update, *by = revision, created, updated, who
 }

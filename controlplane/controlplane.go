@@ -1,0 +1,268 @@
+// Package controlplane is the write path and the distribution path of a fleet.
+//
+// A write comes in at admin.go, is validated by proto/link and goes through
+// internal/store into etcd, in one transaction, and is answered with its
+// revision. Every replica watches etcd: internal/snapshot appends each revision
+// to its log, encoded once, and feed.go sends it to each node's stream.
+// fleet.go knows the nodes and what they serve, over all replicas.
+//
+// Replicas share nothing but etcd; any number of them may run, and any of them
+// may be killed.
+//
+// Only affcontrol and programs that embed a control plane need this package;
+// others talk gRPC, by the packages under proto/aff.
+//
+// A Server's methods may be called from any goroutine, Run once.
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"github.com/prometheus/client_golang/prometheus"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/affleet/affleet/controlplane/internal/replica"
+	"github.com/affleet/affleet/controlplane/internal/snapshot"
+	"github.com/affleet/affleet/controlplane/internal/store"
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+)
+
+// Config is a control plane's. Where a default is named, the zero value stands
+// for it.
+type Config struct {
+	Etcd      []string // URLs of etcd members, at least one
+	Listen    string   // host:port for gRPC. Default: :7070
+	Advertise string   // host:port at which other replicas reach this one. Default: where it listens
+	LogBytes  int64    // of changes kept in memory for nodes that lag. Default: 256 MB
+
+	Build      string                // the program's version
+	Registerer prometheus.Registerer // default: none
+	Log        *slog.Logger          // default: slog.Default()
+}
+
+// Validate says what is wrong with the settings, without touching anything.
+func (c *Config) Validate() error {
+	if len(c.Etcd) == 0 {
+		return errors.New("etcd: at least one URL is needed, such as http://127.0.0.1:2379")
+	}
+	for _, url := range c.Etcd {
+		if !strings.Contains(url, "://") {
+			return fmt.Errorf("etcd: %q is no URL, such as http://127.0.0.1:2379", url)
+		}
+	}
+	if c.Advertise != "" {
+		if _, _, err := net.SplitHostPort(c.Advertise); err != nil {
+			return fmt.Errorf("advertise: %q is not host:port", c.Advertise)
+		}
+	}
+	if c.LogBytes < 0 {
+		return errors.New("log-bytes: it must not be negative")
+	}
+	return nil
+}
+
+// Server is a replica of the control plane.
+type Server struct {
+	cfg      Config
+	ln       net.Listener
+	etcd     *clientv3.Client
+	log      *snapshot.Log
+	fleet    *fleet
+	replicas *replica.Directory
+	grpc     *grpc.Server
+	health   *health.Server
+}
+
+// New opens the address. Nothing is answered before Run; a server that is not
+// run must be closed. etcd need not be there.
+func New(cfg Config) (_ *Server, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Listen == "" {
+		cfg.Listen = ":7070"
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	s := &Server{cfg: cfg, health: health.NewServer()}
+	if s.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, err
+	}
+	s.etcd, err = clientv3.New(clientv3.Config{
+		Endpoints:            cfg.Etcd,
+		DialTimeout:          5 * time.Second,
+		DialKeepAliveTime:    5 * time.Second,
+		DialKeepAliveTimeout: 5 * time.Second,
+		Logger:               zap.NewNop(), // what matters comes back as errors
+	})
+	if err != nil {
+		_ = s.ln.Close()
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	if err := s.assemble(); err != nil {
+		return nil, errors.Join(err, s.ln.Close(), s.etcd.Close())
+	}
+	return s, nil
+}
+
+// assemble joins the parts. It touches nothing outside of the process.
+func (s *Server) assemble() (err error) {
+	resources := store.New(s.etcd)
+	s.log = snapshot.New(resources, snapshot.Config{LogBytes: s.cfg.LogBytes, Logger: s.cfg.Log, Registerer: s.cfg.Registerer})
+	id := strings.ToLower(rand.Text()[:8])
+	s.replicas, err = replica.New(s.etcd, replica.Config{ID: id, Address: s.advertised(), Logger: s.cfg.Log})
+	if err != nil {
+		return err
+	}
+	s.fleet = newFleet(s.log, fleetConfig{
+		Replica: id,
+		Peers:   s.replicas,
+		Dial: func(address string) (*grpc.ClientConn, error) {
+			return grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		},
+		Logger: s.cfg.Log,
+	})
+
+	metrics := grpcprom.NewServerMetrics()
+	if s.cfg.Registerer != nil {
+		s.cfg.Registerer.MustRegister(metrics)
+	}
+	recovered := recovery.WithRecoveryHandlerContext(s.recovered)
+	s.grpc = grpc.NewServer(append(feedServerOptions(),
+		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), recovery.UnaryServerInterceptor(recovered)),
+		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), recovery.StreamServerInterceptor(recovered)),
+		grpc.MaxRecvMsgSize(16<<20),
+	)...)
+	feedv1.RegisterFeedServiceServer(s.grpc, newFeed(s.log, s.fleet, feedConfig{Logger: s.cfg.Log, Registerer: s.cfg.Registerer}))
+	adminv1.RegisterFleetServiceServer(s.grpc, s.fleet)
+	adminv1.RegisterLinkServiceServer(s.grpc, newAdmin(resources, s.epoch(resources)))
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	metrics.InitializeMetrics(s.grpc)
+	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	return nil
+}
+
+// recovered keeps a defect in one call from ending the others.
+func (s *Server) recovered(_ context.Context, panicked any) error {
+	s.cfg.Log.Error("BUG: a call panicked", "panic", panicked, "stack", string(debug.Stack()))
+	return status.Error(codes.Internal, "internal error")
+}
+
+// epoch gives the epoch that the replica serves, and asks etcd before it has a
+// state.
+func (s *Server) epoch(resources *store.Store) func(context.Context) (uint64, error) {
+	return func(ctx context.Context) (uint64, error) {
+		if epoch := s.log.Head().Epoch; epoch != 0 {
+			return epoch, nil
+		}
+		return resources.Epoch(ctx)
+	}
+}
+
+// advertised is where other replicas reach this one. A wildcard address is of
+// no use to them: the machine's first address that is not loopback stands in.
+func (s *Server) advertised() string {
+	if s.cfg.Advertise != "" {
+		return s.cfg.Advertise
+	}
+	listen := s.ln.Addr().(*net.TCPAddr)
+	if !listen.IP.IsUnspecified() {
+		return listen.String()
+	}
+	ip := net.IPv4(127, 0, 0, 1)
+	addrs, _ := net.InterfaceAddrs() // without them, loopback it is
+	for _, addr := range addrs {
+		if n, ok := addr.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			ip = n.IP
+			break
+		}
+	}
+	return net.JoinHostPort(ip.String(), strconv.Itoa(listen.Port))
+}
+
+// Addr is the address for gRPC.
+func (s *Server) Addr() net.Addr { return s.ln.Addr() }
+
+// Ready is closed once the replica has read the state from etcd.
+func (s *Server) Ready() <-chan struct{} { return s.log.Ready() }
+
+// Healthy says whether the replica can serve nodes, and else why not.
+func (s *Server) Healthy() error {
+	select {
+	case <-s.log.Ready():
+		return nil
+	default:
+		return fmt.Errorf("no state yet: waiting for etcd at %s", strings.Join(s.cfg.Etcd, ","))
+	}
+}
+
+// Close gives back what New has opened, for a server that is not run.
+func (s *Server) Close() error {
+	s.grpc.Stop()
+	s.fleet.close()
+	return errors.Join(s.ln.Close(), s.etcd.Close())
+}
+
+// Run serves until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	s.cfg.Log.Info("control plane starts", "listen", s.Addr().String(), "advertise", s.advertised(), "etcd", s.cfg.Etcd, "build", s.cfg.Build)
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return s.log.Run(ctx) })
+	parts.Go(func() error { return s.replicas.Run(ctx) })
+	parts.Go(func() error {
+		select {
+		case <-s.log.Ready():
+			s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	parts.Go(func() error {
+		<-ctx.Done()
+		s.health.Shutdown()
+		s.stopGRPC()
+		return nil
+	})
+	parts.Go(func() error { return s.grpc.Serve(s.ln) })
+	err := parts.Wait()
+	s.fleet.close()
+	if closed := s.etcd.Close(); err == nil && !errors.Is(closed, context.Canceled) {
+		err = closed
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// stopGRPC lets calls end for a moment. Streams of nodes do not end by
+// themselves: they are cut, and the nodes go to another replica.
+func (s *Server) stopGRPC() {
+	const patience = 500 * time.Millisecond
+	cut := time.AfterFunc(patience, s.grpc.Stop)
+	defer cut.Stop()
+	s.grpc.GracefulStop()
+}

@@ -1,0 +1,38 @@
+//go:build never
+
+package deploy
+
+import (
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	_ "github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	_ "go.uber.org/zap"
+	_ "github.com/klauspost/compress/s2"
+	_ "github.com/nats-io/nats-server/v2"
+	_ "github.com/nats-io/nats-server/v2/server"
+	_ "github.com/nats-io/nats.go"
+	_ "github.com/nats-io/nats.go/jetstream"
+	_ "github.com/peterbourgon/ff/v3"
+	_ "github.com/peterbourgon/ff/v3/ffyaml"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/schollz/progressbar/v3"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spf13/pflag"
+	_ "github.com/zeebo/xxh3"
+	_ "go.etcd.io/etcd/api/v3/mvccpb"
+	_ "go.etcd.io/etcd/client/v3"
+	_ "go.etcd.io/etcd/client/v3/namespace"
+	_ "go.etcd.io/etcd/server/v3"
+	_ "go.etcd.io/etcd/server/v3/embed"
+	_ "go.yaml.in/yaml/v3"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/term"
+	_ "golang.org/x/time/rate"
+	_ "golang.org/x/tools/go/packages"
+	_ "google.golang.org/genproto/googleapis/rpc/errdetails"
+	_ "google.golang.org/grpc/health/grpc_health_v1"
+	_ "google.golang.org/grpc/reflection"
+)

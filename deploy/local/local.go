@@ -1,0 +1,239 @@
+// Package local runs a whole fleet in one process: etcd, a NATS server with
+// JetStream, a control plane and nodes, all of them the real ones, on loopback.
+// It is for trying things out and for tests; in production each part is a
+// process of its own.
+//
+// Start and Close may be called from any goroutine; a Fleet's fields do not
+// change.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/affleet/affleet/controlplane"
+	"github.com/affleet/affleet/dataplane"
+	"github.com/affleet/affleet/deploy/service"
+)
+
+// Options says how the fleet is laid out. Addresses are "host:port"; port 0
+// picks a free one. The zero value is a fleet of three nodes on free ports of
+// loopback, in a temporary folder, without samples.
+type Options struct {
+	Nodes   int          // default: 3
+	HTTP    string       // redirects of the first node; the next nodes take the next ports
+	Control string       // gRPC of the control plane
+	Etcd    string       // clients of etcd
+	NATS    string       // clients of NATS
+	Admin   string       // health and metrics of the control plane; the nodes' are on the next ports
+	DataDir string       // kept, and found again at the next start; default: a temporary folder that Close removes
+	Samples bool         // write samples.yaml when the store is empty
+	Log     *slog.Logger // default: nothing is logged
+	Regions []string     // the nodes' regions, in turn; default: local
+}
+
+// Fleet is a fleet that runs.
+type Fleet struct {
+	Control string   // host:port of the control plane
+	Etcd    string   // URL
+	NATS    string   // URL
+	HTTP    []string // host:port of each node's redirects
+	Admin   []string // host:port: the control plane's, then each node's
+	DataDir string
+
+	temporary bool
+	stop      context.CancelFunc
+	running   *errgroup.Group
+	failed    context.Context // ends with the first part that does
+	backends  []io.Closer // closed in this order, after everything else has stopped
+}
+
+// Start starts a fleet and returns when every node serves the control plane's
+// state.
+func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
+	opts.setDefaults()
+	f := &Fleet{DataDir: opts.DataDir}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	f.running, run = errgroup.WithContext(run)
+	f.failed, f.stop = run, stop
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	if f.DataDir == "" {
+		f.temporary = true
+		if f.DataDir, err = os.MkdirTemp("", "affleet-"); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.startBackends(&opts); err != nil {
+		return nil, err
+	}
+	if err := f.startControl(run, &opts); err != nil {
+		return nil, err
+	}
+	if opts.Samples {
+		if err := f.writeSamples(ctx); err != nil {
+			return nil, fmt.Errorf("samples: %w", err)
+		}
+	}
+	nodes := make([]*dataplane.Node, opts.Nodes)
+	for i := range nodes {
+		if nodes[i], err = f.startNode(run, &opts, i); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range nodes {
+		if err := f.await(ctx, n.Ready()); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func (o *Options) setDefaults() {
+	if o.Nodes <= 0 {
+		o.Nodes = 3
+	}
+	for _, addr := range []*string{&o.HTTP, &o.Control, &o.Etcd, &o.NATS, &o.Admin} {
+		if *addr == "" {
+			*addr = "127.0.0.1:0"
+		}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(o.Regions) == 0 {
+		o.Regions = []string{"local"}
+	}
+}
+
+// await waits for a part to become ready, and gives the reason if a part fails
+// before that.
+func (f *Fleet) await(ctx context.Context, ready <-chan struct{}) error {
+	select {
+	case <-ready:
+		return nil
+	case <-f.failed.Done():
+		return f.running.Wait()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Wait returns when ctx ends, or with the reason when a part of the fleet fails
+// before that.
+func (f *Fleet) Wait(ctx context.Context) error {
+	select {
+	case <-f.failed.Done():
+		return f.running.Wait()
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// Close stops the nodes, which publish their last clicks, then the control
+// plane and the rest.
+func (f *Fleet) Close() error {
+	f.stop()
+	err := f.running.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	for _, b := range f.backends {
+		err = errors.Join(err, b.Close())
+	}
+	if f.temporary {
+		err = errors.Join(err, os.RemoveAll(f.DataDir))
+	}
+	return err
+}
+
+func (f *Fleet) startControl(ctx context.Context, opts *Options) error {
+	metrics := service.NewRegistry()
+	server, err := controlplane.New(controlplane.Config{
+		Etcd:       []string{f.Etcd},
+		Listen:     opts.Control,
+		Registerer: metrics,
+		Log:        opts.Log.With("part", "control"),
+	})
+	if err != nil {
+		return fmt.Errorf("control plane: %w", err)
+	}
+	f.Control = server.Addr().String()
+	if err := f.startPart(ctx, opts.Admin, server.Healthy, metrics, server.Run); err != nil {
+		return err
+	}
+	return f.await(ctx, server.Ready())
+}
+
+func (f *Fleet) startNode(ctx context.Context, opts *Options, i int) (*dataplane.Node, error) {
+	name := "node-" + strconv.Itoa(i+1)
+	listen, err := nth(opts.HTTP, i)
+	if err != nil {
+		return nil, err
+	}
+	metrics := service.NewRegistry()
+	node, err := dataplane.New(dataplane.Config{
+		Node:       name,
+		Region:     opts.Regions[i%len(opts.Regions)],
+		Control:    []string{f.Control},
+		NATS:       f.NATS,
+		Listen:     listen,
+		DataDir:    filepath.Join(f.DataDir, name),
+		Build:      service.Version,
+		Registerer: metrics,
+		Log:        opts.Log.With("part", name),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	f.HTTP = append(f.HTTP, node.Addr().String())
+	admin, err := nth(opts.Admin, i+1)
+	if err != nil {
+		return nil, err
+	}
+	return node, f.startPart(ctx, admin, node.Healthy, metrics, node.Run)
+}
+
+// startPart runs a part and its admin address.
+func (f *Fleet) startPart(ctx context.Context, addr string, ready func() error, metrics *prometheus.Registry, run func(context.Context) error) error {
+	admin, err := service.ListenAdmin(addr, ready, metrics)
+	if err != nil {
+		return err
+	}
+	f.Admin = append(f.Admin, admin.Addr().String())
+	f.running.Go(func() error { return admin.Serve(ctx, run) })
+	return nil
+}
+
+// nth is the address of the i-th part: the same port for 0, and else i further.
+func nth(addr string, i int) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return "", fmt.Errorf("address %s: the port is no number", addr)
+	}
+	if n != 0 {
+		n += i
+	}
+	return net.JoinHostPort(host, strconv.Itoa(n)), nil
+}
+
+// startTimeout bounds the wait for a backend. They take well below a second.
+const startTimeout = 30 * time.Second

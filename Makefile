@@ -11,7 +11,7 @@ LDFLAGS := -X github.com/affleet/affleet/deploy/service.Version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench bench-import bench-start fuzz lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench fuzz lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -26,11 +26,11 @@ build: ## build all programs into .bin/
 test: ## run every test with the race detector
 	go test -race -timeout 15m ./...
 
-e2e: $(BIN)/etcd $(BIN)/nats-server build ## run the whole system as separate processes
-	AFF_E2E_BIN=$(BIN) go test -count 1 -timeout 15m ./deploy/e2e/...
+e2e: ## run the whole system as separate processes (part of test)
+	go test -count 1 -timeout 15m ./deploy/e2e/...
 
-bench: $(BIN)/etcd $(BIN)/nats-server build ## measure the figures of the whole system, into deploy/bench/results/
-	go run ./deploy/bench --bin $(BIN)
+bench: ## measure the figures of the whole system (ARGS="--only import --rounds 1")
+	go run ./deploy/bench $(ARGS)
 
 fuzz: ## run every fuzz target for FUZZTIME
 	@set -e; for pkg in $$(grep -rlE '^func Fuzz' --include '*_test.go' . | xargs -n1 dirname | sort -u); do \

@@ -112,4 +112,3 @@ func startNATS(addr, dir string) (*server.Server, error) {
 	}
 	return nats, nil
 }
-

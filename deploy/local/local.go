@@ -56,7 +56,7 @@ type Fleet struct {
 	stop      context.CancelFunc
 	running   *errgroup.Group
 	failed    context.Context // ends with the first part that does
-	backends  []io.Closer // closed in this order, after everything else has stopped
+	backends  []io.Closer     // closed in this order, after everything else has stopped
 }
 
 // Start starts a fleet and returns when every node serves the control plane's

@@ -52,12 +52,11 @@ func (s Set) Links(n int) iter.Seq[*linkv1.Link] {
 // Link gives link i, from 0 up to MaxLinks.
 func (s Set) Link(i int) *linkv1.Link {
 	r := s.row(i)
-	affiliate := affiliateID(r.affiliate)
 	return &linkv1.Link{
 		Domain:      Domain,
 		Path:        string(r.appendPath(nil)),
 		Destination: string(r.appendDestination(nil)),
-		Affiliate:   affiliate,
+		Affiliate:   affiliateID(r.affiliate),
 	}
 }
 
@@ -108,7 +107,7 @@ func WriteAffiliates(w io.Writer) error {
 
 func (s Set) write(w io.Writer, n int, head, tail string, line func([]byte, row) []byte) error {
 	out := bufio.NewWriterSize(w, 1<<16)
-	out.WriteString(head) // the writer keeps its first error until Flush
+	_, _ = out.WriteString(head) // the writer keeps its first error until Flush
 	var buf []byte
 	for i := range min(n, MaxLinks) {
 		buf = line(buf[:0], s.row(i))
@@ -116,7 +115,7 @@ func (s Set) write(w io.Writer, n int, head, tail string, line func([]byte, row)
 			return fmt.Errorf("write links: %w", err)
 		}
 	}
-	out.WriteString(tail)
+	_, _ = out.WriteString(tail)
 	if err := out.Flush(); err != nil {
 		return fmt.Errorf("write links: %w", err)
 	}
@@ -145,7 +144,7 @@ func (s Set) row(i int) row {
 	return row{
 		adjective: adjectives[h%16], noun: nouns[h>>4%16], shop: shops[h>>8%8],
 		code:      s.code(uint64(i)),
-		product:   1_000_000 + h>>12%9_000_000,
+		product:   100_000_000 + h>>12%900_000_000,
 		affiliate: min(first, second),
 	}
 }

@@ -143,4 +143,4 @@ func TestWritersGiveTheErrorOfTheDisk(t *testing.T) {
 	}
 }
 
-const golden = "?"
+const golden = "/go/cool-tool-272ca2 https://deals.shop/p/579477680?ref=aff_0494 aff_0494"

@@ -1,0 +1,121 @@
+// Command bench measures the figures of the whole system, with its real parts
+// as separate processes, and writes a report:
+//
+//	go run ./deploy/bench                      everything
+//	go run ./deploy/bench --only propagation   one measurement
+//	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
+//
+// Figures are medians over the rounds, with the lowest and the highest.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/affleet/affleet/deploy/processes"
+)
+
+// A measurement gives rows of figures.
+type measurement struct {
+	name   string
+	method string // one paragraph for the report
+	run    func(ctx context.Context, b *bench) ([]row, error)
+}
+
+var measurements = []measurement{start, propagation, imports}
+
+// bench is what the measurements share.
+type bench struct {
+	bin, dir string
+	rounds   int
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import")
+	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
+	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")
+	flag.Parse()
+	chosen, err := choose(*only)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	dir, err := os.MkdirTemp("", "affleet-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{bin: filepath.Join(dir, "bin"), dir: dir, rounds: *rounds}
+	if err := os.Mkdir(b.bin, 0o755); err != nil {
+		return err
+	}
+	if err := processes.Build(b.bin); err != nil {
+		return err
+	}
+	var r report
+	for _, m := range chosen {
+		fmt.Fprintf(os.Stderr, "== %s\n", m.name)
+		rows, err := m.run(ctx, b)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		r.add(m, rows)
+	}
+	fmt.Print(r.String())
+	if *out == "" {
+		return nil
+	}
+	return r.save(*out)
+}
+
+func choose(only string) ([]measurement, error) {
+	if only == "" {
+		return measurements, nil
+	}
+	var chosen []measurement
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(measurements, func(m measurement) bool { return m.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no measurement %q", name)
+		}
+		chosen = append(chosen, measurements[i])
+	}
+	return chosen, nil
+}
+
+// fleet starts a fleet of one control plane and three nodes for a round, and
+// gives what ends it.
+func (b *bench) fleet() (*processes.Fleet, func(), error) {
+	dir, err := os.MkdirTemp(b.dir, "fleet-")
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := processes.New(b.bin, dir, 1, 3)
+	if err != nil {
+		return nil, nil, err
+	}
+	end := func() {
+		f.Kill()
+		_ = os.RemoveAll(dir) // all of it goes with b.dir in the end
+	}
+	if err := f.StartAll(); err != nil {
+		end()
+		return nil, nil, err
+	}
+	return f, end, nil
+}

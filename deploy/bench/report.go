@@ -1,0 +1,92 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// row is one figure: a sample per round.
+type row struct {
+	what    string
+	goal    string
+	samples []time.Duration
+}
+
+// report is Markdown.
+type report struct{ sections strings.Builder }
+
+func (r *report) add(m measurement, rows []row) {
+	fmt.Fprintf(&r.sections, "\n## %s\n\n%s\n\n| figure | goal | median | lowest | highest | rounds |\n|---|---|---|---|---|---|\n", m.name, m.method)
+	for _, row := range rows {
+		s := slices.Sorted(slices.Values(row.samples))
+		fmt.Fprintf(&r.sections, "| %s | %s | **%s** | %s | %s | %d |\n", row.what, cmp.Or(row.goal, "-"),
+			show(median(s)), show(s[0]), show(s[len(s)-1]), len(s))
+	}
+}
+
+// String is the report with what it was made on.
+func (r *report) String() string {
+	return fmt.Sprintf("# Figures of the whole system\n\nMade by `make bench` on %s, commit %s, %s, on %s.\n%s",
+		time.Now().UTC().Format(time.DateOnly), commit(), runtime.Version(), machine(), r.sections.String())
+}
+
+func (r *report) save(folder string) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(folder, "system.md"), []byte(r.String()), 0o644)
+}
+
+func commit() string {
+	out, err := exec.Command("git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func machine() string {
+	model := "an unknown processor"
+	info, _ := os.ReadFile("/proc/cpuinfo") // elsewhere than on Linux there is none
+	for line := range strings.Lines(string(info)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	return fmt.Sprintf("%d cores of %s, %s", runtime.NumCPU(), model, runtime.GOOS)
+}
+
+// median of sorted samples.
+func median(sorted []time.Duration) time.Duration {
+	n := len(sorted)
+	if n%2 == 1 {
+		return sorted[n/2]
+	}
+	return (sorted[n/2-1] + sorted[n/2]) / 2
+}
+
+// percentile of unsorted samples, by the nearest rank; p is 0 to 100.
+func percentile(samples []time.Duration, p int) time.Duration {
+	sorted := slices.Sorted(slices.Values(samples))
+	return sorted[max(0, (len(sorted)*p+99)/100-1)]
+}
+
+// show gives three digits.
+func show(d time.Duration) string {
+	switch {
+	case d >= time.Second:
+		return fmt.Sprintf("%.2f s", d.Seconds())
+	case d >= 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", float64(d)/1e6)
+	default:
+		return fmt.Sprintf("%.2f ms", float64(d)/1e6)
+	}
+}

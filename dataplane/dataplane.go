@@ -29,6 +29,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/click/publish"
@@ -50,7 +52,7 @@ type Config struct {
 	ClickLevel   string        // memory or process. Default: process
 	ClickAddress string        // full or truncated. Default: truncated
 	SpoolBytes   int64         // limit of the spool. Default: 1 GiB
-	StreamBytes  int64         // limit of the stream, where this node creates it. Default: publish's
+	StreamBytes  int64         // limit of the stream AFF_CLICKS, if this node creates it. Default: 10 GiB, or what the server has
 	Drain        time.Duration // to answer what is in flight at the end. Default: 10 s
 	Flush        time.Duration // to publish what is in the spool at the end. Default: 10 s
 
@@ -164,6 +166,7 @@ func New(cfg Config) (_ *Node, err error) {
 		Build:      cfg.Build,
 		Boot:       n.boot,
 		Dir:        filepath.Join(cfg.DataDir, "state"),
+		Dial:       []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
 		Live:       n.live,
 		Status:     n.status,
 		Log:        cfg.Log,
@@ -193,11 +196,11 @@ func (n *Node) openClicks() error {
 		return fmt.Errorf("open clicks: %w", err)
 	}
 	n.publisher, err = publish.New(publish.Config{
-		URL:         n.cfg.NATS,
-		Clicks:      n.clicks,
-		StreamBytes: n.cfg.StreamBytes,
-		Log:         n.cfg.Log,
-		Registerer:  n.cfg.Registerer,
+		URL:        n.cfg.NATS,
+		Recorder:   n.clicks,
+		Stream:     publish.StreamLimits{MaxBytes: n.cfg.StreamBytes},
+		Log:        n.cfg.Log,
+		Registerer: n.cfg.Registerer,
 	})
 	return err
 }
@@ -265,7 +268,7 @@ func (n *Node) status() *feedv1.Status {
 	return &feedv1.Status{
 		Answered:          ledger.Answered,
 		RequestsPerSecond: n.rate.update(ledger.Answered, time.Now()),
-		SpoolClicks:       int64(n.clicks.Unacknowledged()),
+		SpoolClicks:       int64(ledger.Recorded - n.clicks.Log().Acknowledged()),
 		DroppedClicks:     ledger.Lost(),
 	}
 }
@@ -287,4 +290,3 @@ func (r *rate) update(count uint64, now time.Time) float64 {
 	}
 	return float64(clicks) / seconds
 }
-

@@ -34,6 +34,7 @@ func main() {
 			fs.StringVar(&cfg.ClickLevel, "click-level", "process", "what a recorded click survives: memory (a clean stop) or process (SIGKILL); a `level`")
 			fs.StringVar(&cfg.ClickAddress, "click-address", "truncated", "`form` in which client addresses are recorded: full or truncated")
 			fs.Int64Var(&cfg.SpoolBytes, "spool-bytes", 1<<30, "`bytes` that clicks may take until NATS has them")
+			fs.Int64Var(&cfg.StreamBytes, "stream-bytes", 0, "`bytes` that the stream may take, if this node creates it; 0: 10 GiB, or what the server has")
 			fs.DurationVar(&cfg.Drain, "drain", 10*time.Second, "`time` to answer what is in flight at the end")
 			fs.DurationVar(&cfg.Flush, "flush", 10*time.Second, "`time` to publish what is in the spool at the end")
 		},

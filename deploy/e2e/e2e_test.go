@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -20,7 +21,7 @@ import (
 // for as long as processes.Patience lasts, and gives how often each path was clicked.
 func (f *fleet) clicks(n int) map[string]int {
 	f.t.Helper()
-	nc, err := nats.Connect("nats://" + f.NATSAddr)
+	nc, err := nats.Connect("nats://"+f.NATSAddr, nats.RetryOnFailedConnect(true), nats.ReconnectWait(50*time.Millisecond), nats.MaxReconnects(-1))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -32,9 +33,9 @@ func (f *fleet) clicks(n int) map[string]int {
 	ctx, cancel := context.WithTimeout(context.Background(), processes.Patience)
 	defer cancel()
 	paths, seen := map[string]int{}, 0
-	_ = clickstream.Consume(ctx, js, clickstream.Options{Start: clickstream.FromBeginning}, func(_ context.Context, batch *clickstream.Delivery) error {
+	_ = clickstream.Consume(ctx, js, clickstream.Options{}, func(_ context.Context, batch *clickstream.Batch) error {
 		for i := range batch.Clicks {
-			paths[string(batch.Clicks[i].Path)]++
+			paths[batch.Clicks[i].Path]++
 			seen++
 		}
 		if seen >= n {
@@ -55,7 +56,7 @@ func TestLinkWrittenWithAffctlIsServedByEveryNodeAndEveryRedirectIsAClick(t *tes
 	f.do("link", "create", "/go/summer", "https://store.com/p/123?ref=aff_01", "--affiliate", "aff_01", "--wait")
 	f.wantRedirect("/go/summer", "https://store.com/p/123?ref=aff_01")
 
-	f.do("link", "update", "/go/summer", "--destination", "https://store.com/p/456", "--wait")
+	f.do("link", "update", "/go/summer", "https://store.com/p/456", "--wait")
 	f.wantRedirect("/go/summer", "https://store.com/p/456")
 
 	nodes := f.do("nodes")
@@ -125,6 +126,7 @@ func TestRedirectsGoOnWhenEverythingElseIsDownAndNoClickIsLost(t *testing.T) {
 	f.must(f.NATS.Restart())
 	f.must(f.Control[0].Restart())
 	f.must(f.WaitReady())
+	f.connected(2)
 	f.do("link", "create", "/b", "https://store.com/b", "--wait")
 	f.wantRedirect("/b", "https://store.com/b")
 	if paths := f.clicks(104); paths["/a"] != 102 || paths["/b"] != 2 {
@@ -153,6 +155,7 @@ func TestKilledNodeLosesNoAnsweredClick(t *testing.T) {
 	f.must(f.NATS.Restart())
 	f.must(f.Nodes[0].Restart())
 	f.must(f.WaitReady())
+	f.connected(1)
 
 	// The one that was under way when the node died may have been recorded
 	// without its answer having arrived.
@@ -172,7 +175,7 @@ func TestKilledNodeLosesNoAnsweredClick(t *testing.T) {
 // count gives how many clicks the stream holds now, without duplicates.
 func (f *fleet) count() int {
 	f.t.Helper()
-	nc, err := nats.Connect("nats://" + f.NATSAddr)
+	nc, err := nats.Connect("nats://"+f.NATSAddr, nats.RetryOnFailedConnect(true), nats.ReconnectWait(50*time.Millisecond), nats.MaxReconnects(-1))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -184,7 +187,7 @@ func (f *fleet) count() int {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	n := 0
-	_ = clickstream.Consume(ctx, js, clickstream.Options{Start: clickstream.FromBeginning}, func(_ context.Context, batch *clickstream.Delivery) error {
+	_ = clickstream.Consume(ctx, js, clickstream.Options{}, func(_ context.Context, batch *clickstream.Batch) error {
 		n += len(batch.Clicks)
 		return nil
 	})
@@ -195,12 +198,17 @@ func TestNodesMoveToAnotherReplicaWhenTheirsIsKilled(t *testing.T) {
 	f := startFleet(t, 2, 3)
 	f.do("link", "create", "/a", "https://store.com/a", "--wait")
 	f.Control[0].Kill()
-	f.eventually("all nodes are at the other replica", func() bool {
-		out := f.do("nodes", "-o", "name")
-		return strings.Count(out, "node-") == 3
-	}, func() string { return f.do("nodes") })
+	f.connected(3)
 	f.do("link", "create", "/b", "https://store.com/b", "--wait")
 	f.wantRedirect("/b", "https://store.com/b")
+}
+
+// connected waits until so many nodes are connected to the replicas that live.
+func (f *fleet) connected(nodes int) {
+	f.t.Helper()
+	f.eventually(fmt.Sprintf("%d nodes are connected", nodes), func() bool {
+		return strings.Count(f.do("nodes", "-o", "name"), "node-") == nodes
+	})
 }
 
 func TestPortInUseIsOneLineThatNamesIt(t *testing.T) {

@@ -74,7 +74,7 @@ func (a *Admin) Addr() net.Addr { return a.ln.Addr() }
 func (a *Admin) Serve(ctx context.Context, run func(context.Context) error) error {
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() error {
-		defer a.srv.Close()
+		defer func() { _ = a.srv.Close() }() // nobody is left who needs the answer
 		return run(ctx)
 	})
 	both.Go(func() error {

@@ -222,7 +222,7 @@ func CanonicalHost(host string) (string, error) {
 
 // CanonicalPath is the key form of a path, and an error if there is none.
 func CanonicalPath(path string) (string, error) {
-	if err := checkPathShape("path", path); err != nil {
+	if err := checkPathShape(path); err != nil {
 		return "", err
 	}
 	out, ok := AppendCanonicalPath(nil, []byte(path))
@@ -230,7 +230,7 @@ func CanonicalPath(path string) (string, error) {
 		return "", invalid("path", "write a percent sign as %25", "%q has a broken percent escape", path)
 	}
 	canonical := string(out)
-	if err := checkSegments("path", canonical); err != nil {
+	if err := checkSegments(canonical); err != nil {
 		return "", err
 	}
 	return canonical, nil
@@ -251,37 +251,35 @@ func checkHost(field, host string) *Error {
 }
 
 // checkPath checks that a path is in its key form.
-func checkPath(field, path string) *Error {
+func checkPath(path string) *Error {
 	canonical, err := CanonicalPath(path)
 	if err != nil {
-		e := *err.(*Error)
-		e.Field = field
-		return &e
+		return err.(*Error)
 	}
 	if canonical != path {
-		return invalid(field, "write it as "+canonical, "%q is not canonical", path)
+		return invalid("path", "write it as "+canonical, "%q is not canonical", path)
 	}
 	return nil
 }
 
 // checkPathShape checks what can be said before decoding.
-func checkPathShape(field, path string) *Error {
+func checkPathShape(path string) *Error {
 	switch {
 	case path == "":
-		return invalid(field, "a path looks like /go/summer", "is missing")
+		return invalid("path", "a path looks like /go/summer", "is missing")
 	case len(path) > MaxPath:
-		return invalid(field, "", "is %d bytes long, and at most %d are allowed", len(path), MaxPath)
+		return invalid("path", "", "is %d bytes long, and at most %d are allowed", len(path), MaxPath)
 	case path[0] != '/':
-		return invalid(field, "a path looks like /go/summer", "%q does not start with a slash", path)
+		return invalid("path", "a path looks like /go/summer", "%q does not start with a slash", path)
 	case !utf8.ValidString(path):
-		return invalid(field, "percent-encode bytes that are not text", "is not valid UTF-8")
+		return invalid("path", "percent-encode bytes that are not text", "is not valid UTF-8")
 	}
 	for i := range len(path) {
 		switch c := path[i]; {
 		case c < ' ' || c == 0x7f:
-			return invalid(field, "", "has the control character %#02x in it", c)
+			return invalid("path", "", "has the control character %#02x in it", c)
 		case c == '?' || c == '#':
-			return invalid(field, "requests are matched by path alone; write a literal one as %3F or %23",
+			return invalid("path", "requests are matched by path alone; write a literal one as %3F or %23",
 				"%q has %q in it", path, c)
 		}
 	}
@@ -289,14 +287,14 @@ func checkPathShape(field, path string) *Error {
 }
 
 // checkSegments refuses the segments that clients remove before they ask.
-func checkSegments(field, path string) *Error {
+func checkSegments(path string) *Error {
 	for segment := range strings.SplitSeq(path, "/") {
 		if segment == "." || segment == ".." {
-			return invalid(field, "leave it out", "%q has the segment %q, which clients remove", path, segment)
+			return invalid("path", "leave it out", "%q has the segment %q, which clients remove", path, segment)
 		}
 	}
 	if len(path) > MaxPath {
-		return invalid(field, "", "is %d bytes long in its canonical form, and at most %d are allowed", len(path), MaxPath)
+		return invalid("path", "", "is %d bytes long in its canonical form, and at most %d are allowed", len(path), MaxPath)
 	}
 	return nil
 }

@@ -239,7 +239,7 @@ func checkCanonicalKey(domain, path []byte) *Error {
 		return checkHost("domain", string(domain))
 	}
 	if !isPlainPath(path) {
-		if err := checkPath("path", string(path)); err != nil {
+		if err := checkPath(string(path)); err != nil {
 			return err
 		}
 	}

@@ -70,7 +70,7 @@ func Name(r *linkv1.Resource) (string, error) {
 	var wrong *Error
 	if l := r.GetLink(); l != nil {
 		if wrong = checkHost("domain", l.GetDomain()); wrong == nil {
-			wrong = checkPath("path", l.GetPath())
+			wrong = checkPath(l.GetPath())
 		}
 	} else {
 		wrong = checkID(k, id)
@@ -104,7 +104,7 @@ func checkID(k Kind, id string) *Error {
 		if err := checkHost("domain", domain); err != nil {
 			return err
 		}
-		return checkPath("path", path)
+		return checkPath(path)
 	case Domains:
 		return checkHost("host", id)
 	default:

@@ -64,7 +64,7 @@ func (p *problems) stored(r *linkv1.Resource) {
 
 func (p *problems) link(l *linkv1.Link) {
 	p.add(checkHost("domain", l.GetDomain()))
-	p.add(checkPath("path", l.GetPath()))
+	p.add(checkPath(l.GetPath()))
 	if n := len(l.GetPath()); n >= 2 && l.GetPath()[n-2:] == "/*" {
 		p.add(unimplemented("path", "prefix links are"))
 	}

@@ -105,6 +105,7 @@ func checkServed(addr string, n int) error {
 			if err != nil {
 				return err
 			}
+			_ = resp.Body.Close() // a redirect has none
 			if got := resp.Header.Get("Location"); resp.StatusCode != http.StatusFound || got != l.GetDestination() {
 				return fmt.Errorf("%s%s is answered with %s %q, want %q", l.GetDomain(), l.GetPath(), resp.Status, got, l.GetDestination())
 			}

@@ -279,8 +279,9 @@ func (Outcome) EnumDescriptor() ([]byte, []int) {
 // empty).
 //
 // A click's identity is (node, boot, sequence), where the sequence of clicks[i]
-// is first_sequence + i. A consumer that keeps the highest sequence it has
-// handled per (node, boot) drops every duplicate and sees every gap.
+// is first_sequence + i. A consumer that keeps per (node, boot) the highest
+// sequence that it has handled, and which ones below are still missing, drops
+// every duplicate and sees every gap.
 type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique in the fleet.
@@ -425,7 +426,8 @@ type Ledger struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Redirects answered.
 	Answered uint64 `protobuf:"varint,1,opt,name=answered,proto3" json:"answered,omitempty"`
-	// Clicks recorded: the highest sequence so far.
+	// Clicks recorded: the highest sequence so far, less those that were lost
+	// after they had got one, which are in dropped.
 	Recorded uint64 `protobuf:"varint,2,opt,name=recorded,proto3" json:"recorded,omitempty"`
 	// Clicks that could not be recorded, by reason.
 	Dropped []*Drop `protobuf:"bytes,3,rep,name=dropped,proto3" json:"dropped,omitempty"`

@@ -585,7 +585,9 @@ type Applied struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version *v1.Version            `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The set hash of what it serves.
-	SetHash       *SetHash `protobuf:"bytes,2,opt,name=set_hash,json=setHash,proto3" json:"set_hash,omitempty"`
+	SetHash *SetHash `protobuf:"bytes,2,opt,name=set_hash,json=setHash,proto3" json:"set_hash,omitempty"`
+	// How many links it serves.
+	Links         int64 `protobuf:"varint,3,opt,name=links,proto3" json:"links,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -632,6 +634,13 @@ func (x *Applied) GetSetHash() *SetHash {
 		return x.SetHash
 	}
 	return nil
+}
+
+func (x *Applied) GetLinks() int64 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
 }
 
 // Rejected says that the node did not take a frame and serves what it had. The
@@ -1276,10 +1285,11 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\bset_hash\x18\x04 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\x12\x12\n" +
 	"\x04boot\x18\x05 \x01(\x06R\x04boot\x12\x14\n" +
 	"\x05build\x18\x06 \x01(\tR\x05build\x12%\n" +
-	"\x0elisten_address\x18\a \x01(\tR\rlistenAddress\"j\n" +
+	"\x0elisten_address\x18\a \x01(\tR\rlistenAddress\"\x80\x01\n" +
 	"\aApplied\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12/\n" +
-	"\bset_hash\x18\x02 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\"\x7f\n" +
+	"\bset_hash\x18\x02 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\x12\x14\n" +
+	"\x05links\x18\x03 \x01(\x03R\x05links\"\x7f\n" +
 	"\bRejected\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12+\n" +

@@ -1,0 +1,28 @@
+package click
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// allocate gives a new file its blocks, all zero.
+func allocate(f *os.File, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EOPNOTSUPP:
+			return writeZeros(f, size)
+		}
+		return err
+	}
+}
+
+// populate makes every page of a new segment present and writable.
+func populate(mem []byte) {
+	if unix.Madvise(mem, unix.MADV_POPULATE_WRITE) != nil { // before Linux 5.14
+		touch(mem)
+	}
+}

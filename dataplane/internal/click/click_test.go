@@ -1,0 +1,458 @@
+package click
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// open opens a recorder that closes with the test.
+func open(t testing.TB, change ...func(*Config)) *Recorder {
+	t.Helper()
+	c := Config{Dir: t.TempDir(), Node: "node-1", Region: "eu", Boot: rand.Uint64() | 1, SegmentBytes: minSegment, MaxBytes: 8 << 20, Retention: -1}
+	for _, f := range change {
+		f(&c)
+	}
+	r, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// readAll reads what a log holds behind a sequence, as copies.
+func readAll(t testing.TB, l *Log, after uint64) []Click {
+	t.Helper()
+	cursor := l.Cursor(after)
+	defer cursor.Close()
+	var all []Click
+	for {
+		var c Click
+		ok, err := cursor.Next(&c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			return all
+		}
+		for _, f := range []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address} {
+			*f = bytes.Clone(*f)
+		}
+		all = append(all, c)
+	}
+}
+
+func randomBytes(rnd *rand.Rand, most int) []byte {
+	b := make([]byte, rnd.IntN(most+1))
+	for i := range b {
+		b[i] = byte(rnd.Uint32())
+	}
+	return b
+}
+
+func randomEvent(rnd *rand.Rand) Event {
+	e := Event{
+		Time: rnd.Int64(), Epoch: rnd.Uint64(), Revision: rnd.Int64(), Rule: rnd.Uint32(), Status: uint16(rnd.Uint32()),
+		Head: rnd.IntN(2) == 0, Outcome: uint8(rnd.IntN(10)),
+		LinkDomain: randomBytes(rnd, 20), LinkPath: randomBytes(rnd, 60), Affiliate: randomBytes(rnd, 10),
+		Campaign: randomBytes(rnd, 10), Variant: randomBytes(rnd, 5), Destination: randomBytes(rnd, 200),
+		UserAgent: randomBytes(rnd, 2*MaxUserAgent), Referrer: randomBytes(rnd, 2*MaxReferrer),
+		Languages: randomBytes(rnd, 2*MaxLanguages), Host: randomBytes(rnd, 2*MaxHost), Path: randomBytes(rnd, 2*MaxPath),
+	}
+	switch rnd.IntN(4) {
+	case 0:
+		e.Address = netip.AddrFrom4([4]byte(randomFixed(rnd, 4)))
+	case 1:
+		e.Address = netip.AddrFrom16([16]byte(randomFixed(rnd, 16)))
+	case 2:
+		e.Address = netip.AddrFrom16(netip.AddrFrom4([4]byte(randomFixed(rnd, 4))).As16())
+	}
+	if rnd.IntN(2) == 0 {
+		e.Path = e.LinkPath
+	}
+	return e
+}
+
+func randomFixed(rnd *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rnd.Uint32())
+	}
+	return b
+}
+
+// check compares a click with the event that it was recorded from.
+func check(t *testing.T, e *Event, c *Click, form AddressForm) {
+	t.Helper()
+	cut := func(b []byte, most int) []byte { return b[:min(len(b), most)] }
+	path := cut(e.Path, MaxPath)
+	if string(e.Path) == string(e.LinkPath) {
+		path = nil
+	}
+	for _, f := range []struct {
+		name      string
+		got, want []byte
+	}{
+		{"link", c.Link, append(bytes.Clone(e.LinkDomain), e.LinkPath...)}, {"affiliate", c.Affiliate, e.Affiliate},
+		{"campaign", c.Campaign, e.Campaign}, {"variant", c.Variant, e.Variant}, {"destination", c.Destination, e.Destination},
+		{"user agent", c.UserAgent, cut(e.UserAgent, MaxUserAgent)}, {"referrer", c.Referrer, cut(e.Referrer, MaxReferrer)},
+		{"languages", c.Languages, cut(e.Languages, MaxLanguages)}, {"host", c.Host, cut(e.Host, MaxHost)}, {"path", c.Path, path},
+		{"address", c.Address, wantAddress(e.Address, form)},
+	} {
+		if !bytes.Equal(f.got, f.want) {
+			t.Fatalf("click %d: %s is %q, want %q", c.Sequence, f.name, f.got, f.want)
+		}
+	}
+	if c.Time != e.Time || c.Epoch != e.Epoch || c.Revision != e.Revision || c.Rule != e.Rule || c.Status != e.Status || c.Head != e.Head || c.Outcome != e.Outcome {
+		t.Fatalf("click %d is %+v, want %+v", c.Sequence, c, e)
+	}
+}
+
+func wantAddress(a netip.Addr, form AddressForm) []byte {
+	if !a.IsValid() {
+		return nil
+	}
+	a = a.Unmap()
+	if form == AddressTruncated {
+		bits := 48
+		if a.Is4() {
+			bits = 24
+		}
+		p, _ := a.Prefix(bits)
+		a = p.Addr()
+	}
+	return a.AsSlice()
+}
+
+func TestRecordedClicksAreReadBackAsTheyWere(t *testing.T) {
+	for _, level := range []Level{Memory, Process} {
+		for _, form := range []AddressForm{AddressFull, AddressTruncated} {
+			t.Run(fmt.Sprintf("%s/%d", level, form), func(t *testing.T) {
+				r := open(t, func(c *Config) { c.Level, c.Address = level, form })
+				rnd := rand.New(rand.NewPCG(1, uint64(form)))
+				events := make([]Event, 600) // several segments
+				for i := range events {
+					events[i] = randomEvent(rnd)
+					r.Record(&events[i])
+					if i%16 == 0 {
+						time.Sleep(time.Millisecond) // segments are prepared meanwhile
+					}
+				}
+				if lost := r.Ledger(); lost.Lost() > 0 {
+					t.Fatalf("clicks were dropped: %+v", lost)
+				}
+				clicks := readAll(t, r.Log(), 0)
+				if len(clicks) != len(events) {
+					t.Fatalf("%d clicks, want %d", len(clicks), len(events))
+				}
+				for i := range clicks {
+					if clicks[i].Sequence != uint64(i+1) {
+						t.Fatalf("click %d has sequence %d", i, clicks[i].Sequence)
+					}
+					check(t, &events[i], &clicks[i], form)
+				}
+				if got := readAll(t, r.Log(), 555); len(got) != 45 || got[0].Sequence != 556 {
+					t.Fatalf("behind 555 there are %d clicks", len(got))
+				}
+			})
+		}
+	}
+}
+
+func TestAClickThatFitsIntoNoRecordIsCounted(t *testing.T) {
+	r := open(t)
+	r.Record(&Event{Destination: make([]byte, MaxRecord-fixedBytes)})
+	r.Record(&Event{Destination: make([]byte, MaxRecord-fixedBytes+1)})
+	r.Record(&Event{Destination: make([]byte, 1<<20)})
+	r.Record(&Event{LinkPath: make([]byte, 40<<10), Destination: make([]byte, 40<<10)})
+	if got := r.Ledger(); got.Recorded != 1 || got.Dropped[TooLarge] != 3 || got.Answered != 4 {
+		t.Fatalf("%+v", got)
+	}
+	if got := readAll(t, r.Log(), 0); len(got) != 1 || len(got[0].Destination) != MaxRecord-fixedBytes {
+		t.Fatalf("%d clicks", len(got))
+	}
+}
+
+func TestSequencesAreDenseUnderConcurrentWriters(t *testing.T) {
+	for _, level := range []Level{Memory, Process} {
+		t.Run(string(level), func(t *testing.T) {
+			r := open(t, func(c *Config) { c.Level, c.MaxBytes = level, 64<<20 })
+			const writers, each = 16, 2000
+			var wait sync.WaitGroup
+			for w := range writers {
+				wait.Go(func() {
+					agent := make([]byte, 100)
+					for i := range each {
+						r.Record(&Event{Time: int64(w), Revision: int64(i), UserAgent: agent})
+					}
+				})
+			}
+			recording := make(chan struct{})
+			go func() { wait.Wait(); close(recording) }()
+			cursor := r.Log().Cursor(0)
+			defer cursor.Close()
+			next := [writers]int64{}
+			var seen uint64
+			for done := false; ; {
+				var c Click
+				ok, err := cursor.Next(&c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if ok {
+					if seen++; c.Sequence != seen {
+						t.Fatalf("sequence %d after %d", c.Sequence, seen-1)
+					}
+					if c.Revision < next[c.Time] {
+						t.Fatalf("writer %d: click %d after %d", c.Time, c.Revision, next[c.Time])
+					}
+					next[c.Time] = c.Revision + 1
+					r.Log().Acknowledge(c.Sequence)
+					continue
+				}
+				if done {
+					break
+				}
+				select {
+				case <-recording:
+					done = true
+				default:
+				}
+			}
+			account := r.Ledger()
+			if account.Answered != writers*each || account.Recorded != seen {
+				t.Fatalf("%+v, and %d read", account, seen)
+			}
+		})
+	}
+}
+
+func TestAFullSpoolCountsDropsAndHealsWhenAcknowledged(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	r := open(t, func(c *Config) { c.MaxBytes = 4 * minSegment; c.Registerer = registry })
+	e := Event{Time: time.Now().UnixMicro(), UserAgent: make([]byte, 1000)}
+	n := uint64(0)
+	for deadline := time.Now().Add(20 * time.Second); r.Ledger().Dropped[SpoolFull] < 10; n++ {
+		if time.Now().After(deadline) {
+			t.Fatal("the spool does not fill")
+		}
+		r.Record(&e)
+	}
+	if r.Bytes() > 4*minSegment {
+		t.Fatalf("the spool has %d bytes", r.Bytes())
+	}
+	full := r.Ledger()
+	if full.Answered != n || full.Recorded+full.Dropped[SpoolFull] != n {
+		t.Fatalf("%+v after %d clicks", full, n)
+	}
+	clicks := readAll(t, r.Log(), 0)
+	if uint64(len(clicks)) != full.Recorded {
+		t.Fatalf("%d clicks, and %d were recorded", len(clicks), full.Recorded)
+	}
+	want := fmt.Sprintf(`
+# HELP aff_clicks_dropped_total Clicks that could not be kept, by reason.
+# TYPE aff_clicks_dropped_total counter
+aff_clicks_dropped_total{reason="corrupt"} 0
+aff_clicks_dropped_total{reason="lost_memory"} 0
+aff_clicks_dropped_total{reason="spool_full"} %d
+aff_clicks_dropped_total{reason="too_large"} 0
+# HELP aff_clicks_unacknowledged Clicks that are recorded and not acknowledged.
+# TYPE aff_clicks_unacknowledged gauge
+aff_clicks_unacknowledged %d
+`, full.Dropped[SpoolFull], full.Recorded)
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "aff_clicks_dropped_total", "aff_clicks_unacknowledged"); err != nil {
+		t.Fatal(err)
+	}
+	r.Log().Acknowledge(full.Recorded)
+	for deadline := time.Now().Add(20 * time.Second); r.Ledger().Recorded == full.Recorded; n++ {
+		if time.Now().After(deadline) {
+			t.Fatal("the spool does not heal")
+		}
+		r.Record(&e)
+		time.Sleep(time.Millisecond)
+	}
+	healed := r.Ledger()
+	if healed.Answered != n {
+		t.Fatalf("%+v after %d clicks", healed, n)
+	}
+	if got := readAll(t, r.Log(), full.Recorded); len(got) == 0 || got[0].Sequence != full.Recorded+1 {
+		t.Fatalf("after healing: %d clicks", len(got))
+	}
+}
+
+func TestAcknowledgedSegmentsStayForTheRetentionUnlessRoomIsNeeded(t *testing.T) {
+	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = 6*minSegment, time.Hour })
+	e := Event{UserAgent: make([]byte, 1000)}
+	for range 20 * minSegment / 1000 {
+		r.Record(&e)
+		if account := r.Ledger(); account.Lost() == 0 {
+			r.Log().Acknowledge(account.Recorded)
+		}
+		if r.current.Load() == nil || len(r.spares) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if account := r.Ledger(); account.Recorded < 10*minSegment/1100 {
+		t.Fatalf("%+v: no room was made", account)
+	}
+	r.log.mu.Lock()
+	segments, first := len(r.log.segments), r.log.segments[0].number
+	r.log.mu.Unlock()
+	if segments < 5 || first == 1 {
+		t.Fatalf("%d segments from number %d", segments, first)
+	}
+	if r.Bytes() > 6*minSegment {
+		t.Fatalf("the spool has %d bytes", r.Bytes())
+	}
+}
+
+func TestClicksOfAnEarlierBootAreRecoveredUnderItsIdentity(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Open(Config{Dir: dir, Node: "old-name", Region: "us", Boot: 7, Address: AddressFull, SegmentBytes: minSegment, MaxBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	events := make([]Event, 300)
+	for i := range events {
+		events[i] = randomEvent(rnd)
+		first.Record(&events[i])
+		time.Sleep(100 * time.Microsecond)
+	}
+	readAll(t, first.Log(), 0)
+	first.Log().Acknowledge(100)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := open(t, func(c *Config) { c.Dir, c.Boot = dir, 8 })
+	earlier := second.Earlier()
+	if len(earlier) != 1 || len(second.Warnings()) > 0 {
+		t.Fatalf("%d earlier logs, warnings %v", len(earlier), second.Warnings())
+	}
+	l := earlier[0]
+	if id := l.Identity(); id != (Identity{"old-name", "us", 7, AddressFull}) {
+		t.Fatalf("%+v", id)
+	}
+	clicks := readAll(t, l, l.Acknowledged())
+	if len(clicks) != 200 || clicks[0].Sequence != 101 {
+		t.Fatalf("%d clicks", len(clicks))
+	}
+	for i := range clicks {
+		check(t, &events[100+i], &clicks[i], AddressFull)
+	}
+	if n := second.Unacknowledged(); n != 200 {
+		t.Fatalf("%d unacknowledged", n)
+	}
+	l.Acknowledge(300)
+	for deadline := time.Now().Add(10 * time.Second); len(second.Earlier()) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the earlier boot's folder stays")
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "0000000000000007")); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("folder of the earlier boot: %v", err)
+	}
+}
+
+func TestTheFolderOfALivingProcessIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	a := open(t, func(c *Config) { c.Dir = dir })
+	a.Record(&Event{Status: 302})
+	b := open(t, func(c *Config) { c.Dir = dir })
+	if len(b.Earlier()) != 0 || len(b.Warnings()) != 0 {
+		t.Fatalf("%d logs were taken, %v", len(b.Earlier()), b.Warnings())
+	}
+	if got := readAll(t, a.Log(), 0); len(got) != 1 {
+		t.Fatalf("%d clicks", len(got))
+	}
+}
+
+func TestOpenRefusesWhatItCannotDo(t *testing.T) {
+	for want, change := range map[string]func(*Config){
+		`level "fsync": there are memory and process`: func(c *Config) { c.Level = "fsync" },
+		"needs a folder":           func(c *Config) { c.Dir = "" },
+		"boot must not be 0":       func(c *Config) { c.Boot = 0 },
+		"node's name":              func(c *Config) { c.Node = "" },
+		"at least 1048576":         func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
+		"whole pages":              func(c *Config) { c.SegmentBytes = minSegment + 1 },
+		"not a directory":          func(c *Config) { c.Dir = "/dev/null/spool" },
+		"there are full and trunc": func(c *Config) { c.Address = 3 },
+	} {
+		c := Config{Dir: t.TempDir(), Node: "n", Boot: 1}
+		change(&c)
+		if _, err := Open(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func TestAFolderThatFailsCostsNoClick(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, func(c *Config) { c.Dir = dir })
+	for len(r.spares) < spareCount { // nothing is being made
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, fmt.Sprintf("%016x", r.config.Boot))); err != nil {
+		t.Fatal(err)
+	}
+	e := Event{UserAgent: make([]byte, 1000)}
+	for i := range 1000 {
+		r.Record(&e)
+		if i%50 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if account := r.Ledger(); account.Recorded != 1000 || r.Degraded() == nil {
+		t.Fatalf("%+v, degraded: %v", account, r.Degraded())
+	}
+	if got := readAll(t, r.Log(), 0); len(got) != 1000 {
+		t.Fatalf("%d clicks", len(got))
+	}
+	if err := os.Mkdir(filepath.Join(dir, fmt.Sprintf("%016x", r.config.Boot)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.Log().Acknowledge(1000)
+	for deadline := time.Now().Add(10 * time.Second); r.Degraded() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not heal")
+		}
+		r.Record(&e)
+	}
+}
+
+func TestClicksAfterTheEndAreCounted(t *testing.T) {
+	r := open(t)
+	r.Record(&Event{})
+	r.End()
+	r.Record(&Event{})
+	if got := r.Ledger(); got.Recorded != 1 || got.Dropped[LostMemory] != 1 {
+		t.Fatalf("%+v", got)
+	}
+}
+
+func TestRecordDoesNotAllocate(t *testing.T) {
+	for _, level := range []Level{Memory, Process} {
+		r := open(t, func(c *Config) { c.Level, c.SegmentBytes, c.MaxBytes = level, 4<<20, 16<<20 })
+		events := browserEvents(16)
+		i := 0
+		if n := testing.AllocsPerRun(2000, func() { r.Record(&events[i&15]); i++ }); n != 0 {
+			t.Errorf("level %s: %v allocations", level, n)
+		}
+	}
+}

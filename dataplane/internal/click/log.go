@@ -1,0 +1,285 @@
+package click
+
+import (
+	"slices"
+	"sort"
+	"sync"
+	"time"
+)
+
+// Log is the clicks of one boot in order: the running one's, or what an
+// earlier one has left.
+type Log struct {
+	boot *boot
+	wake func() // there may be something to remove
+
+	// What recovery found; constant afterwards.
+	recovered bool
+	tail      uint64 // damaged clicks behind the last whole one
+
+	mu       sync.Mutex
+	segments []*segment // oldest first; of the running boot, the spare ones too
+	last     uint64     // of an earlier boot: its highest sequence
+}
+
+// Identity is what the clicks are to be published under.
+func (l *Log) Identity() Identity { return l.boot.Identity }
+
+// Recovered is true for the log of an earlier boot, which grows no more.
+func (l *Log) Recovered() bool { return l.recovered }
+
+// Ended is true when the boot ended cleanly: no click was answered behind the
+// last one of the log.
+func (l *Log) Ended() bool { return l.boot.ended.Load() != 0 }
+
+// Acknowledged is the highest sequence that need not be published again.
+func (l *Log) Acknowledged() uint64 { return l.boot.acknowledged.Load() }
+
+// Acknowledge says that all clicks up to the sequence are where they belong.
+// Their segments are removed after the retention, or before when room is needed.
+func (l *Log) Acknowledge(sequence uint64) {
+	for {
+		old := l.boot.acknowledged.Load()
+		if sequence <= old {
+			return
+		}
+		if l.boot.acknowledged.CompareAndSwap(old, sequence) {
+			l.wake()
+			return
+		}
+	}
+}
+
+// Lose counts clicks that were recorded, and then could not be published for
+// a reason that will not go away.
+func (l *Log) Lose(reason DropReason, clicks uint64) {
+	l.boot.lost.Add(clicks)
+	l.boot.dropped[reason].Add(clicks)
+}
+
+// dropped is the boot's account of what it lost.
+func (l *Log) dropped() (d [reasons]uint64) {
+	for i := range d {
+		d[i] = l.boot.dropped[i].Load()
+	}
+	return d
+}
+
+// bytes is what the log takes of the spool.
+func (l *Log) bytes() (n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.segments {
+		n += s.size
+	}
+	return n
+}
+
+// trim removes acknowledged segments, oldest first: those that have been so
+// for the retention, and one more when room is needed. It gives true when the
+// log holds nothing.
+func (l *Log) trim(now time.Time, retention time.Duration, needRoom bool) (empty bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	acknowledged := l.Acknowledged()
+	oldest := true
+	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
+		end, known := s.end()
+		if err != nil || !known || end > acknowledged+1 {
+			oldest = false
+			if known && s.pins == 0 {
+				s.release()
+			}
+			return false
+		}
+		if s.ackedAt.IsZero() {
+			s.ackedAt = now
+		}
+		if !oldest || s.pins > 0 || now.Sub(s.ackedAt) < retention && !needRoom {
+			oldest = false
+			return false
+		}
+		if err = s.remove(); err != nil {
+			return false // it is tried again
+		}
+		needRoom = false
+		return true
+	})
+	return len(l.segments) == 0, err
+}
+
+// end is the sequence behind the segment's last click; false while that may
+// still grow.
+func (s *segment) end() (uint64, bool) {
+	sealed := s.sealed.Load()
+	if sealed == 0 {
+		return 0, false
+	}
+	return s.sequence(uint32(sealed - 1)), true
+}
+
+// sequence is the published sequence of an index: places that were never
+// filled do not count.
+func (s *segment) sequence(index uint32) uint64 {
+	holes := sort.Search(len(s.holes), func(i int) bool { return s.holes[i] >= index })
+	return s.first.Load() + uint64(index) - s.shift - uint64(holes)
+}
+
+// Cursor steps through a log. It belongs to one goroutine.
+type Cursor struct {
+	log     *Log
+	segment *segment // pinned; nil before the first and behind the last
+	mem     []byte
+	pos     int
+	index   uint32 // of the next record
+	next    uint64 // sequence of the next click
+	lost    uint64 // damaged clicks that were passed
+	ended   bool
+}
+
+// Cursor starts behind a sequence: 0 and Acknowledged() are the usual ones.
+// What has been removed already is passed over.
+func (l *Log) Cursor(after uint64) *Cursor { return &Cursor{log: l, next: after + 1} }
+
+// Next gives the next click, and false when there is none now. Errors are
+// those of mapping a segment; trying again later is all that helps.
+func (c *Cursor) Next(click *Click) (bool, error) {
+	for {
+		if c.segment == nil {
+			if ok, err := c.enter(); !ok {
+				return false, err
+			}
+		}
+		s := c.segment
+		if sealed := s.sealed.Load(); sealed != 0 && int64(c.index) >= sealed-1 {
+			c.leave()
+			continue
+		}
+		length, ok := c.find()
+		if !ok {
+			if s.recovered {
+				c.leave()
+				continue
+			}
+			return false, nil
+		}
+		index, ok := click.read(c.mem[c.pos : c.pos+length])
+		if !ok { // damaged, and yet with the right checksum: another version's
+			index = c.index
+		}
+		c.pos += length
+		if index < c.index {
+			continue
+		}
+		c.index = index + 1
+		sequence := s.sequence(index)
+		if !ok || sequence < c.next {
+			continue
+		}
+		c.lost += sequence - c.next
+		c.next = sequence + 1
+		click.Sequence = sequence
+		if !s.recovered {
+			c.log.boot.raiseCut(sequence)
+		}
+		return true, nil
+	}
+}
+
+// find places the cursor on a whole record: the next one, or, where there can
+// be damage, the next that is whole.
+func (c *Cursor) find() (length int, ok bool) {
+	if !c.segment.recovered {
+		if c.pos+8 > len(c.mem) {
+			return 0, false
+		}
+		length = int(uint32(loadHead(c.mem, c.pos)))
+		return length, length != 0
+	}
+	c.pos, length, ok = seek(c.mem, c.pos, c.segment.salt)
+	return length, ok
+}
+
+// enter goes to the segment that holds the next click.
+func (c *Cursor) enter() (bool, error) {
+	l := c.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.segments {
+		first := s.first.Load()
+		if first == 0 {
+			break // spare
+		}
+		if end, known := s.end(); known && end <= c.next {
+			continue
+		}
+		if err := s.mapIn(); err != nil {
+			return false, err
+		}
+		s.pins++
+		c.segment, c.mem, c.pos, c.index = s, s.bytes(), segmentHead, 0
+		if start := s.sequence(0); start > c.next {
+			c.passTo(start)
+		}
+		return true, nil
+	}
+	if l.recovered && !c.ended {
+		c.ended = true
+		c.passTo(l.last + 1)
+		c.lost += l.tail
+	}
+	return false, nil
+}
+
+// passTo counts what lies before a sequence as damaged, unless it had been
+// acknowledged and was removed.
+func (c *Cursor) passTo(sequence uint64) {
+	known := max(c.next, c.log.Acknowledged()+1)
+	if sequence > known {
+		c.lost += sequence - known
+	}
+	c.next = max(c.next, sequence)
+}
+
+func (c *Cursor) leave() {
+	l := c.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := c.segment
+	if s.pins--; s.pins == 0 {
+		s.mapOut() // all of it is written, or was read
+	}
+	c.segment, c.mem = nil, nil
+}
+
+// Close lets go of the segment that the cursor is in.
+func (c *Cursor) Close() {
+	if c.segment == nil {
+		return
+	}
+	l := c.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// A segment that is mapped for writing stays so: it may be current.
+	if c.segment.pins--; c.segment.pins == 0 && c.segment.lent {
+		c.segment.mapOut()
+	}
+	c.segment, c.mem = nil, nil
+}
+
+// Position is the sequence of the click that Next gives, if nothing in
+// between is damaged.
+func (c *Cursor) Position() uint64 { return c.next }
+
+// Ledger is the boot's account up to the cursor.
+func (c *Cursor) Ledger() Ledger {
+	lost := c.lost + c.log.boot.lost.Load() // of the sequences that were given out
+	if c.ended {
+		lost -= c.log.tail
+	}
+	last := c.next - 1
+	account := Ledger{Recorded: last - min(lost, last), Dropped: c.log.dropped()}
+	account.Dropped[Corrupt] += c.lost
+	account.Answered = account.Recorded + account.Lost()
+	return account
+}

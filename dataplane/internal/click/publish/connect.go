@@ -1,0 +1,115 @@
+package publish
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// connect makes the connection, which may come up much later.
+func (p *Publisher) connect() error {
+	notify := func() {
+		select {
+		case p.changed <- struct{}{}:
+		default:
+		}
+	}
+	options := append([]nats.Option{
+		nats.Name("affleet clicks " + p.config.Recorder.Log().Identity().Node),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // credentials can be put right while we wait
+		nats.ReconnectBufSize(-1),   // the spool is the buffer
+		nats.CustomReconnectDelay(func(attempts int) time.Duration {
+			wait := min(maxPause, 100*time.Millisecond<<min(attempts, 6))
+			return wait/2 + rand.N(wait)
+		}),
+		nats.Timeout(2 * time.Second),
+		nats.PingInterval(5 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.FlusherTimeout(p.config.Timeout),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			p.log.Info("connected to NATS", "url", nc.ConnectedUrlRedacted())
+			notify()
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			p.log.Info("connected to NATS again", "url", nc.ConnectedUrlRedacted())
+			notify()
+		}),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			p.log.Warn("NATS is away: clicks stay in the spool", "error", err)
+			notify()
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if last := p.reported.Swap(err.Error()); last != err.Error() { // it may come with each batch
+				p.log.Warn("NATS reports an error", "error", err)
+			}
+		}),
+		nats.ClosedHandler(func(*nats.Conn) { notify() }),
+	}, p.config.Options...)
+	nc, err := nats.Connect(p.config.URL, options...)
+	if err != nil {
+		return err
+	}
+	if !nc.IsConnected() {
+		p.log.Warn("NATS does not answer yet: clicks stay in the spool", "url", nc.Opts.Url, "error", nc.LastError())
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return err
+	}
+	p.nc, p.js, p.inbox = nc, js, nats.NewInbox()
+	if _, err := nc.ChanSubscribe(p.inbox+".*", p.acks); err != nil {
+		nc.Close()
+		return err
+	}
+	return nil
+}
+
+// reconnected forgets what it believed about the server and what is under way.
+func (p *Publisher) reconnected() {
+	p.ready = false
+	p.pauseEnd = time.Time{}
+	for _, b := range p.inFlight {
+		b.sent = time.Time{}
+	}
+}
+
+// settle looks for the stream, beside the loop: the answer can take long.
+func (p *Publisher) settle(ctx context.Context) {
+	p.settling = true
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
+		defer cancel()
+		p.setups <- ensureStream(ctx, p.nc, p.js, p.config.Stream)
+	}()
+}
+
+func (p *Publisher) settled(s setup) {
+	p.settling = false
+	if s.err != nil {
+		p.refuse("no stream for clicks: they stay in the spool", s.err)
+		return
+	}
+	if s.created {
+		p.log.Info("stream created", "stream", s.config.Name, "max_bytes", s.config.MaxBytes, "replicas", s.config.Replicas)
+	}
+	for _, warning := range s.warnings {
+		if !p.warned[warning] { // once, however often NATS comes and goes
+			p.warned[warning] = true
+			p.log.Warn(warning, "stream", s.config.Name)
+		}
+	}
+	limit := min(maxBatchBytes, int(p.nc.MaxPayload())-headRoom)
+	if s.config.MaxMsgSize > 0 {
+		limit = min(limit, int(s.config.MaxMsgSize)-headRoom)
+	}
+	if limit = max(limit, headRoom); limit != p.limit {
+		p.recut(limit)
+	}
+	p.ready = true
+}

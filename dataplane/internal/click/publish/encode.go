@@ -1,0 +1,202 @@
+package publish
+
+import (
+	"encoding/binary"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/zeebo/xxh3"
+)
+
+const (
+	// A batch is cut when it has this age or, encoded, this many bytes. One
+	// click alone may be larger.
+	maxBatchBytes = 64 << 10
+
+	maxStrings = 6000    // of a batch, so that the table below stays sparse
+	slots      = 1 << 13 // a power of two
+	clickBytes = 128     // a click's numbers and address, encoded, at most
+)
+
+// encoder writes one clickv1.Batch at a time, by hand: strings and clicks are
+// written in the order in which they come up, which protobuf allows. It
+// belongs to one goroutine.
+type encoder struct {
+	identity []byte // the fields that each batch of the log begins with
+	limit    int    // bytes of a batch
+
+	buf      []byte
+	first    uint64
+	clicks   uint64
+	epoch    uint64
+	time     int64
+	revision int64
+
+	generation uint32
+	table      [slots]slot
+	strings    []text
+}
+
+type slot struct{ generation, index uint32 }
+
+// text is a string of the batch: where it lies in buf.
+type text struct {
+	hash     uint64
+	from, to uint32
+}
+
+// The tags of clickv1.Batch and its parts: field number << 3 | wire type.
+const (
+	wireVarint, wireFixed64, wireBytes = 0, 1, 2
+
+	tagNode         = 1<<3 | wireBytes
+	tagRegion       = 2<<3 | wireBytes
+	tagBoot         = 3<<3 | wireFixed64
+	tagFirst        = 4<<3 | wireVarint
+	tagBaseTime     = 5<<3 | wireVarint
+	tagEpoch        = 6<<3 | wireFixed64
+	tagBaseRevision = 7<<3 | wireVarint
+	tagString       = 8<<3 | wireBytes
+	tagClick        = 9<<3 | wireBytes
+	tagAddressForm  = 10<<3 | wireVarint
+	tagLedger       = 11<<3 | wireBytes
+)
+
+func newEncoder(id click.Identity) *encoder {
+	e := &encoder{limit: maxBatchBytes}
+	e.identity = appendBytes(e.identity, tagNode, []byte(id.Node))
+	e.identity = appendBytes(e.identity, tagRegion, []byte(id.Region))
+	e.identity = binary.LittleEndian.AppendUint64(append(e.identity, tagBoot), id.Boot)
+	e.identity = appendVarint(e.identity, tagAddressForm, uint64(id.Address))
+	return e
+}
+
+// begin starts a batch in the storage of buf, which becomes the encoder's.
+func (e *encoder) begin(buf []byte, first uint64) {
+	e.buf = append(buf[:0], e.identity...)
+	e.buf = appendVarint(e.buf, tagFirst, first)
+	e.first, e.clicks = first, 0
+	e.strings = append(e.strings[:0], text{})
+	if e.generation++; e.generation == 0 {
+		e.table, e.generation = [slots]slot{}, 1
+	}
+}
+
+// add appends a click, and gives false when it has to be the first of the next
+// batch: for want of room, after a gap, or at a new epoch.
+func (e *encoder) add(c *click.Click) bool {
+	if e.clicks == 0 {
+		e.time, e.epoch, e.revision = c.Time, c.Epoch, c.Revision
+		e.buf = appendVarint(e.buf, tagBaseTime, uint64(c.Time))
+		e.buf = binary.LittleEndian.AppendUint64(append(e.buf, tagEpoch), c.Epoch)
+		e.buf = appendVarint(e.buf, tagBaseRevision, uint64(c.Revision))
+		e.buf = append(e.buf, tagString, 0) // entry 0
+	} else if c.Sequence != e.first+e.clicks || c.Epoch != e.epoch || len(e.strings) > maxStrings ||
+		len(e.buf)+clickBytes+size(c) > e.limit {
+		return false
+	}
+	e.clicks++
+
+	// The strings come first: each is written when it is seen first.
+	link := e.index(c.Link)
+	affiliate, campaign, variant := e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant)
+	destination, agent := e.index(c.Destination), e.index(c.UserAgent)
+	referrer, languages := e.index(c.Referrer), e.index(c.Languages)
+	host, path := e.index(c.Host), e.index(c.Path)
+
+	var scratch [clickBytes]byte
+	b := scratch[:0]
+	b = appendVarint(b, 1<<3, zigzag(c.Time-e.time))
+	b = appendVarint(b, 2<<3, zigzag(c.Revision-e.revision))
+	b = appendVarint(b, 3<<3, uint64(link))
+	b = appendVarint(b, 4<<3, uint64(affiliate))
+	b = appendVarint(b, 5<<3, uint64(campaign))
+	b = appendVarint(b, 6<<3, uint64(variant))
+	b = appendVarint(b, 7<<3, uint64(c.Rule))
+	b = appendVarint(b, 8<<3, uint64(destination))
+	if c.Status != 302 {
+		b = appendVarint(b, 9<<3, uint64(c.Status))
+	}
+	if c.Head {
+		b = append(b, 10<<3, 1)
+	}
+	b = appendVarint(b, 11<<3, uint64(c.Outcome))
+	if len(c.Address) > 0 {
+		b = appendBytes(b, 12<<3|wireBytes, c.Address)
+	}
+	b = appendVarint(b, 13<<3, uint64(agent))
+	b = appendVarint(b, 14<<3, uint64(referrer))
+	b = appendVarint(b, 15<<3, uint64(languages))
+	if host != 0 {
+		b = binary.AppendUvarint(append(b, 16<<3&0x7f|0x80, 16<<3>>7), uint64(host))
+	}
+	if path != 0 {
+		b = binary.AppendUvarint(append(b, 17<<3&0x7f|0x80, 17<<3>>7), uint64(path))
+	}
+	e.buf = appendBytes(e.buf, tagClick, b)
+	return true
+}
+
+// size is an upper bound of what the click's strings take, encoded.
+func size(c *click.Click) int {
+	const heads = 10 * 4
+	return heads + len(c.Link) + len(c.Affiliate) + len(c.Campaign) + len(c.Variant) + len(c.Destination) +
+		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path)
+}
+
+// index gives the place of a string in the batch, where it is written unless
+// it is there already.
+func (e *encoder) index(s []byte) uint32 {
+	if len(s) == 0 {
+		return 0
+	}
+	hash := xxh3.Hash(s)
+	for at := hash; ; at++ {
+		slot := &e.table[at%slots]
+		if slot.generation != e.generation {
+			index := uint32(len(e.strings))
+			slot.generation, slot.index = e.generation, index
+			e.buf = appendBytes(e.buf, tagString, s)
+			end := uint32(len(e.buf))
+			e.strings = append(e.strings, text{hash, end - uint32(len(s)), end})
+			return index
+		}
+		if t := &e.strings[slot.index]; t.hash == hash && string(e.buf[t.from:t.to]) == string(s) {
+			return slot.index
+		}
+	}
+}
+
+// end finishes the batch with the account and gives its bytes to the caller.
+func (e *encoder) end(account *click.Ledger, final bool) []byte {
+	var scratch [160]byte
+	b := scratch[:0]
+	b = appendVarint(b, 1<<3, account.Answered)
+	b = appendVarint(b, 2<<3, account.Recorded)
+	for reason, clicks := range account.Dropped {
+		if clicks > 0 {
+			var drop [16]byte
+			d := appendVarint(drop[:0], 1<<3, uint64(reason))
+			b = appendBytes(b, 3<<3|wireBytes, appendVarint(d, 2<<3, clicks))
+		}
+	}
+	if final {
+		b = append(b, 4<<3, 1)
+	}
+	buf := appendBytes(e.buf, tagLedger, b)
+	e.buf = nil
+	return buf
+}
+
+func zigzag(v int64) uint64 { return uint64(v<<1) ^ uint64(v>>63) }
+
+// appendVarint writes a field, unless it has its default.
+func appendVarint(b []byte, tag byte, v uint64) []byte {
+	if v == 0 {
+		return b
+	}
+	return binary.AppendUvarint(append(b, tag), v)
+}
+
+func appendBytes(b []byte, tag byte, v []byte) []byte {
+	return append(binary.AppendUvarint(append(b, tag), uint64(len(v))), v...)
+}

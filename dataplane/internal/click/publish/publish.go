@@ -1,0 +1,439 @@
+// Package publish brings recorded clicks from the spool to JetStream: in
+// order, in batches, again and again until each is acknowledged.
+//
+// It is the only package of the node that knows NATS. Nothing here is on the
+// way of a redirect: while NATS is away the spool grows, and that is all.
+//
+// # Identity of a message
+//
+// The Nats-Msg-Id of a batch is "<node>-<boot>-<first sequence>", the boot as
+// 16 hex digits. Within one process a batch's range and bytes are fixed when
+// it is first cut, so that the server's de-duplication is safe. A process that
+// takes over an earlier boot's clicks cuts them anew, and appends
+// "-<last sequence>" to the id: two messages with the same id always hold the
+// same clicks, and what overlaps is for the consumer to drop, by sequence.
+// Batches without clicks are told apart by the account that they carry.
+//
+// # Concurrency
+//
+// Run owns everything; it is called once. Flush may be called from another
+// goroutine while Run runs.
+package publish
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config is the publisher's.
+type Config struct {
+	URL        string        // of NATS, several separated by commas. Required
+	Options    []nats.Option // credentials, TLS and the like; they come last
+	Recorder   *click.Recorder
+	Stream     StreamLimits
+	Timeout    time.Duration // after which a batch without an answer is sent again. Default: 5 s
+	Log        *slog.Logger  // default: slog.Default
+	Registerer prometheus.Registerer
+}
+
+const (
+	maxInFlight = 64                    // batches that wait for their acknowledgement
+	tick        = 10 * time.Millisecond // how often the spool is looked at
+	maxAge      = 25 * time.Millisecond // of a batch that is cut; with two ticks, under 50 ms when it is sent
+	headRoom    = 1 << 10               // of a message, for its headers
+	minPause    = 250 * time.Millisecond
+	maxPause    = 5 * time.Second
+)
+
+// Publisher publishes what a recorder holds.
+type Publisher struct {
+	config Config
+	log    *slog.Logger
+
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	inbox   string
+	acks    chan *nats.Msg
+	changed chan struct{} // the connection is up, or is not
+	setups  chan setup    // what came of ensureStream
+	flushes chan chan struct{}
+
+	limit    int       // bytes of a batch
+	sources  []*source // the first is being published, the last is the running boot's
+	inFlight []*batch  // oldest first
+	token    uint64    // of inFlight[0]; the next ones follow
+	free     [][]byte
+	ready    bool      // the stream is there
+	settling bool      // ensureStream is running
+	pauseEnd time.Time // nothing is sent before
+	pause    time.Duration
+	warned   map[string]bool // lines about the stream that were logged
+	refused  bool            // the log says that batches are refused
+	flush    []chan struct{} // closed when everything is published
+	final    bool            // the last batch is cut
+
+	reported          atomic.Value // string: the connection's last error
+	published, errors atomic.Uint64
+}
+
+type setup struct {
+	config   jetstream.StreamConfig
+	created  bool
+	warnings []string
+	err      error
+}
+
+// New checks the configuration. Nothing is connected before Run.
+func New(config Config) (*Publisher, error) {
+	if config.Recorder == nil {
+		return nil, errors.New("publish clicks: no recorder")
+	}
+	if config.URL == "" {
+		return nil, errors.New("publish clicks: no NATS URL")
+	}
+	for _, u := range strings.Split(config.URL, ",") {
+		u = strings.TrimSpace(u)
+		if parsed, err := url.Parse(u); strings.Contains(u, "://") && (err != nil || parsed.Host == "") {
+			return nil, fmt.Errorf("publish clicks: %q is no URL of NATS", u)
+		}
+	}
+	if config.Timeout == 0 {
+		config.Timeout = 5 * time.Second
+	}
+	if config.Log == nil {
+		config.Log = slog.Default()
+	}
+	p := &Publisher{
+		config:  config,
+		log:     config.Log,
+		acks:    make(chan *nats.Msg, 8*maxInFlight),
+		changed: make(chan struct{}, 1),
+		setups:  make(chan setup, 1),
+		flushes: make(chan chan struct{}),
+		limit:   maxBatchBytes,
+		pause:   minPause,
+		warned:  make(map[string]bool),
+	}
+	if r := config.Registerer; r != nil {
+		counter := func(name, help string, v *atomic.Uint64) error {
+			return r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
+				func() float64 { return float64(v.Load()) }))
+		}
+		if err := errors.Join(
+			counter("aff_clicks_published_total", "Clicks that JetStream has acknowledged.", &p.published),
+			counter("aff_clicks_publish_errors_total", "Batches that were refused, or not answered in time.", &p.errors),
+		); err != nil {
+			return nil, fmt.Errorf("publish clicks: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// Run publishes until the context ends. It fails only when the configuration
+// is refused; NATS may come and go.
+func (p *Publisher) Run(ctx context.Context) error {
+	for _, warning := range p.config.Recorder.Warnings() {
+		p.log.Warn("part of the click spool cannot be read", "error", warning)
+	}
+	if err := p.connect(); err != nil {
+		return fmt.Errorf("connect to NATS: %w", err)
+	}
+	defer p.nc.Close()
+	p.openSources()
+	defer p.closeSources()
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() { // the goroutine of settle is Run's own
+		cancel()
+		if p.settling {
+			<-p.setups
+		}
+	}()
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		p.pump(ctx, time.Now())
+		// One goroutine owns the state; it sleeps until one of these:
+		//   the node stops; an answer from the stream; the connection changed;
+		//   the stream was looked for; someone waits for the end; time passed.
+		select {
+		case <-ctx.Done():
+			return nil
+		case m := <-p.acks:
+			p.answered(m)
+			for range len(p.acks) {
+				p.answered(<-p.acks)
+			}
+		case <-p.changed:
+			if p.nc.IsClosed() {
+				return fmt.Errorf("connection to NATS was closed: %w", p.nc.LastError())
+			}
+			p.reconnected()
+		case s := <-p.setups:
+			p.settled(s)
+		case done := <-p.flushes:
+			p.flush = append(p.flush, done)
+		case <-ticker.C:
+		}
+	}
+}
+
+// Flush ends the recorder's log, publishes all that is left, tells the final
+// account, and returns when JetStream has acknowledged it. Call it once the
+// last request is answered, while Run still runs. When the context ends first,
+// the error says how much stays in the spool.
+func (p *Publisher) Flush(ctx context.Context) error {
+	p.config.Recorder.End()
+	done := make(chan struct{})
+	select {
+	case p.flushes <- done:
+	case <-ctx.Done():
+		return p.unflushed(ctx)
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return p.unflushed(ctx)
+	}
+}
+
+func (p *Publisher) unflushed(ctx context.Context) error {
+	return fmt.Errorf("flush clicks: %d are not published: %w", p.config.Recorder.Unacknowledged(), ctx.Err())
+}
+
+// recut forgets the batches that are under way and cuts them again with
+// another limit.
+func (p *Publisher) recut(limit int) {
+	p.limit = limit
+	p.token += uint64(len(p.inFlight))
+	p.inFlight = nil
+	p.final = false
+	p.closeSources()
+	p.openSources()
+	for _, s := range p.sources {
+		s.recut = true
+	}
+}
+
+// openSources lists what is to be published: what earlier boots have left, and
+// then the running one's.
+func (p *Publisher) openSources() {
+	p.sources = nil
+	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
+		p.sources = append(p.sources, newSource(log, p.limit, p.buffer))
+	}
+}
+
+func (p *Publisher) closeSources() {
+	for _, s := range p.sources {
+		s.cursor.Close()
+	}
+}
+
+// refuse notes that sending makes no sense for a while, and says so once.
+func (p *Publisher) refuse(what string, err error) {
+	p.errors.Add(1)
+	if !p.refused {
+		p.log.Error(what, "error", err)
+		p.refused = true
+	}
+	if now := time.Now(); now.After(p.pauseEnd) { // many batches may be refused at once
+		p.pauseEnd = now.Add(p.pause/2 + rand.N(p.pause))
+		p.pause = min(2*p.pause, maxPause)
+	}
+}
+
+// pump sends what is to be sent.
+func (p *Publisher) pump(ctx context.Context, now time.Time) {
+	if now.Before(p.pauseEnd) || !p.nc.IsConnected() {
+		return
+	}
+	if !p.ready {
+		if !p.settling {
+			p.settle(ctx)
+		}
+		return
+	}
+	if len(p.inFlight) > 0 && !p.inFlight[0].sent.IsZero() && now.Sub(p.inFlight[0].sent) > p.config.Timeout {
+		p.errors.Add(1)
+		p.log.Warn("no answer from the stream: clicks are sent again", "batches", len(p.inFlight))
+		p.ready = false // look for it, then send all that is not acknowledged
+		for _, b := range p.inFlight {
+			b.sent = time.Time{}
+		}
+		return
+	}
+	for i, b := range p.inFlight {
+		if !b.acked && b.sent.IsZero() && !p.send(i, b, now) {
+			return
+		}
+	}
+	for len(p.inFlight) < maxInFlight {
+		b := p.next(now)
+		if b == nil {
+			break
+		}
+		p.inFlight = append(p.inFlight, b)
+		if !p.send(len(p.inFlight)-1, b, now) {
+			return
+		}
+	}
+	p.finish()
+}
+
+// next cuts the next batch, if there is one to be sent.
+func (p *Publisher) next(now time.Time) *batch {
+	s := p.sources[0]
+	force := len(p.flush) > 0 || s.log.Recovered()
+	b, err := s.fill(now, maxAge, force)
+	if err != nil {
+		p.refuse("the click spool cannot be read", err)
+		return nil
+	}
+	if b != nil {
+		return b
+	}
+	if s.log.Recovered() {
+		if !s.closed { // the last word of that boot
+			s.closed = true
+			if b := s.report(now, s.log.Ended()); b != nil {
+				return b
+			}
+		}
+		s.cursor.Close()
+		p.sources = p.sources[1:]
+		return p.next(now)
+	}
+	if len(p.flush) > 0 && !p.final && s.position() > p.config.Recorder.Last() {
+		p.final = true
+		return s.report(now, true)
+	}
+	if !p.final {
+		return s.report(now, false)
+	}
+	return nil
+}
+
+// send publishes a batch; false when it makes no sense to go on.
+func (p *Publisher) send(i int, b *batch, now time.Time) bool {
+	id := b.log.Identity()
+	err := p.nc.PublishMsg(&nats.Msg{
+		Subject: clickstream.Subject(id.Region, id.Node),
+		Reply:   p.inbox + "." + strconv.FormatUint(p.token+uint64(i), 10),
+		Header: nats.Header{
+			jetstream.MsgIDHeader:          {b.id},
+			jetstream.ExpectedStreamHeader: {clickstream.StreamName},
+		},
+		Data: b.data,
+	})
+	switch {
+	case err == nil:
+		b.sent = now
+		return true
+	case errors.Is(err, nats.ErrMaxPayload) && b.clicks > 1:
+		p.recut(max(headRoom, min(p.limit/2, int(p.nc.MaxPayload())-headRoom)))
+	case errors.Is(err, nats.ErrMaxPayload) && b.clicks == 1:
+		p.log.Error("a click is larger than NATS takes: raise max_payload", "bytes", len(b.data))
+		b.log.Lose(click.TooLarge, 1)
+		b.sent, b.acked, b.clicks = now, true, 0
+		p.advance()
+	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrConnectionReconnecting):
+		// It was connected a moment ago; the handlers tell what follows.
+	default:
+		p.refuse("clicks cannot be sent", err)
+	}
+	return false
+}
+
+// ack is what the stream answers.
+type ack struct {
+	Stream string              `json:"stream"`
+	Seq    uint64              `json:"seq"`
+	Error  *jetstream.APIError `json:"error"`
+}
+
+// answered takes the answer to one batch.
+func (p *Publisher) answered(m *nats.Msg) {
+	token, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, p.inbox+"."), 10, 64)
+	if err != nil || token < p.token || token-p.token >= uint64(len(p.inFlight)) {
+		return // acknowledged before
+	}
+	b := p.inFlight[token-p.token]
+	if b.acked {
+		return
+	}
+	if len(m.Data) == 0 { // no responders
+		b.sent = time.Time{}
+		p.ready = false
+		p.refuse("no stream takes clicks: they stay in the spool", nats.ErrNoResponders)
+		return
+	}
+	var a ack
+	if err := json.Unmarshal(m.Data, &a); err == nil && a.Error != nil {
+		err = a.Error
+		b.sent = time.Time{}
+		p.ready = false
+		p.refuse("the stream refuses clicks: they stay in the spool (full? raise its limits or let it forget sooner)", err)
+		return
+	} else if err != nil || a.Stream == "" {
+		return // not an answer: as if it were lost
+	}
+	b.acked = true
+	if p.refused {
+		p.refused = false
+		p.log.Info("the stream takes clicks again")
+	}
+	p.pause = minPause
+	p.advance()
+}
+
+// advance acknowledges to the spool what is acknowledged without a hole.
+func (p *Publisher) advance() {
+	n := 0
+	for n < len(p.inFlight) && p.inFlight[n].acked {
+		b := p.inFlight[n]
+		b.log.Acknowledge(b.last)
+		p.published.Add(b.clicks)
+		p.free = append(p.free, b.data)
+		p.inFlight[n] = nil
+		n++
+	}
+	p.token += uint64(n)
+	p.inFlight = p.inFlight[n:]
+	p.finish()
+}
+
+// finish tells who waits in Flush that all is done.
+func (p *Publisher) finish() {
+	if p.final && len(p.inFlight) == 0 {
+		for _, done := range p.flush {
+			close(done)
+		}
+		p.flush = nil
+	}
+}
+
+// buffer gives storage for a batch.
+func (p *Publisher) buffer() []byte {
+	if n := len(p.free); n > 0 {
+		buf := p.free[n-1]
+		p.free = p.free[:n-1]
+		return buf
+	}
+	return make([]byte, 0, maxBatchBytes+maxBatchBytes/8)
+}

@@ -1,0 +1,517 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
+)
+
+func openRecorder(t testing.TB, change ...func(*click.Config)) *click.Recorder {
+	t.Helper()
+	c := click.Config{Dir: t.TempDir(), Node: "node-1", Region: "eu", Boot: rand.Uint64() | 1}
+	for _, f := range change {
+		f(&c)
+	}
+	r, err := click.Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// start runs a publisher until the test ends or stop is called.
+func start(t testing.TB, url string, r *click.Recorder, change ...func(*Config)) (p *Publisher, stop func()) {
+	t.Helper()
+	c := Config{URL: url, Recorder: r, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))}
+	for _, f := range change {
+		f(&c)
+	}
+	p, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return p, stop
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSuffix(string(b), "\n"))
+	return len(b), nil
+}
+
+func flush(t testing.TB, p *Publisher) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := p.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// messages are all of the stream.
+func messages(t testing.TB, js jetstream.JetStream) []*jetstream.RawStreamMsg {
+	t.Helper()
+	ctx := context.Background()
+	stream, err := js.Stream(ctx, clickstream.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := stream.CachedInfo().State
+	var all []*jetstream.RawStreamMsg
+	for seq := state.FirstSeq; seq <= state.LastSeq; seq++ {
+		m, err := stream.GetMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// consumed reads the stream with the public consumer until a boot's last
+// batch has come, and checks that each click came once.
+func consumed(t testing.TB, js jetstream.JetStream, boot uint64) (clicks map[uint64]int64, account clickstream.Ledger) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	clicks = make(map[uint64]int64)
+	done := errors.New("done")
+	err := clickstream.Consume(ctx, js, clickstream.Options{}, func(_ context.Context, b *clickstream.Batch) error {
+		if uint64(b.Boot) != boot {
+			return nil
+		}
+		for _, c := range b.Clicks {
+			if _, twice := clicks[c.Sequence]; twice {
+				t.Errorf("click %d came twice", c.Sequence)
+			}
+			clicks[c.Sequence] = c.Revision
+		}
+		if b.Ledger.Final {
+			account = b.Ledger
+			return done
+		}
+		return nil
+	})
+	if !errors.Is(err, done) {
+		t.Fatal(err)
+	}
+	return clicks, account
+}
+
+func event(i int) *click.Event {
+	return &click.Event{
+		Time: time.Now().UnixMicro(), Epoch: 9, Revision: int64(i), LinkDomain: []byte("a.example"), LinkPath: fmt.Appendf(nil, "/go/%d", i%100),
+		Path: fmt.Appendf(nil, "/go/%d", i%100), Destination: []byte("https://store.example/"), Status: 302,
+		UserAgent: fmt.Appendf(nil, "agent \xff %d", i%7), Host: []byte("a.example"),
+	}
+}
+
+func TestEveryClickIsInTheStreamOnceAndTheLedgerCloses(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	const n = 20000
+	for i := range n {
+		r.Record(event(i))
+	}
+	flush(t, p)
+	js := s.JetStream()
+	clicks, account := consumed(t, js, r.Log().Identity().Boot)
+	if len(clicks) != n || account.Answered != n || account.Recorded != n || len(account.Dropped) != 0 {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+	for seq, revision := range clicks {
+		if revision != int64(seq-1) {
+			t.Fatalf("click %d is event %d", seq, revision)
+		}
+	}
+	if r.Unacknowledged() != 0 {
+		t.Fatalf("%d are not acknowledged", r.Unacknowledged())
+	}
+	next := uint64(1)
+	for _, m := range messages(t, js) {
+		var b clickv1.Batch
+		if err := proto.Unmarshal(m.Data, &b); err != nil {
+			t.Fatal(err)
+		}
+		if b.FirstSequence != next || m.Subject != "aff.clicks.v1.eu.node-1" || len(m.Data) > maxBatchBytes+1024 {
+			t.Fatalf("%s: first is %d, want %d; %d bytes", m.Subject, b.FirstSequence, next, len(m.Data))
+		}
+		id := fmt.Sprintf("node-1-%016x-%d", b.Boot, b.FirstSequence)
+		if got := m.Header.Get("Nats-Msg-Id"); got != id && len(b.Clicks) > 0 {
+			t.Fatalf("id %q, want %q", got, id)
+		}
+		next += uint64(len(b.Clicks))
+	}
+}
+
+func TestABatchIsSentWithin50Milliseconds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures time")
+	}
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	js := s.JetStream()
+	r.Record(event(0)) // the stream is there after this one
+	for r.Unacknowledged() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	late := 0
+	for i := range 20 {
+		time.Sleep(37 * time.Millisecond)
+		r.Record(event(i))
+	}
+	flush(t, p)
+	for _, m := range messages(t, js)[1:] {
+		b, err := clickstream.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b.Clicks) > 0 && m.Time.Sub(b.Clicks[0].Time) > 60*time.Millisecond {
+			late++
+		}
+	}
+	if late > 10 { // the machine may be busy; the rule is broken when most are late
+		t.Fatalf("%d of 20 batches were late", late)
+	}
+}
+
+func TestNATSMayComeLateAndGoAndComeBackUnderLoad(t *testing.T) {
+	s := natstest.Start(t)
+	url := s.URL()
+	s.Stop()
+	r := openRecorder(t)
+	p, _ := start(t, url, r, func(c *Config) { c.Timeout = time.Second })
+	var wait sync.WaitGroup
+	const n = 12000
+	wait.Go(func() {
+		for i := range n {
+			r.Record(event(i))
+			if i%10 == 0 {
+				time.Sleep(2 * time.Millisecond)
+			}
+		}
+	})
+	for range 3 {
+		time.Sleep(300 * time.Millisecond)
+		s.Restart()
+		time.Sleep(400 * time.Millisecond)
+		s.Stop()
+	}
+	s.Restart()
+	wait.Wait()
+	flush(t, p)
+	clicks, account := consumed(t, s.JetStream(), r.Log().Identity().Boot)
+	if len(clicks) != n || account.Answered != n {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}
+
+func TestARecorderThatIsOpenedAgainPublishesWhatWasLeft(t *testing.T) {
+	s := natstest.Start(t)
+	dir := t.TempDir()
+	first := openRecorder(t, func(c *click.Config) { c.Dir = dir; c.Boot = 5 })
+	_, stop := start(t, s.URL(), first)
+	for i := range 1000 {
+		first.Record(event(i))
+	}
+	for first.Unacknowledged() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	for i := range 500 { // nobody publishes these
+		first.Record(event(1000 + i))
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	second := openRecorder(t, func(c *click.Config) { c.Dir = dir; c.Boot = 6; c.Node = "renamed" })
+	p, _ := start(t, s.URL(), second)
+	second.Record(event(0))
+	flush(t, p)
+	js := s.JetStream()
+	seen, final := map[clickstream.Hex]uint64{}, map[clickstream.Hex]uint64{}
+	for _, m := range messages(t, js) {
+		b, err := clickstream.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b.Clicks) > 0 {
+			if b.First != seen[b.Boot]+1 {
+				t.Fatalf("boot %s: %d after %d", b.Boot, b.First, seen[b.Boot])
+			}
+			seen[b.Boot] += uint64(len(b.Clicks))
+		}
+		if b.Ledger.Final {
+			final[b.Boot] = b.Ledger.Recorded
+		}
+		if node := map[clickstream.Hex]string{5: "node-1", 6: "renamed"}[b.Boot]; b.Node != node {
+			t.Fatalf("boot %s is published by %q", b.Boot, b.Node)
+		}
+	}
+	if seen[5] != 1500 || seen[6] != 1 {
+		t.Fatalf("%v", seen)
+	}
+	if final[5] != 1500 || final[6] != 1 {
+		t.Fatalf("the boots end with %v", final)
+	}
+	if second.Unacknowledged() != 0 {
+		t.Fatalf("%d are not acknowledged", second.Unacknowledged())
+	}
+}
+
+// A batch was stored and its acknowledgement never arrived; the process that
+// follows cuts other ranges, and its ids must not hide new clicks behind it.
+func TestALostAcknowledgementBeforeARestartCostsAndDoublesNothing(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	dir := t.TempDir()
+	first := openRecorder(t, func(c *click.Config) { c.Dir = dir; c.Boot = 5 })
+	for i := range 10 {
+		first.Record(event(i))
+	}
+	lost := newSource(first.Log(), maxBatchBytes, func() []byte { return nil })
+	b, err := lost.fill(time.Now(), 0, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost.cursor.Close()
+	for i := range 10 {
+		first.Record(event(10 + i))
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := openRecorder(t, func(c *click.Config) { c.Dir = dir; c.Boot = 6 })
+	if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardNew,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.PublishMsg(context.Background(), &nats.Msg{
+		Subject: clickstream.Subject("eu", "node-1"), Data: b.data, Header: nats.Header{"Nats-Msg-Id": {b.id}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := start(t, s.URL(), second)
+	flush(t, p)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var got []uint64
+	done := errors.New("done")
+	err = clickstream.Consume(ctx, js, clickstream.Options{}, func(_ context.Context, b *clickstream.Batch) error {
+		if b.Boot == 6 {
+			return done
+		}
+		for _, c := range b.Clicks {
+			got = append(got, c.Sequence)
+		}
+		return nil
+	})
+	if !errors.Is(err, done) {
+		t.Fatal(err)
+	}
+	if len(got) != 20 || got[0] != 1 || got[19] != 20 {
+		t.Fatalf("%v", got)
+	}
+}
+
+func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, err := New(Config{URL: s.URL(), Recorder: r, Timeout: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.nc.Close()
+	p.openSources()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	settle := func() {
+		for !p.ready && ctx.Err() == nil {
+			p.pump(ctx, time.Now())
+			select {
+			case setup := <-p.setups:
+				p.settled(setup)
+			case <-ctx.Done():
+			}
+		}
+	}
+	settle()
+	for i := range 10 {
+		r.Record(event(i))
+	}
+	now := time.Now()
+	p.pump(ctx, now)
+	p.pump(ctx, now.Add(maxAge))
+	<-p.acks // stored, and the answer is lost
+	if len(p.inFlight) != 1 || r.Unacknowledged() != 10 {
+		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
+	}
+	p.pump(ctx, now.Add(time.Second)) // too late: it looks for the stream again
+	settle()
+	p.pump(ctx, now.Add(time.Second))
+	p.answered(<-p.acks)
+	if len(p.inFlight) != 0 || r.Unacknowledged() != 0 {
+		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
+	}
+	if got := messages(t, s.JetStream()); len(got) != 1 {
+		t.Fatalf("the stream has %d messages", len(got))
+	}
+}
+
+func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	ctx := context.Background()
+	config := jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardNew, MaxBytes: 200 << 10,
+	}
+	if _, err := js.CreateStream(ctx, config); err != nil {
+		t.Fatal(err)
+	}
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	const n = 20000
+	for i := range n {
+		r.Record(event(i))
+	}
+	for p.errors.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	config.MaxBytes = 100 << 20
+	if _, err := js.UpdateStream(ctx, config); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, p)
+	clicks, account := consumed(t, js, r.Log().Identity().Boot)
+	if len(clicks) != n || account.Answered != n {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}
+
+func TestAServerWithLittleRoomGetsASmallStream(t *testing.T) {
+	s := natstest.Start(t, func(o *server.Options) { o.JetStreamMaxStore = 1 << 30 })
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	r.Record(event(1))
+	flush(t, p)
+	stream, err := s.JetStream().Stream(context.Background(), clickstream.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := stream.CachedInfo().Config
+	if c.MaxBytes > 1<<30 || c.MaxBytes < minStreamBytes || c.Storage != jetstream.FileStorage || c.Discard != jetstream.DiscardNew || c.Duplicates != 2*time.Minute {
+		t.Fatalf("%+v", c)
+	}
+}
+
+func TestAServerWithASmallPayloadGetsSmallBatches(t *testing.T) {
+	s := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 })
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	const n = 2000
+	for i := range n {
+		r.Record(event(i))
+	}
+	r.Record(&click.Event{Destination: make([]byte, 20<<10)}) // does not fit in any message
+	r.Record(event(0))
+	flush(t, p)
+	clicks, account := consumed(t, s.JetStream(), r.Log().Identity().Boot)
+	if len(clicks) != n+1 || account.Recorded != n+1 || account.Answered != n+2 || account.Dropped["too_large"] != 1 {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}
+
+func TestDropsAreToldWhenNoClickFollows(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	start(t, s.URL(), r)
+	r.Record(&click.Event{Destination: make([]byte, 1<<20)})
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	js := s.JetStream()
+	for ctx.Err() == nil {
+		if stream, err := js.Stream(ctx, clickstream.StreamName); err == nil && stream.CachedInfo().State.Msgs > 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	b, err := clickstream.Decode(messages(t, js)[0].Data)
+	if err != nil || b.First != 1 || b.Ledger.Answered != 1 || b.Ledger.Dropped["too_large"] != 1 || b.Ledger.Recorded != 0 {
+		t.Fatalf("%+v, %v", b, err)
+	}
+}
+
+func TestFlushSaysHowMuchIsLeftWhenNATSIsAway(t *testing.T) {
+	s := natstest.Start(t)
+	url := s.URL()
+	s.Stop()
+	r := openRecorder(t)
+	p, _ := start(t, url, r)
+	r.Record(event(0))
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.Flush(ctx); err == nil || !strings.Contains(err.Error(), "1 are not published") {
+		t.Fatal(err)
+	}
+}
+
+func TestUnsafeStreamSettingsAreSaidInOneLineEach(t *testing.T) {
+	safe := jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Storage: jetstream.FileStorage,
+		Discard: jetstream.DiscardNew, Duplicates: 2 * time.Minute, MaxBytes: 1 << 30, Replicas: 1,
+	}
+	if got := unsafeSettings(safe, 1); len(got) != 0 {
+		t.Fatalf("%q", got)
+	}
+	bad := safe
+	bad.Storage, bad.Discard, bad.Duplicates, bad.MaxBytes, bad.Subjects = jetstream.MemoryStorage, jetstream.DiscardOld, time.Second, 0, []string{"aff.clicks.v1.eu.*"}
+	if got := unsafeSettings(bad, 3); len(got) != 6 {
+		t.Fatalf("%d lines: %q", len(got), got)
+	}
+}
+
+func TestNewRefusesWhatCannotWork(t *testing.T) {
+	r := openRecorder(t)
+	for _, c := range []Config{{URL: "nats://h:1"}, {Recorder: r}, {Recorder: r, URL: "nats://"}, {Recorder: r, URL: "nats://a b:%"}} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%q is taken", c.URL)
+		}
+	}
+}

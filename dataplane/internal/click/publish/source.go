@@ -1,0 +1,129 @@
+package publish
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
+)
+
+// batch is a message for JetStream. Its range and bytes never change, however
+// often it is sent.
+type batch struct {
+	log    *click.Log
+	id     string
+	data   []byte
+	last   uint64 // highest sequence in it, or before it when it has no clicks
+	clicks uint64
+	final  bool
+
+	sent  time.Time // zero: to be sent (again)
+	acked bool
+}
+
+// source cuts the clicks of one log into batches, in order. It belongs to the
+// publisher's goroutine.
+type source struct {
+	log     *click.Log
+	cursor  *click.Cursor
+	encoder *encoder
+	held    *click.Click // read, and not in a batch yet
+	click   click.Click
+	opened  time.Time // when the open batch got its first click; zero: none is open
+	told    click.Ledger
+	toldAt  time.Time
+	buffer  func() []byte // storage for the next batch
+	closed  bool          // an earlier boot's: all is cut
+	recut   bool          // ranges may have been cut differently before
+}
+
+func newSource(log *click.Log, limit int, buffer func() []byte) *source {
+	s := &source{
+		log: log, cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(log.Identity()),
+		buffer: buffer, recut: log.Recovered(),
+	}
+	s.encoder.limit = limit
+	return s
+}
+
+// fill moves recorded clicks into the open batch, and gives it when it is
+// full, maxAge old, or force is set; nil when there is nothing to send yet.
+func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, error) {
+	for {
+		if s.held == nil {
+			ok, err := s.cursor.Next(&s.click)
+			if err != nil {
+				return nil, err
+			}
+			if !ok {
+				break
+			}
+			s.held = &s.click
+		}
+		if s.opened.IsZero() {
+			s.encoder.begin(s.buffer(), s.held.Sequence)
+			s.opened = now
+		}
+		if !s.encoder.add(s.held) {
+			return s.cut(false), nil
+		}
+		s.held = nil
+	}
+	if !s.opened.IsZero() && (force || now.Sub(s.opened) >= maxAge) {
+		return s.cut(false), nil
+	}
+	return nil, nil
+}
+
+// account is the ledger up to the last click that was put into a batch.
+func (s *source) account() click.Ledger {
+	account := s.cursor.Ledger()
+	if s.held != nil {
+		account.Recorded--
+		account.Answered--
+	}
+	return account
+}
+
+// cut ends the open batch.
+func (s *source) cut(final bool) *batch {
+	e, id := s.encoder, s.log.Identity()
+	b := &batch{log: s.log, clicks: e.clicks, last: e.first + e.clicks - 1, final: final}
+	b.id = fmt.Sprintf("%s-%016x-%d", id.Node, id.Boot, e.first)
+	s.told = s.account()
+	switch {
+	case b.clicks == 0:
+		b.id += fmt.Sprintf("-ledger-%d", s.told.Answered)
+		if final {
+			b.id += "-final"
+		}
+	case s.recut:
+		b.id += fmt.Sprintf("-%d", b.last)
+	}
+	b.data = e.end(&s.told, final)
+	s.opened = time.Time{}
+	return b
+}
+
+// report gives a batch without clicks when the account has changed since it
+// was last told, or when it is the last one.
+func (s *source) report(now time.Time, final bool) *batch {
+	if !s.opened.IsZero() {
+		return nil // the open batch will tell
+	}
+	account := s.account()
+	if !final && (account.Lost() == s.told.Lost() || now.Sub(s.toldAt) < time.Second) {
+		return nil
+	}
+	s.toldAt = now
+	s.encoder.begin(s.buffer(), s.position())
+	return s.cut(final)
+}
+
+// position is the sequence of the next click that goes into a batch.
+func (s *source) position() uint64 {
+	if s.held != nil {
+		return s.held.Sequence
+	}
+	return s.cursor.Position()
+}

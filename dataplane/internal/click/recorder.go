@@ -1,0 +1,376 @@
+package click
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Recorder takes the clicks of a running node.
+type Recorder struct {
+	config Config
+	log    *Log
+
+	current atomic.Pointer[segment] // nil: the spool is full, or the boot has ended
+	spares  chan *segment
+	wake    chan struct{}
+	stop    chan struct{}
+	stopped sync.WaitGroup
+
+	first    atomic.Uint64 // sequence behind the last segment that was sealed
+	degraded atomic.Pointer[error]
+
+	mu       sync.Mutex // guards what follows, and that a full spool is opened again
+	earlier  []*Log
+	warnings []error
+	ended    bool
+	closed   bool
+	number   uint64 // of the newest segment
+	metrics  *metrics
+}
+
+// Open makes a recorder for a new boot, and recovers what earlier boots have
+// left in the folder. It fails when the configuration is wrong or the spool
+// cannot be created. Close ends it.
+func Open(config Config) (*Recorder, error) {
+	if err := config.setDefaults(); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	r := &Recorder{
+		config: config,
+		spares: make(chan *segment, spareCount),
+		wake:   make(chan struct{}, 1),
+		stop:   make(chan struct{}),
+	}
+	if config.Dir != "" {
+		r.earlier, r.warnings = recoverBoots(config.Dir, r.wakeUp)
+	}
+	id := Identity{Node: config.Node, Region: config.Region, Boot: config.Boot, Address: config.Address}
+	b := memoryBoot(id)
+	if config.Level == Process {
+		var err error
+		if b, err = createBoot(config.Dir, id); err != nil {
+			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.release())
+		}
+	}
+	r.log = &Log{boot: b, wake: r.wakeUp}
+	r.first.Store(1)
+	// The first segment is made here, so that a folder that cannot be used is
+	// an error and not a surprise. When recovered clicks fill the spool, the
+	// recorder opens full.
+	for range spareCount {
+		if err := r.prepare(); err != nil {
+			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.log.discard(), r.release())
+		}
+	}
+	r.reopen()
+	if config.Registerer != nil {
+		r.metrics = newMetrics(r)
+		if err := config.Registerer.Register(r.metrics); err != nil {
+			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.log.discard(), r.release())
+		}
+	}
+	r.stopped.Go(r.maintain)
+	r.wakeUp()
+	return r, nil
+}
+
+// Record keeps a click. It copies what it keeps, never waits for a disk or a
+// lock, and does not allocate. A click that cannot be kept is counted.
+func (r *Recorder) Record(e *Event) {
+	var l layout
+	if !l.plan(e) {
+		r.log.boot.dropped[TooLarge].Add(1)
+		return
+	}
+	for {
+		s := r.current.Load()
+		if s == nil {
+			r.drop()
+			return
+		}
+		pos, index, p := s.place(l.length)
+		switch p {
+		case placed:
+			record := s.bytes()[pos : pos+l.length : pos+l.length]
+			l.write(record, index, e, r.config.Address)
+			storeHead(record, 0, uint64(l.length)|uint64(checksum(s.salt, record[8:]))<<32)
+			return
+		case last:
+			r.rotate(s, index)
+		case closed:
+			for r.current.Load() == s {
+				runtime.Gosched() // a few instructions of another goroutine
+			}
+		}
+	}
+}
+
+// drop counts a click that came while there was no segment.
+func (r *Recorder) drop() {
+	if r.log.boot.ended.Load() != 0 {
+		r.log.boot.dropped[LostMemory].Add(1)
+	} else {
+		r.log.boot.dropped[SpoolFull].Add(1)
+	}
+}
+
+// rotate seals the current segment, of which the caller took the place that
+// did not fit, and goes on with a spare one.
+func (r *Recorder) rotate(s *segment, count uint32) {
+	first := s.first.Load() + uint64(count)
+	r.first.Store(first)
+	var next *segment
+	select {
+	case next = <-r.spares:
+		next.use(first)
+	default: // full: maintain opens it again
+	}
+	s.sealed.Store(int64(count) + 1)
+	r.current.Store(next)
+	r.wakeUp()
+}
+
+func (r *Recorder) wakeUp() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it is about to run
+	}
+}
+
+// maintain prepares and removes segments until Close.
+func (r *Recorder) maintain() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.stop:
+			return
+		case <-r.wake:
+		case <-tick.C:
+		}
+		r.trim()
+		for r.lacksSpare() {
+			if err := r.prepare(); err != nil {
+				break // as full; it is tried again at the next tick
+			}
+		}
+		r.reopen()
+	}
+}
+
+// lacksSpare says whether a segment should and can be made.
+func (r *Recorder) lacksSpare() bool {
+	return len(r.spares) < cap(r.spares) && (r.room() || r.makeRoom())
+}
+
+func (r *Recorder) room() bool { return r.Bytes()+r.config.SegmentBytes <= r.config.MaxBytes }
+
+// prepare makes one spare segment, when there is room. When the folder fails,
+// it is one of plain memory: clicks go on, at a lower level.
+func (r *Recorder) prepare() error {
+	r.mu.Lock()
+	r.number++
+	number := r.number
+	opened := number > spareCount
+	r.mu.Unlock()
+	if !opened && !r.room() {
+		return nil
+	}
+	b := r.log.boot
+	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes)
+	if err != nil {
+		if !opened {
+			return err
+		}
+		cause := err
+		r.degraded.Store(&cause)
+		if s, err = newSegment("", b.Boot, number, r.config.SegmentBytes); err != nil {
+			return err
+		}
+	} else {
+		r.degraded.Store(nil)
+	}
+	r.log.mu.Lock()
+	r.log.segments = append(r.log.segments, s)
+	r.log.mu.Unlock()
+	r.spares <- s // has room: only this goroutine fills it
+	return nil
+}
+
+// reopen makes a spare segment current when there is none.
+func (r *Recorder) reopen() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended || r.current.Load() != nil {
+		return
+	}
+	select {
+	case next := <-r.spares:
+		next.use(r.first.Load())
+		r.current.Store(next)
+	default:
+	}
+}
+
+// trim removes what has been acknowledged for long enough, and the folders
+// of earlier boots of which nothing is left.
+func (r *Recorder) trim() {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool {
+		empty, err := l.trim(now, r.config.Retention, false)
+		if err != nil || !empty || l.Acknowledged() < l.last {
+			return false
+		}
+		_ = l.boot.close(true) // what stays is found empty by the next boot
+		return true
+	})
+	_, _ = r.log.trim(now, r.config.Retention, false) // a file that stays counts as spool
+}
+
+// makeRoom removes the oldest acknowledged segment before its time.
+func (r *Recorder) makeRoom() bool {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range append(slices.Clone(r.earlier), r.log) {
+		_, _ = l.trim(now, r.config.Retention, true)
+		if r.roomLocked() {
+			return true
+		}
+	}
+	return false
+}
+
+// Bytes is what the spool takes: files and memory, of this boot and of
+// earlier ones.
+func (r *Recorder) Bytes() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bytesLocked()
+}
+
+func (r *Recorder) bytesLocked() int64 {
+	n := r.log.bytes()
+	for _, l := range r.earlier {
+		n += l.bytes()
+	}
+	return n
+}
+
+func (r *Recorder) roomLocked() bool {
+	return r.bytesLocked()+r.config.SegmentBytes <= r.config.MaxBytes
+}
+
+// Log is the running boot's.
+func (r *Recorder) Log() *Log { return r.log }
+
+// Earlier are the logs that earlier boots have left, oldest first.
+func (r *Recorder) Earlier() []*Log {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.earlier)
+}
+
+// Warnings are what Open found wrong in the spool and went on without.
+func (r *Recorder) Warnings() []error { return slices.Clone(r.warnings) }
+
+// Degraded is why clicks are held in plain memory although the level is
+// process; nil when they are not.
+func (r *Recorder) Degraded() error {
+	if err := r.degraded.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Last is the highest sequence that was given out.
+func (r *Recorder) Last() uint64 {
+	for {
+		s := r.current.Load()
+		if s == nil {
+			return r.first.Load() - 1
+		}
+		if count, _, ok := s.begun(); ok {
+			return s.first.Load() + count - 1
+		}
+		runtime.Gosched() // it is being sealed
+	}
+}
+
+// Ledger is the running boot's account.
+func (r *Recorder) Ledger() Ledger {
+	account := Ledger{Recorded: r.Last() - r.log.boot.lost.Load(), Dropped: r.log.dropped()}
+	account.Answered = account.Recorded + account.Lost()
+	return account
+}
+
+// End makes the running log final: what Record is given from now on is
+// counted as dropped. Call it when the last request has been answered.
+func (r *Recorder) End() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return
+	}
+	r.ended = true
+	r.log.boot.ended.Store(1)
+	for {
+		s := r.current.Load()
+		if s == nil {
+			return
+		}
+		// Taking more than there is seals a segment like any click that
+		// does not fit; when a click was sooner, the next one is tried.
+		if _, index, p := s.place(int(s.size) + 1); p == last {
+			first := s.first.Load() + uint64(index)
+			r.first.Store(first)
+			s.sealed.Store(int64(index) + 1)
+			r.current.Store(nil)
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// Close ends the recorder. What has not been acknowledged stays in the
+// folder for the next boot; at level memory it is lost.
+func (r *Recorder) Close() error {
+	r.End()
+	r.mu.Lock()
+	again := r.closed
+	r.closed = true
+	r.mu.Unlock()
+	if again {
+		return nil
+	}
+	close(r.stop)
+	r.stopped.Wait()
+	if r.metrics != nil {
+		r.config.Registerer.Unregister(r.metrics)
+	}
+	// Acknowledged clicks have no use without a process that could publish
+	// them again, unless others are left that the next boot will bring.
+	if r.log.Acknowledged() >= r.Last() {
+		return errors.Join(r.log.discard(), r.release())
+	}
+	return errors.Join(r.log.boot.close(false), r.release())
+}
+
+// discard removes a log with its folder.
+func (l *Log) discard() error { return l.boot.close(true) }
+
+// release lets go of the earlier boots' folders.
+func (r *Recorder) release() error {
+	var errs []error
+	for _, l := range r.earlier {
+		errs = append(errs, l.boot.close(false))
+	}
+	return errors.Join(errs...)
+}

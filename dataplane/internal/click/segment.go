@@ -1,0 +1,269 @@
+package click
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A segment begins with 64 bytes, native byte order where atomics are used
+// and little-endian elsewhere:
+//
+//	 0  8 bytes  magic and version of the format
+//	 8  u64  boot
+//	16  u64  number in its boot, from 1
+//	24  u32  salt of the checksums
+//	28  u32  CRC-32C of the bytes before
+//	32  u64  sequence of the record with index 0; 0 while the segment is spare
+//	40       zeros
+const (
+	segmentMagic = "AFFSEG\x00\x01"
+	segmentHead  = 64
+	pageSize     = 4096
+
+	// The state of a segment is one word: how many records were begun
+	// (above) and the offset behind the last of them (below).
+	offsetBits = 40
+	offsetMask = 1<<offsetBits - 1
+)
+
+// segment is a piece of a spool. While it is current, any goroutine may take
+// a place in it; once it is sealed, its count of records is final.
+type segment struct {
+	number   uint64
+	salt     uint32
+	size     int64
+	path     string                 // empty: plain memory
+	mem      atomic.Pointer[[]byte] // nil while it is not mapped; set under the log's mutex
+	pins     int                    // cursors in it, under the log's mutex
+	lent     bool                   // mapped for reading only, under the log's mutex
+	released bool                   // its pages were given back, under the log's mutex
+
+	// Set once, when the segment becomes current or is recovered.
+	first  atomic.Uint64 // sequence of index 0 as it was recorded
+	sealed atomic.Int64  // count of records plus one; 0 until it is known
+
+	// What recovery found; see recover.go.
+	shift uint64   // holes in earlier segments
+	holes []uint32 // indexes that were never answered
+
+	recovered bool      // of an earlier boot: damage is possible
+	ackedAt   time.Time // when all of it was seen to be acknowledged
+
+	_     [64]byte // state has a cache line of its own
+	state atomic.Uint64
+	_     [56]byte
+}
+
+// newSegment makes a spare segment: a file in dir, whose every page is there
+// and writable, or plain memory when dir is empty.
+func newSegment(dir string, boot, number uint64, size int64) (*segment, error) {
+	s := &segment{number: number, salt: rand.Uint32(), size: size}
+	var mem []byte
+	if dir == "" {
+		mem = make([]byte, size)
+	} else {
+		s.path = filepath.Join(dir, fmt.Sprintf("%012d.seg", number))
+		var err error
+		if mem, err = createMapped(s.path, size); err != nil {
+			return nil, fmt.Errorf("create segment: %w", err)
+		}
+	}
+	populate(mem) // so that no writer meets a page for the first time
+	copy(mem, segmentMagic)
+	binary.LittleEndian.PutUint64(mem[8:], boot)
+	binary.LittleEndian.PutUint64(mem[16:], number)
+	binary.LittleEndian.PutUint32(mem[24:], s.salt)
+	binary.LittleEndian.PutUint32(mem[28:], crc32.Checksum(mem[:28], castagnoli))
+	s.state.Store(segmentHead)
+	s.mem.Store(&mem)
+	return s, nil
+}
+
+// bytes is the whole segment, or nil while it is not mapped.
+func (s *segment) bytes() []byte {
+	if mem := s.mem.Load(); mem != nil {
+		return *mem
+	}
+	return nil
+}
+
+// use makes a spare segment ready to be current.
+func (s *segment) use(first uint64) {
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&s.bytes()[32])), first)
+	s.first.Store(first)
+}
+
+// placing is what came of an attempt to take a place.
+type placing uint8
+
+const (
+	placed placing = iota // the place is the caller's, who must fill it
+	last                  // did not fit; index is the final count, and the caller must rotate
+	closed                // did not fit, and someone else rotates
+)
+
+// place takes size bytes.
+func (s *segment) place(size int) (pos int, index uint32, p placing) {
+	if int64(s.state.Load()&offsetMask) > s.size {
+		return 0, 0, closed // keeps the count of begun records small while waiting
+	}
+	state := s.state.Add(1<<offsetBits | uint64(size))
+	end := int64(state & offsetMask)
+	pos, index = int(end)-size, uint32(state>>offsetBits)-1
+	switch {
+	case end <= s.size:
+		return pos, index, placed
+	case int64(pos) <= s.size:
+		return pos, index, last // only one addition crosses the end
+	}
+	return pos, index, closed
+}
+
+// begun says how many records were begun; false when the segment is over and
+// its count is to be had from sealed.
+func (s *segment) begun() (count uint64, offset int64, ok bool) {
+	state := s.state.Load()
+	offset = int64(state & offsetMask)
+	return state >> offsetBits, offset, offset <= s.size
+}
+
+// openSegment reads the head of a segment of an earlier boot. It gives nil
+// when the segment was never used.
+func openSegment(path string, boot uint64) (*segment, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	var head [segmentHead]byte
+	_, err = f.ReadAt(head[:], 0)
+	le := binary.LittleEndian
+	if err != nil || string(head[:8]) != segmentMagic || le.Uint32(head[28:]) != crc32.Checksum(head[:28], castagnoli) {
+		// The process may have died while it made the segment.
+		if b, err := os.ReadFile(path); err == nil && len(bytes.Trim(b[min(32, len(b)):], "\x00")) == 0 {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%s: no segment of this format", path)
+	}
+	if le.Uint64(head[8:]) != boot {
+		return nil, fmt.Errorf("%s: belongs to another boot", path)
+	}
+	first := binary.NativeEndian.Uint64(head[32:])
+	if first == 0 {
+		return nil, nil
+	}
+	s := &segment{
+		number:    le.Uint64(head[16:]),
+		salt:      le.Uint32(head[24:]),
+		size:      info.Size(),
+		path:      path,
+		recovered: true,
+	}
+	s.first.Store(first)
+	return s, nil
+}
+
+// mapIn maps a segment whose file is not mapped.
+func (s *segment) mapIn() error {
+	if s.mem.Load() != nil {
+		return nil
+	}
+	f, err := os.Open(s.path)
+	if err != nil {
+		return fmt.Errorf("open segment: %w", err)
+	}
+	defer f.Close()
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(s.size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map segment: %w", err)
+	}
+	s.mem.Store(&mem)
+	s.lent = true
+	return nil
+}
+
+// mapOut gives back the memory of a segment whose bytes stay in its file.
+func (s *segment) mapOut() {
+	if mem := s.bytes(); mem != nil && s.path != "" {
+		s.mem.Store(nil)
+		_ = unix.Munmap(mem) // fails only for what was never mapped
+	}
+}
+
+// release gives the pages of a file's segment back to the kernel, which has
+// their bytes, while it waits to be read. It stays mapped: a writer may still
+// be filling its place.
+func (s *segment) release() {
+	if mem := s.bytes(); mem != nil && s.path != "" && !s.released {
+		s.released = true
+		_ = unix.Madvise(mem, unix.MADV_DONTNEED) // advice
+	}
+}
+
+// remove deletes the segment for good.
+func (s *segment) remove() error {
+	s.mapOut()
+	if s.path == "" {
+		s.mem.Store(nil)
+		return nil
+	}
+	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove segment: %w", err)
+	}
+	return nil
+}
+
+// createMapped creates a file whose blocks are all there, so that no store can
+// fail for want of space, and maps it.
+func createMapped(path string, size int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	mem, err := func() ([]byte, error) {
+		if err := allocate(f, size); err != nil {
+			return nil, err
+		}
+		return unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}()
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	return mem, nil
+}
+
+// writeZeros gives a new file its blocks where the system has no call for it.
+func writeZeros(f *os.File, size int64) error {
+	zeros := make([]byte, 1<<20)
+	for size > 0 {
+		n, err := f.Write(zeros[:min(size, int64(len(zeros)))])
+		if err != nil {
+			return err
+		}
+		size -= int64(n)
+	}
+	return nil
+}
+
+// touch writes to every page.
+func touch(mem []byte) {
+	for i := 0; i < len(mem); i += pageSize {
+		mem[i] = 0
+	}
+}

@@ -1,0 +1,89 @@
+// Package natstest runs a real NATS server with JetStream inside a test. It is
+// for tests and benchmarks only, and not for concurrent use by several
+// goroutines.
+package natstest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Server is an embedded server that can be stopped and started again on the
+// same port and with the same store.
+type Server struct {
+	t       testing.TB
+	options server.Options
+	server  *server.Server
+}
+
+// Start runs a server on a free port, with its store in a folder of the test.
+// Each change is applied to its options first. The server stops with the test.
+func Start(t testing.TB, change ...func(*server.Options)) *Server {
+	t.Helper()
+	s := &Server{t: t, options: server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
+		JetStream: true, StoreDir: t.TempDir(),
+	}}
+	for _, c := range change {
+		c(&s.options)
+	}
+	s.Restart()
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// Restart starts the server after Stop, on the same port.
+func (s *Server) Restart() {
+	s.t.Helper()
+	options := s.options
+	running, err := server.NewServer(&options)
+	if err != nil {
+		s.t.Fatalf("start NATS server: %v", err)
+	}
+	go running.Start()
+	if !running.ReadyForConnections(20 * time.Second) {
+		s.t.Fatal("NATS server is not ready after 20 s")
+	}
+	s.server = running
+	s.options.Port = options.Port
+}
+
+// Stop ends the server and waits until it has. It may be called twice.
+func (s *Server) Stop() {
+	if s.server != nil {
+		s.server.Shutdown()
+		s.server.WaitForShutdown()
+		s.server = nil
+	}
+}
+
+// URL is where clients connect; it stays the same over a restart.
+func (s *Server) URL() string {
+	s.t.Helper()
+	if s.server == nil {
+		s.t.Fatal("NATS server is stopped")
+	}
+	return s.server.ClientURL()
+}
+
+// Server is the server itself, for what is not wrapped here.
+func (s *Server) Server() *server.Server { return s.server }
+
+// JetStream is a client of the server that closes with the test.
+func (s *Server) JetStream() jetstream.JetStream {
+	s.t.Helper()
+	conn, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
+	if err != nil {
+		s.t.Fatalf("connect to NATS: %v", err)
+	}
+	s.t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		s.t.Fatalf("open JetStream: %v", err)
+	}
+	return js
+}

@@ -1,0 +1,126 @@
+package redirect
+
+import (
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/affleet/affleet/proto/link"
+)
+
+// clock tells the time for the price of one reading of the monotonic clock:
+// once per second, whoever comes first reads the wall clock and formats the
+// Date header for all.
+type clock struct {
+	start  time.Time
+	second atomic.Pointer[second]
+}
+
+// second is a second of the wall clock.
+type second struct {
+	mono  int64  // ns since the clock's start when the wall clock was read
+	wall  int64  // µs since 1970 at that moment
+	until int64  // ns since the clock's start when it is over
+	date  string // as in a Date header
+}
+
+func newClock() *clock {
+	c := &clock{start: time.Now()}
+	c.renew(0)
+	return c
+}
+
+// read gives the ns since the clock's start and the second that they are in.
+func (c *clock) read() (int64, *second) {
+	mono := int64(time.Since(c.start))
+	s := c.second.Load()
+	if mono >= s.until {
+		s = c.renew(mono)
+	}
+	return mono, s
+}
+
+func (c *clock) renew(mono int64) *second {
+	now := time.Now()
+	rest := int64(time.Second) - int64(now.Nanosecond())
+	s := &second{
+		mono:  mono,
+		wall:  now.UnixMicro(),
+		until: mono + rest,
+		date:  now.UTC().Format(dateFormat),
+	}
+	c.second.Store(s)
+	return s
+}
+
+// unixMicro is the wall clock's time at mono, in µs since 1970.
+func (s *second) unixMicro(mono int64) int64 { return s.wall + (mono-s.mono)/1000 }
+
+const dateFormat = "Mon, 02 Jan 2006 15:04:05 GMT"
+
+// redirectStart begins the answer to a redirect, up to its Date.
+func redirectStart(status int) string {
+	switch status {
+	case 301:
+		return "HTTP/1.1 301 Moved Permanently\r\nContent-Length: 0\r\nDate: "
+	case 303:
+		return "HTTP/1.1 303 See Other\r\nContent-Length: 0\r\nDate: "
+	case 307:
+		return "HTTP/1.1 307 Temporary Redirect\r\nContent-Length: 0\r\nDate: "
+	case 308:
+		return "HTTP/1.1 308 Permanent Redirect\r\nContent-Length: 0\r\nDate: "
+	}
+	return "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nDate: "
+}
+
+// ending gives the lines that end a head: whether the connection stays.
+func (h *head) ending() string {
+	switch {
+	case h.closing:
+		return "\r\nConnection: close\r\n\r\n"
+	case h.keepAlive:
+		return "\r\nConnection: keep-alive\r\n\r\n"
+	}
+	return "\r\n\r\n"
+}
+
+// appendRedirect appends the answer that sends the client to d.Location.
+func appendRedirect(dst []byte, h *head, d *link.Decision, date string) []byte {
+	dst = append(dst, redirectStart(d.Status)...)
+	dst = append(dst, date...)
+	dst = append(dst, "\r\nLocation: "...)
+	dst = append(dst, d.Location...)
+	dst = append(dst, "\r\nCache-Control: "...)
+	dst = append(dst, d.CacheControl...)
+	return append(dst, h.ending()...)
+}
+
+// page is an answer that is no redirect.
+type page struct{ before, after, body string }
+
+func newPage(status, extra, body string) page {
+	return page{
+		before: "HTTP/1.1 " + status + "\r\nDate: ",
+		after: "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: " + strconv.Itoa(len(body)) +
+			"\r\nCache-Control: no-store" + extra,
+		body: body,
+	}
+}
+
+var (
+	notFoundPage    = newPage("404 Not Found", "", "not found\n")
+	gonePage        = newPage("410 Gone", "", "gone\n")
+	unavailablePage = newPage("503 Service Unavailable", "\r\nRetry-After: 1", "this node has no links yet\n")
+)
+
+// append appends the page; an answer to HEAD goes without its body.
+func (p *page) append(dst []byte, h *head, date string) []byte {
+	dst = append(dst, p.before...)
+	dst = append(dst, date...)
+	dst = append(dst, p.after...)
+	dst = append(dst, h.ending()...)
+	if !h.isHead {
+		dst = append(dst, p.body...)
+	}
+	return dst
+}

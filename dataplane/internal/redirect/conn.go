@@ -1,0 +1,312 @@
+package redirect
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+)
+
+// ending says whether and how a connection ends.
+type ending uint8
+
+const (
+	open      ending = iota
+	closeNow         // close it
+	closeSoon        // the client may still be sending: let it read the answer first
+)
+
+const (
+	// How long, and for how many bytes, a refused client is listened to.
+	lingerTime  = time.Second
+	lingerBytes = 256 << 10
+
+	// How long a connection that has sent nothing yet may do so while its group
+	// drains: its first request may be on its way.
+	freshGrace = time.Second
+)
+
+// past is a deadline that ends every wait.
+var past = time.Unix(1, 0)
+
+// conn is one connection. It belongs to its goroutine; only the read deadline
+// is also moved by the group, to wake it.
+type conn struct {
+	srv   *Server
+	group *group
+	nc    net.Conn
+	raw   syscall.RawConn // nil when the poller does not know it
+	addr  netip.Addr
+
+	end      ending
+	served   bool   // at least one head was answered
+	draining bool   // it has noticed that its group drains
+	rest     []byte // the start of a head that is not complete
+	since    int64  // when its first byte came, ns of the clock
+	last     int64  // when the last bytes came, ns of the clock
+}
+
+// serve runs the connection until it ends.
+func (c *conn) serve() {
+	defer c.group.finish(c)
+	defer c.rescue()
+	c.last, _ = c.srv.clock.read()
+	c.arm(c.due(c.last))
+	wait := c.readBlocking
+	if c.raw = rawConn(c.nc); c.raw != nil {
+		ready := c.ready // the one closure of the connection
+		wait = func() error { return c.raw.Read(ready) }
+	}
+	for c.end == open {
+		err := wait()
+		if err == nil || c.end != open {
+			continue
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || c.expired() {
+			return
+		}
+	}
+	if c.end == closeSoon {
+		c.linger()
+	}
+}
+
+// rescue ends a connection whose goroutine panicked, and that one only.
+func (c *conn) rescue() {
+	if recover() != nil {
+		c.srv.conns.panics.Add(1)
+	}
+}
+
+// rawConn gives access to the descriptor of a connection of the runtime's
+// poller, nil when it has none.
+func rawConn(nc net.Conn) syscall.RawConn {
+	s, ok := nc.(syscall.Conn)
+	if !ok || !polled {
+		return nil
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// ready is called when the socket may have input, with the descriptor held. It
+// gives true when the connection ends, and false to be called again. The
+// poller reports a socket once for each arrival, so it reads until nothing is
+// left. (Leaving out the last read, which mostly finds nothing, was tried: no
+// gain could be measured, and an end that came with the last bytes is missed.)
+func (c *conn) ready(fd uintptr) bool {
+	w := c.srv.works.Get().(*work)
+	n := copy(w.in, c.rest)
+	seen := n
+	for c.end == open {
+		m, errno := recv(fd, w.in[n:])
+		n += m
+		final := c.group.draining.Load()
+		if final && m > 0 && n < len(w.in) {
+			continue // which request is the last, only all of them can tell
+		}
+		if n > seen {
+			n = c.answer(w, fd, seen, n, final)
+			seen = n
+		}
+		if m == 0 {
+			if errno != syscall.EAGAIN && c.end == open {
+				c.end = closeNow
+			}
+			break
+		}
+	}
+	c.keep(w, n)
+	c.srv.works.Put(w)
+	return c.end != open
+}
+
+// readBlocking does the same for a connection that the poller does not know.
+func (c *conn) readBlocking() error {
+	w := c.srv.works.Get().(*work)
+	defer c.srv.works.Put(w)
+	n := copy(w.in, c.rest)
+	m, err := c.nc.Read(w.in[n:])
+	if m > 0 {
+		n = c.answer(w, 0, n, n+m, c.group.draining.Load())
+	}
+	c.keep(w, n)
+	w.forget()
+	return err
+}
+
+// answer answers the complete heads in w.in[:n], of which the bytes before
+// seen have been looked at in vain, with one write. It moves what is left to
+// the front of w.in and gives its length. Final says that the last complete
+// head is the connection's last, unless w.in is full: there may be more then.
+func (c *conn) answer(w *work, fd uintptr, seen, n int, final bool) int {
+	w.begin(c.srv)
+	c.last = w.mono
+	full := n == len(w.in)
+	if seen > 0 && !full && !mayEnd(w.in[max(0, seen-2):n]) {
+		return n // a head in crumbs is not parsed for each
+	}
+	used := 0
+	for c.end == open && used < n {
+		size, why := w.head.parse(w.in[used:n])
+		if why == accepted && size == 0 {
+			if used > 0 || !full {
+				break
+			}
+			if why = longHead; bytes.IndexByte(w.in[:n], '\n') < 0 {
+				why = longTarget
+			}
+		}
+		used += size
+		if why == accepted {
+			if final && !full && !mayEnd(w.in[used:n]) {
+				w.head.closing = true
+			}
+			why = c.decide(w)
+		}
+		if why != accepted {
+			w.refuse(why)
+			c.end = closeSoon
+		} else if w.head.closing {
+			c.end = closeNow
+			if used < n || full || final {
+				c.end = closeSoon
+			}
+		}
+		if len(w.out) >= maxOut {
+			c.flush(w, fd)
+		}
+	}
+	c.flush(w, fd)
+	if used == 0 {
+		return n
+	}
+	c.served = true
+	c.since = w.mono
+	return copy(w.in, w.in[used:n])
+}
+
+// mayEnd says whether b has what a head could end with, be it malformed.
+func mayEnd(b []byte) bool {
+	return bytes.Contains(b, []byte("\n\r\n")) || bytes.Contains(b, []byte("\n\n"))
+}
+
+// flush sends w.out. What the socket does not take at once is sent as it
+// does, for at most the write timeout.
+func (c *conn) flush(w *work, fd uintptr) {
+	out := w.out
+	w.out = w.out[:0]
+	if len(out) == 0 {
+		return
+	}
+	if fd != 0 {
+		n, errno := send(fd, out)
+		if n == len(out) {
+			return
+		}
+		if errno != 0 && errno != syscall.EAGAIN {
+			c.end = closeNow
+			return
+		}
+		out = out[n:]
+	}
+	_ = c.nc.SetWriteDeadline(time.Now().Add(c.srv.cfg.WriteTimeout))
+	if _, err := c.nc.Write(out); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.srv.conns.writeTimeouts.Add(1)
+		}
+		c.end = closeNow
+	}
+}
+
+// keep leaves the n bytes of an incomplete head with the connection, and sees
+// to it that the head is complete in time.
+func (c *conn) keep(w *work, n int) {
+	switch {
+	case c.end != open:
+	case n == 0:
+		if c.rest != nil {
+			c.rest = nil
+		}
+		if c.draining && c.served {
+			c.end = closeNow
+		}
+	case c.rest != nil:
+		c.rest = append(c.rest[:0], w.in[:n]...)
+	default:
+		c.since = w.mono
+		c.rest = append(c.rest, w.in[:n]...)
+		c.arm(c.due(w.mono))
+	}
+}
+
+// due gives the moment until which the connection may wait, in ns of the
+// clock.
+func (c *conn) due(now int64) int64 {
+	switch {
+	case c.rest != nil:
+		return c.since + int64(c.srv.cfg.HeadTimeout)
+	case c.draining:
+		return now + int64(freshGrace)
+	default:
+		return c.last + int64(c.srv.cfg.IdleTimeout)
+	}
+}
+
+// arm sets the read deadline to a moment of the clock. It costs too much to be
+// done for each request, so a deadline that passes is usually early, and
+// expired sets the next.
+func (c *conn) arm(at int64) {
+	_ = c.nc.SetReadDeadline(c.srv.clock.start.Add(time.Duration(at)))
+	if !c.draining && c.group.draining.Load() {
+		_ = c.nc.SetReadDeadline(past) // the group may have done so just before
+	}
+}
+
+// expired says, when the read deadline has passed, whether the connection's
+// time is over; if not, it sets the next deadline.
+func (c *conn) expired() bool {
+	now, _ := c.srv.clock.read()
+	due := c.due(now)
+	if c.group.draining.Load() {
+		if c.draining && c.rest == nil || c.raw == nil && c.served && c.rest == nil {
+			return true
+		}
+		c.draining = true
+		due = c.due(now)
+	}
+	if now < due {
+		c.arm(due)
+		return false
+	}
+	if c.rest != nil {
+		c.srv.conns.headTimeouts.Add(1)
+	} else {
+		c.srv.conns.idleTimeouts.Add(1)
+	}
+	return true
+}
+
+// linger closes the writing side and reads on for a moment: closing a socket
+// that has unread input resets it, and the client would lose the answer.
+func (c *conn) linger() {
+	half, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	_ = c.nc.SetReadDeadline(time.Now().Add(lingerTime))
+	var buf [1024]byte
+	for left := lingerBytes; left > 0; {
+		n, err := c.nc.Read(buf[:])
+		if err != nil {
+			return
+		}
+		left -= n
+	}
+}

@@ -1,0 +1,174 @@
+package redirect
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// shape is one entry of testdata/requests.txt.
+type shape struct {
+	name    string
+	request string
+	want    []int
+	open    bool
+}
+
+func readShapes(t testing.TB) []shape {
+	t.Helper()
+	f, err := os.Open("testdata/requests.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	var shapes []shape
+	lines := bufio.NewScanner(f)
+	for n := 1; lines.Scan(); n++ {
+		line := lines.Text()
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		mark, rest, ok := strings.Cut(line, " ")
+		if !ok || mark != ":" && len(shapes) == 0 {
+			t.Fatalf("line %d: %q", n, line)
+		}
+		switch mark {
+		case ":":
+			shapes = append(shapes, shape{name: rest})
+		case ">":
+			times := 1
+			if count, s, ok := strings.Cut(rest, `*"`); ok && !strings.HasPrefix(rest, `"`) {
+				if times, err = strconv.Atoi(count); err != nil {
+					t.Fatalf("line %d: %v", n, err)
+				}
+				rest = `"` + s
+			}
+			s, err := strconv.Unquote(rest)
+			if err != nil {
+				t.Fatalf("line %d: %v", n, err)
+			}
+			shapes[len(shapes)-1].request += strings.Repeat(s, times)
+		case "<":
+			fields := strings.Fields(rest)
+			last := len(fields) - 1
+			for _, f := range fields[:last] {
+				status, err := strconv.Atoi(f)
+				if err != nil {
+					t.Fatalf("line %d: %v", n, err)
+				}
+				shapes[len(shapes)-1].want = append(shapes[len(shapes)-1].want, status)
+			}
+			shapes[len(shapes)-1].open = fields[last] == "open"
+			if !shapes[len(shapes)-1].open && fields[last] != "closed" {
+				t.Fatalf("line %d: %q", n, line)
+			}
+		default:
+			t.Fatalf("line %d: %q", n, line)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return shapes
+}
+
+// pipes is a listener whose connections the runtime's poller does not know.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func newPipes() *pipes { return &pipes{make(chan net.Conn), make(chan struct{})} }
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error {
+	select {
+	case <-p.closed:
+	default:
+		close(p.closed)
+	}
+	return nil
+}
+
+func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipes", Net: "unix"} }
+
+func (p *pipes) dial() net.Conn {
+	here, there := net.Pipe()
+	p.conns <- there
+	return here
+}
+
+func TestRequestShapes(t *testing.T) {
+	shapes := readShapes(t)
+	if len(shapes) < 100 {
+		t.Fatalf("only %d shapes", len(shapes))
+	}
+	over := func(pieces int, dial func(testing.TB) *client) func(*testing.T) {
+		return func(t *testing.T) {
+			for _, s := range shapes {
+				t.Run(s.name, func(t *testing.T) { checkShape(t, dial(t), s, pieces) })
+			}
+		}
+	}
+	tcp := startNode(t, time.Second)
+	t.Run("at once", over(1, tcp.dial))
+	t.Run("in pieces", over(64, tcp.dial))
+	listener := newPipes()
+	serveOn(t, listener, time.Second)
+	t.Run("blocking", over(3, func(t testing.TB) *client { return newClient(t, listener.dial()) }))
+}
+
+// checkShape sends the shape in so many pieces and checks the answers.
+func checkShape(t *testing.T, c *client, s shape, pieces int) {
+	go func() { // the server may answer, and close, before it has everything
+		all := s.request + getLast
+		size := max(1, len(all)/pieces)
+		for len(all) > 0 {
+			n := min(size, len(all))
+			if _, err := io.WriteString(c.Conn, all[:n]); err != nil {
+				return
+			}
+			all = all[n:]
+		}
+	}()
+	want := s.want
+	if s.open {
+		want = append(want[:len(want):len(want)], 302)
+	}
+	for i, status := range want {
+		resp, body := c.answer("GET")
+		if resp == nil {
+			t.Fatalf("the connection ended, want answers %v and got %d", want, i)
+		}
+		if resp.StatusCode != status {
+			t.Fatalf("got %s %q, want answers %v and had %d", resp.Status, body, want, i)
+		}
+		last := i == len(want)-1
+		if resp.Close != last {
+			t.Errorf("answer %d of %v: Connection: close is %v", i+1, want, resp.Close)
+		}
+		if status == 302 && resp.Header.Get("Location") == "" || status == 405 && resp.Header.Get("Allow") != "GET, HEAD" {
+			t.Errorf("answer %d lacks a header: %v", i+1, resp.Header)
+		}
+	}
+	if _, err := c.r.Peek(1); err != io.EOF && (s.open || want[len(want)-1] >= 400 || !errors.Is(err, syscall.ECONNRESET)) {
+		// A served connection that closes does not wait for what a client sends
+		// although it has said that it would not.
+		t.Errorf("got %v, want the end of the connection", err)
+	}
+}

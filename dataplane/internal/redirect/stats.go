@@ -1,0 +1,143 @@
+package redirect
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/affleet/affleet/proto/link"
+)
+
+// What requests are counted as. The first places are the outcomes of redirects.
+const (
+	numOutcomes      = 16
+	countNotFound    = numOutcomes
+	countGone        = countNotFound + 1
+	countUnavailable = countGone + 1
+	countRefused     = countUnavailable + 1 // and a refusal
+	numCounts        = countRefused + int(numRefusals)
+)
+
+// counts is one of several blocks of counters, so that cores do not share
+// cache lines.
+type counts struct {
+	n [numCounts]atomic.Uint64
+	_ [64]byte
+}
+
+func (c *counts) add(i int) { c.n[i].Add(1) }
+
+// connCounts counts what happens once per connection or less.
+type connCounts struct {
+	accepted, overLimit, overAddrLimit        atomic.Uint64
+	headTimeouts, idleTimeouts, writeTimeouts atomic.Uint64
+	acceptErrors, panics, cut                 atomic.Uint64
+}
+
+// Stats is what a Server has done since New.
+type Stats struct {
+	Redirects   uint64            // answered with a Location; each is a click
+	Outcomes    map[string]uint64 // redirects by link.Outcome
+	NotFound    uint64            // answered with 404
+	Gone        uint64            // answered with 410
+	Unavailable uint64            // answered with 503, for want of a table
+	Refused     uint64            // heads answered with an error, and the connection closed
+	Refusals    map[string]uint64 // Refused by reason
+
+	Open          int    // connections now
+	Accepted      uint64 // connections that were served
+	OverLimit     uint64 // connections closed at once: MaxConns
+	OverAddrLimit uint64 // connections closed at once: MaxConnsPerAddr
+	HeadTimeouts  uint64 // connections closed: the head was not complete in time
+	IdleTimeouts  uint64 // connections closed: no request in time
+	WriteTimeouts uint64 // connections closed: the client did not read its answers
+	AcceptErrors  uint64 // failed accepts that were tried again, for want of descriptors above all
+	Panics        uint64 // connections closed by a defect in this program
+	Cut           uint64 // connections closed because the time to drain was over
+}
+
+// Requests is the number of all answers.
+func (s *Stats) Requests() uint64 {
+	return s.Redirects + s.NotFound + s.Gone + s.Unavailable + s.Refused
+}
+
+// Stats sums up the counters. It may miss what happens meanwhile.
+func (s *Server) Stats() Stats {
+	var n [numCounts]uint64
+	for i := range s.counts {
+		for j := range n {
+			n[j] += s.counts[i].n[j].Load()
+		}
+	}
+	c := &s.conns
+	st := Stats{
+		NotFound: n[countNotFound], Gone: n[countGone], Unavailable: n[countUnavailable],
+		Outcomes: map[string]uint64{}, Refusals: map[string]uint64{},
+		Open:     s.limits.open(),
+		Accepted: c.accepted.Load(), OverLimit: c.overLimit.Load(), OverAddrLimit: c.overAddrLimit.Load(),
+		HeadTimeouts: c.headTimeouts.Load(), IdleTimeouts: c.idleTimeouts.Load(), WriteTimeouts: c.writeTimeouts.Load(),
+		AcceptErrors: c.acceptErrors.Load(), Panics: c.panics.Load(), Cut: c.cut.Load(),
+	}
+	for o, k := range n[:numOutcomes] {
+		st.Redirects += k
+		if name := link.Outcome(o).String(); name != "" {
+			st.Outcomes[name] = k
+		}
+	}
+	for why := badRequestLine; why < numRefusals; why++ {
+		k := n[countRefused+int(why)]
+		st.Refused += k
+		st.Refusals[refusals[why].reason] = k
+	}
+	return st
+}
+
+var (
+	requestsDesc = prometheus.NewDesc("aff_redirect_requests_total",
+		"Requests answered, by outcome: those of redirects, not_found_page, gone_page, unavailable.", []string{"outcome"}, nil)
+	refusedDesc = prometheus.NewDesc("aff_redirect_refused_total",
+		"Request heads answered with an error and a closed connection, by reason.", []string{"reason"}, nil)
+	openDesc = prometheus.NewDesc("aff_redirect_connections",
+		"Connections now.", nil, nil)
+	acceptedDesc = prometheus.NewDesc("aff_redirect_connections_accepted_total",
+		"Connections that were served.", nil, nil)
+	endedDesc = prometheus.NewDesc("aff_redirect_connections_dropped_total",
+		"Connections that the server closed on its own, by reason.", []string{"reason"}, nil)
+	acceptErrorsDesc = prometheus.NewDesc("aff_redirect_accept_errors_total",
+		"Failed accepts that were tried again.", nil, nil)
+)
+
+// collector reports a Server's Stats to Prometheus.
+type collector struct{ s *Server }
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc} {
+		ch <- d
+	}
+}
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	st := c.s.Stats()
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	for outcome, v := range st.Outcomes {
+		count(requestsDesc, v, outcome)
+	}
+	count(requestsDesc, st.NotFound, "not_found_page")
+	count(requestsDesc, st.Gone, "gone_page")
+	count(requestsDesc, st.Unavailable, "unavailable")
+	for reason, v := range st.Refusals {
+		count(refusedDesc, v, reason)
+	}
+	ch <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(st.Open))
+	count(acceptedDesc, st.Accepted)
+	count(endedDesc, st.OverLimit, "limit")
+	count(endedDesc, st.OverAddrLimit, "address_limit")
+	count(endedDesc, st.HeadTimeouts, "head_timeout")
+	count(endedDesc, st.IdleTimeouts, "idle_timeout")
+	count(endedDesc, st.WriteTimeouts, "write_timeout")
+	count(endedDesc, st.Panics, "panic")
+	count(endedDesc, st.Cut, "drain")
+	count(acceptErrorsDesc, st.AcceptErrors)
+}

@@ -1,0 +1,265 @@
+package table
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+
+	"github.com/affleet/affleet/proto/link"
+)
+
+// ids numbers builders. 0 is none.
+var ids atomic.Uint64
+
+// maxHint bounds what a hint may cost before anything is put, in links.
+const maxHint = 64 << 20
+
+// Builder makes a Table. It is used by one goroutine, and no more after Build.
+type Builder struct {
+	contents
+	id      uint64 // what it owns is marked with this; 0 once it has built
+	line    uint64
+	sharing bool // shards is still the list of the table that is edited
+	each    int  // links expected per shard of a full build; 0 in an edit
+	bytes   int  // of all links that were put, for the mean
+	puts    int
+}
+
+// NewBuilder begins a table from nothing. The hint is the number of entries to
+// come, or 0; it may be wrong.
+func NewBuilder(hint int) *Builder {
+	hint = min(max(hint, 0), maxHint)
+	b := &Builder{id: ids.Add(1)}
+	b.line = b.id
+	b.bits = uint8(bits.Len(uint(hint / (maxLinks * 3 / 4))))
+	b.each = hint>>b.bits + 1
+	b.shards = make([]*shard, 1<<b.bits)
+	all := make([]shard, len(b.shards))
+	for i := range b.shards {
+		all[i] = shard{depth: b.bits, owner: b.id, line: b.line}
+		b.shards[i] = &all[i]
+	}
+	return b
+}
+
+// Edit begins a table that differs from t by what is put and deleted. It shares
+// what is not touched with t, which stays as it is. Any number of edits may
+// begin from one table, at any time; the first of them is the cheapest.
+func (t *Table) Edit() *Builder {
+	b := &Builder{contents: t.contents, id: ids.Add(1), sharing: true}
+	b.line = b.id
+	if t.claimed.CompareAndSwap(false, true) {
+		b.line = t.line
+	}
+	return b
+}
+
+// Len is the number of entries.
+func (b *Builder) Len() int { return b.len() }
+
+// Hash is the set hash of all entries.
+func (b *Builder) Hash() link.SetHash { return b.hash }
+
+// Build gives the table, as version v. The builder is spent.
+func (b *Builder) Build(v Version) *Table {
+	b.check()
+	if b.each > 0 {
+		b.trim()
+	}
+	t := &Table{version: v, contents: b.contents, line: b.line}
+	t.anyHost = t.contents.hosts.get(nameHash(anyHost), anyHost)
+	*b = Builder{}
+	return t
+}
+
+func (b *Builder) check() {
+	if b.id == 0 {
+		panic("BUG: table builder used after Build")
+	}
+}
+
+// trim gives back what was too much room for the entries of a full build.
+func (b *Builder) trim() {
+	for i := 0; i < len(b.shards); {
+		s := b.shards[i]
+		if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/64 {
+			s.resize(s.live())
+		}
+		if len(s.index) > max(s.n*7/4, 16) {
+			s.reindex(s.n, s.arena, func(off, _ uint32, _ []byte) uint32 { return off })
+		}
+		i += 1 << (b.bits - s.depth)
+	}
+}
+
+// Put puts an entry, or replaces the one with this key. Both are copied. It is
+// an error, and changes nothing, if the key is none, does not belong to the
+// value, or the value does not compile; the error names the key.
+func (b *Builder) Put(key, value []byte) error {
+	b.check()
+	return putError(key, b.put(key, value))
+}
+
+func putError(key []byte, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("put %.300q: %w", key, err)
+}
+
+func (b *Builder) put(key, value []byte) error {
+	kind, id := cutKind(key)
+	switch {
+	case len(value) > link.MaxValue:
+		return fmt.Errorf("takes %d bytes, and at most %d are allowed", len(value), link.MaxValue)
+	case kind == link.Links:
+		return b.putLink(id, value)
+	case kind == link.Domains:
+		return b.putDomain(key, id, value)
+	case kind == link.Affiliates:
+		return b.putAffiliate(key, id, value)
+	}
+	return b.putOther(key, value)
+}
+
+var errName = errors.New("holds another resource")
+
+func (b *Builder) putDomain(key, id, value []byte) error {
+	value = bytes.Clone(value)
+	d, err := link.CompileDomain(value)
+	if err != nil {
+		return err
+	}
+	if d.Host != string(id) {
+		return errName
+	}
+	it := b.hosts.edit(b.id, nameHash(id), id)
+	if it.v.domain == nil {
+		b.domains++
+	}
+	b.rehash(key, it.v.value, it.v.domain != nil, value)
+	it.v.domain, it.v.value = d, value
+	return nil
+}
+
+func (b *Builder) putAffiliate(key, id, value []byte) error {
+	value = bytes.Clone(value)
+	a, err := link.CompileAffiliate(value)
+	if err != nil {
+		return err
+	}
+	if a.ID != string(id) {
+		return errName
+	}
+	it := b.affiliates.edit(b.id, nameHash(id), id)
+	b.rehash(key, it.v.value, it.v.compiled != nil, value)
+	it.v = affiliate{a, value}
+	return nil
+}
+
+// putOther keeps the bytes of what the node does not compile: blocks, and kinds
+// that only a newer release knows.
+func (b *Builder) putOther(key, value []byte) error {
+	opaque := isOpaque(key)
+	if !opaque {
+		if _, _, err := link.ParseName(string(key)); err != nil {
+			return err
+		}
+		if _, err := link.Unmarshal(string(key), value); err != nil {
+			return err
+		}
+	}
+	n := b.others.n
+	it := b.others.edit(b.id, nameHash(key), key)
+	isNew := b.others.n > n
+	if isNew && opaque {
+		b.opaque++
+	}
+	b.rehash(key, it.v, !isNew, value)
+	it.v = append([]byte{}, value...)
+	return nil
+}
+
+// rehash replaces, or adds, an entry in the set hash.
+func (b *Builder) rehash(key, old []byte, had bool, value []byte) {
+	if had {
+		b.hash = b.hash.Sub(link.HashEntry(key, old))
+	}
+	b.hash = b.hash.Add(link.HashEntry(key, value))
+}
+
+// Delete deletes the entry with a key, and says whether there was one.
+func (b *Builder) Delete(key []byte) bool {
+	b.check()
+	kind, id := cutKind(key)
+	switch kind {
+	case link.Links:
+		return b.deleteLink(id)
+	case link.Domains:
+		it := b.hosts.get(nameHash(id), id)
+		if it == nil || it.v.domain == nil {
+			return false
+		}
+		b.hash = b.hash.Sub(link.HashEntry(key, it.v.value))
+		b.domains--
+		it = b.hosts.edit(b.id, it.hash, id)
+		it.v.domain, it.v.value = nil, nil
+		b.forget(it)
+	case link.Affiliates:
+		it := b.affiliates.get(nameHash(id), id)
+		if it == nil {
+			return false
+		}
+		b.hash = b.hash.Sub(link.HashEntry(key, it.v.value))
+		b.affiliates.remove(b.id, it.hash, id)
+	default:
+		it := b.others.get(nameHash(key), key)
+		if it == nil {
+			return false
+		}
+		b.hash = b.hash.Sub(link.HashEntry(key, it.v))
+		b.others.remove(b.id, it.hash, key)
+		if isOpaque(key) {
+			b.opaque--
+		}
+	}
+	return true
+}
+
+// forget removes a host of which nothing is left.
+func (b *Builder) forget(it *item[host]) {
+	if it.v.links == 0 && it.v.domain == nil {
+		b.hosts.remove(b.id, it.hash, []byte(it.name))
+	}
+}
+
+// cutKind splits a key into its kind, 0 for one that is not compiled, and id.
+func cutKind(key []byte) (link.Kind, []byte) {
+	for _, k := range [...]link.Kind{link.Links, link.Domains, link.Affiliates} {
+		if p := k.Prefix(); len(key) >= len(p) && string(key[:len(p)]) == p {
+			return k, key[len(p):]
+		}
+	}
+	return 0, key
+}
+
+// maxOpaqueKey bounds the keys of kinds that this release does not know, in
+// bytes.
+const maxOpaqueKey = 16 << 10
+
+// isOpaque says that a key has the shape of a name, of a kind that this release
+// does not know.
+func isOpaque(key []byte) bool {
+	kind, id, ok := bytes.Cut(key, []byte{'/'})
+	if !ok || len(kind) == 0 || len(id) == 0 || len(key) > maxOpaqueKey {
+		return false
+	}
+	for _, k := range link.Kinds {
+		if string(key[:len(kind)+1]) == k.Prefix() {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,359 @@
+package table
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"math/bits"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// model is what a table must behave like: a map from keys to values.
+type model map[string]string
+
+func marshal(tb testing.TB, r *linkv1.Resource) (key, value string) {
+	tb.Helper()
+	key, err := link.Name(r)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	b, err := link.Marshal(r)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return key, string(b)
+}
+
+func aLink(tb testing.TB, domain, path, destination, affiliate string) (key, value string) {
+	return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+		Domain: domain, Path: path, Destination: destination, Affiliate: affiliate,
+	}}})
+}
+
+func aDomain(tb testing.TB, host, notFound string) (key, value string) {
+	return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{Host: host, NotFound: notFound}}})
+}
+
+func anAffiliate(tb testing.TB, id, name string) (key, value string) {
+	return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{Id: id, DisplayName: name}}})
+}
+
+// random makes an entry of any kind out of a small world, so that keys repeat.
+func random(tb testing.TB, r *rand.Rand, paths int) (key, value string) {
+	hosts := []string{"*", "a.example", "b.example", "only-links.example"}
+	host := hosts[r.IntN(len(hosts))]
+	to := fmt.Sprintf("https://shop.example/%0*d", 1+r.IntN(60), r.IntN(10))
+	switch n := r.IntN(100); {
+	case n < 85:
+		return aLink(tb, host, fmt.Sprintf("/p/%d", r.IntN(paths)), to, []string{"", "aff_1", "aff_2", "nobody"}[r.IntN(4)])
+	case n < 90:
+		return aDomain(tb, host, to)
+	case n < 95:
+		return anAffiliate(tb, fmt.Sprintf("aff_%d", r.IntN(100)), to)
+	}
+	return fmt.Sprintf("policies/%d", r.IntN(20)), to
+}
+
+func (m model) hash() (h link.SetHash) {
+	for key, value := range m {
+		h = h.Add(link.HashEntry([]byte(key), []byte(value)))
+	}
+	return h
+}
+
+func (m model) count(prefix string) (n int) {
+	for key := range m {
+		if len(key) >= len(prefix) && key[:len(prefix)] == prefix {
+			n++
+		}
+	}
+	return n
+}
+
+// lookup does what Lookup must do, by link.Candidates.
+func (m model) lookup(host, path string) (value, domain string) {
+	for _, name := range link.Candidates(host, path) {
+		v, ok := m[name]
+		switch kind, id, _ := link.ParseName(name); {
+		case ok && kind == link.Links && value == "":
+			value = v
+		case ok && kind == link.Domains && domain == "":
+			domain = id
+		}
+	}
+	return value, domain
+}
+
+// check compares a table with the model in every way there is to look at it.
+func (m model) check(tb testing.TB, t *Table) {
+	tb.Helper()
+	if t.Len() != len(m) || t.Hash() != m.hash() || t.Links() != m.count("links/") || t.Opaque() != m.count("policies/") {
+		tb.Fatalf("table has %d entries, %d links, %d opaque, hash %x; want %d, %d, %d, %x", t.Len(), t.Links(), t.Opaque(), t.Hash(),
+			len(m), m.count("links/"), m.count("policies/"), m.hash())
+	}
+	seen := 0
+	for key, value := range t.All() {
+		if want, ok := m[string(key)]; !ok || want != string(value) {
+			tb.Fatalf("All gives %s = %q, want %q", key, value, want)
+		}
+		seen++
+	}
+	if seen != len(m) {
+		tb.Fatalf("All gives %d entries, want %d", seen, len(m))
+	}
+	for key := range m {
+		if kind, id, _ := link.ParseName(key); kind == link.Links {
+			host, path := link.SplitLinkID(id)
+			m.checkLookup(tb, t, host, path)
+			m.checkLookup(tb, t, "b.example", path)
+			m.checkLookup(tb, t, "other.example", path)
+		}
+	}
+	for _, host := range []string{"*", "a.example", "other.example", ""} {
+		m.checkLookup(tb, t, host, "/no/such/path")
+	}
+	checkShape(tb, t)
+}
+
+func (m model) checkLookup(tb testing.TB, t *Table, host, path string) {
+	tb.Helper()
+	var got link.Match
+	t.Lookup([]byte(host), []byte(path), &got)
+	value, domain := m.lookup(host, path)
+	if string(got.Value) != value || (got.Value == nil) != (value == "") {
+		tb.Fatalf("Lookup(%q, %q) finds %q, want %q", host, path, got.Value, value)
+	}
+	if (got.Domain == nil) != (domain == "") || got.Domain != nil && got.Domain.Host != domain {
+		tb.Fatalf("Lookup(%q, %q) finds domain %+v, want %q", host, path, got.Domain, domain)
+	}
+	if value == "" {
+		if got.Affiliate != nil || got.Link != (link.Compiled{}) {
+			tb.Fatalf("Lookup(%q, %q) fills %+v without a link", host, path, got)
+		}
+		return
+	}
+	if want, err := link.Compile([]byte(value)); err != nil || got.Link != want {
+		tb.Fatalf("Lookup(%q, %q) gives another compiled form: %v", host, path, err)
+	}
+	id := string(got.Link.Affiliate(got.Value))
+	if _, known := m["affiliates/"+id]; known != (got.Affiliate != nil) || known && got.Affiliate.ID != id {
+		tb.Fatalf("Lookup(%q, %q) finds affiliate %+v, want %q", host, path, got.Affiliate, id)
+	}
+}
+
+// checkShape checks what shards and registries rely on.
+func checkShape(tb testing.TB, t *Table) {
+	tb.Helper()
+	c := &t.contents
+	if len(c.shards) != 1<<c.bits {
+		tb.Fatalf("%d shards with %d bits", len(c.shards), c.bits)
+	}
+	hosts := map[string]int{}
+	links := 0
+	for i := 0; i < len(c.shards); {
+		s, span := c.shards[i], 1<<(c.bits-c.shards[i].depth)
+		for _, same := range c.shards[i : i+span] {
+			if same != s {
+				tb.Fatalf("shard %d does not have its %d places", i, span)
+			}
+		}
+		n, live := 0, 0
+		s.each(func(_, size uint32, l *link.Compiled, value []byte) bool {
+			h := pathHash(nameHash(l.Domain(value)), l.Path(value))
+			var again link.Compiled
+			if _, found := s.find(h, l.Domain(value), l.Path(value), &again); c.shard(h) != s || !bytes.Equal(found, value) {
+				tb.Fatalf("link %s%s is not where it should be", l.Domain(value), l.Path(value))
+			}
+			hosts[string(l.Domain(value))]++
+			n, live = n+1, live+int(size)
+			return true
+		})
+		if n != s.n || live != s.live() || bits.Len(uint(len(s.arena))) > int(s.offBits) && s.n > 0 || n > 0 && n >= len(s.index) {
+			tb.Fatalf("shard %d: %d links of %d bytes, says %d of %d; %d offset bits, %d slots", i, n, live, s.n, s.live(), s.offBits, len(s.index))
+		}
+		if s.n > maxLinks {
+			tb.Fatalf("shard %d has %d links", i, s.n)
+		}
+		links += n
+		i += span
+	}
+	if links != c.links {
+		tb.Fatalf("%d links, says %d", links, c.links)
+	}
+	items := 0
+	c.hosts.each(func(it *item[host]) bool {
+		items++
+		if it.v.links != hosts[it.name] || it.v.links == 0 && it.v.domain == nil {
+			tb.Fatalf("host %s has %d links, says %d", it.name, hosts[it.name], it.v.links)
+		}
+		delete(hosts, it.name)
+		return true
+	})
+	if len(hosts) > 0 || items != c.hosts.n {
+		tb.Fatalf("hosts are missing: %v", hosts)
+	}
+}
+
+// apply puts and deletes at random, in the builder and in the model.
+func (m model) apply(tb testing.TB, r *rand.Rand, b *Builder, n, paths, deletes int) {
+	for range n {
+		key, value := random(tb, r, paths)
+		if r.IntN(100) < deletes {
+			_, had := m[key]
+			if b.Delete([]byte(key)) != had {
+				tb.Fatalf("Delete(%s) says %v, want %v", key, !had, had)
+			}
+			delete(m, key)
+			continue
+		}
+		k, v := []byte(key), []byte(value)
+		if err := b.Put(k, v); err != nil {
+			tb.Fatal(err)
+		}
+		clear(k) // the caller's buffers are the caller's
+		clear(v)
+		m[key] = value
+	}
+	if b.Len() != len(m) || b.Hash() != m.hash() {
+		tb.Fatalf("builder has %d entries, hash %x; want %d, %x", b.Len(), b.Hash(), len(m), m.hash())
+	}
+}
+
+func TestTableIsWhatAMapWouldBeOverManyVersions(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	type state struct {
+		table *Table
+		model model
+	}
+	m := model{}
+	b := NewBuilder(r.IntN(100))
+	m.apply(t, r, b, 300, 200, 10)
+	versions := []state{{b.Build(Version{7, 1}), m}}
+	for i := range 400 {
+		// Mostly from the newest, at times from an older one, as after a frame
+		// that was refused.
+		from := len(versions) - 1
+		if r.IntN(10) == 0 {
+			from = r.IntN(len(versions))
+		}
+		m := maps.Clone(versions[from].model)
+		b := versions[from].table.Edit()
+		m.apply(t, r, b, r.IntN(40), 200, []int{10, 50, 95}[i/20%3])
+		if r.IntN(10) == 0 {
+			continue // the edit is given up
+		}
+		v := Version{7, int64(i + 2)}
+		next := b.Build(v)
+		if next.Version() != v {
+			t.Fatalf("version is %v, want %v", next.Version(), v)
+		}
+		versions = append(versions, state{next, m})
+		if i%10 == 0 {
+			m.check(t, next)
+		}
+	}
+	for _, v := range versions {
+		v.model.check(t, v.table)
+	}
+}
+
+func TestTableGrowsAndShrinksByEditsAlone(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	m := model{}
+	table := NewBuilder(0).Build(Version{})
+	step := func(n, deletes int) {
+		b := table.Edit()
+		m.apply(t, r, b, n, 5000, deletes)
+		table = b.Build(Version{})
+	}
+	for range 40 {
+		step(1000, 0)
+	}
+	m.check(t, table)
+	if table.Links() < 4*maxLinks || len(table.contents.shards) < 8 {
+		t.Fatalf("%d links in %d shards: the test is too small", table.Links(), len(table.contents.shards))
+	}
+	big := model(maps.Clone(m))
+	old := table
+	for _, key := range slices.Sorted(maps.Keys(big)) {
+		if len(m) > 500 {
+			b := table.Edit()
+			if !b.Delete([]byte(key)) || b.Delete([]byte(key)) {
+				t.Fatalf("%s was not deleted once", key)
+			}
+			delete(m, key)
+			table = b.Build(Version{})
+		}
+	}
+	m.check(t, table)
+	big.check(t, old)
+	for _, s := range table.contents.shards {
+		if len(s.arena) > 16<<10 || len(s.index) > 2048 {
+			t.Fatalf("a shard of %d links keeps %d bytes and %d slots", s.n, len(s.arena), len(s.index))
+		}
+	}
+	b := table.Edit()
+	for key := range m {
+		b.Delete([]byte(key))
+	}
+	model{}.check(t, b.Build(Version{}))
+}
+
+func TestHashDependsOnWhatIsThereAndNotOnHowItCame(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	m := model{}
+	table := NewBuilder(3000).Build(Version{})
+	for range 20 {
+		b := table.Edit()
+		m.apply(t, r, b, 500, 3000, 20)
+		table = b.Build(Version{})
+	}
+	keys := slices.Collect(maps.Keys(m))
+	for _, hint := range []int{0, len(m) / 10, len(m), 10 * len(m), -1} {
+		r.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+		b := NewBuilder(hint)
+		for _, key := range keys {
+			if err := b.Put([]byte(key), []byte(m[key])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := b.Build(Version{})
+		if again.Hash() != table.Hash() || again.Len() != table.Len() {
+			t.Fatalf("hint %d: %d entries with hash %x, want %d with %x", hint, again.Len(), again.Hash(), table.Len(), table.Hash())
+		}
+		m.check(t, again)
+	}
+}
+
+func TestPutAllIsPuttingOneByOne(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	for _, n := range []int{0, 1, serialEntries, 3 * serialEntries, 2*blockEntries + 17} {
+		for _, table := range []*Table{nil, NewBuilder(n).Build(Version{}), nil} {
+			one, all := NewBuilder(n), NewBuilder(n)
+			if table != nil {
+				one, all = table.Edit(), table.Edit()
+			}
+			m := model{}
+			keys, values := make([][]byte, n), make([][]byte, n)
+			for i := range n {
+				key, value := random(t, r, n/2+1)
+				keys[i], values[i], m[key] = []byte(key), []byte(value), value
+				if err := one.Put(keys[i], values[i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := all.PutAll(n, func(i int) ([]byte, []byte) { return keys[i], values[i] }); err != nil {
+				t.Fatal(err)
+			}
+			if one.Hash() != all.Hash() || one.Len() != all.Len() {
+				t.Fatalf("%d entries: hash %x, want %x", n, all.Hash(), one.Hash())
+			}
+			m.check(t, all.Build(Version{}))
+		}
+	}
+}

@@ -1,0 +1,255 @@
+package table
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+
+	"github.com/affleet/affleet/proto/link"
+	"github.com/zeebo/xxh3"
+)
+
+// A shard holds at most maxLinks links, and at most maxArena bytes of them
+// once they are more than minLinks: beyond that it is split in two.
+const (
+	maxLinks = 2048
+	minLinks = 64
+	maxArena = 512 << 10
+	maxDepth = 24 // bits of the hash that tell shards apart
+)
+
+// An entry of an arena is the length of the value (2 bytes, little endian), the
+// encoded link.Compiled and the value. Its key is in the value.
+const entryHead = 2 + link.CompiledSize
+
+// An arena that an edit outgrows gets a 32nd more than it needs: that is what
+// edits cost in memory, and dead entries are left behind each time.
+const spareShare = 32
+
+// arenaLimit keeps offsets well inside 32 bits, whatever is put.
+const arenaLimit = 1 << 31
+
+// shard is a part of the links: a hash table with open addressing over an arena
+// of entries. Neither has pointers.
+//
+// A slot of the index is 0 when it is free; otherwise its lower offBits bits
+// are 1 + the entry's offset, and the rest is as much of the hash as there is
+// room for, so that hardly any entry is looked at in vain.
+type shard struct {
+	index   []uint32
+	arena   []byte
+	offBits uint8
+	depth   uint8  // how many upper bits of the hash all its links share
+	n       int    // links
+	dead    int    // bytes of the arena that no slot points at
+	owner   uint64 // the builder that may change the index in place
+	line    uint64 // the line of versions that may append to the arena in place
+}
+
+// pathHash is where a link is. The domain's own hash is the seed.
+func pathHash(domainHash uint64, path []byte) uint64 {
+	return xxh3.HashSeed(path, domainHash)
+}
+
+// nameHash is the hash of a host, or of a key of a registry.
+func nameHash(name []byte) uint64 { return xxh3.HashSeed(name, seed) }
+
+// home is the first slot that a hash looks at.
+func home(h uint64, slots int) int {
+	return int(uint64(uint32(h)) * uint64(slots) >> 32)
+}
+
+// find looks for a link. It gives its slot and its value, which aliases the
+// arena, and fills c; or the free slot that ended the search, and nil, and
+// leaves c alone.
+func (s *shard) find(h uint64, domain, path []byte, c *link.Compiled) (slot int, value []byte) {
+	if len(s.index) == 0 {
+		return 0, nil
+	}
+	mask := uint32(1)<<s.offBits - 1
+	tag := uint32(h>>32) << s.offBits
+	for i := home(h, len(s.index)); ; {
+		v := s.index[i]
+		if v == 0 {
+			return i, nil
+		}
+		if (v^tag)&^mask == 0 {
+			l, value := s.entry(v&mask - 1)
+			if string(l.Path(value)) == string(path) && string(l.Domain(value)) == string(domain) {
+				*c = l
+				return i, value
+			}
+		}
+		if i++; i == len(s.index) {
+			i = 0
+		}
+	}
+}
+
+// entry reads the entry at an offset.
+func (s *shard) entry(off uint32) (link.Compiled, []byte) {
+	e := s.arena[off:]
+	end := entryHead + int(binary.LittleEndian.Uint16(e))
+	return link.LoadCompiled(e[2:entryHead]), e[entryHead:end:end]
+}
+
+// each calls f for every entry, in no order, with its offset and the bytes that
+// it takes, until f gives false.
+func (s *shard) each(f func(off, size uint32, c *link.Compiled, value []byte) bool) bool {
+	mask := uint32(1)<<s.offBits - 1
+	for _, v := range s.index {
+		if v == 0 {
+			continue
+		}
+		c, value := s.entry(v&mask - 1)
+		if !f(v&mask-1, uint32(entryHead+len(value)), &c, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// full says that one more link needs a larger index.
+func (s *shard) full() bool { return (s.n+1)*5 > len(s.index)*4 }
+
+// reindex makes the index anew for want links over the arena next, which holds
+// the shard's entries at the offsets that move gives.
+func (s *shard) reindex(want int, next []byte, move func(off, size uint32, value []byte) uint32) {
+	room := 2 * max(cap(next), cap(s.arena))
+	old := *s
+	s.arena = next
+	s.offBits = uint8(min(max(bits.Len(uint(room)), 12), 32))
+	s.index = slices.Grow([]uint32(nil), max(want*3/2, s.n+1, 8))
+	s.index = s.index[:cap(s.index)]
+	var last lastDomain
+	old.each(func(off, size uint32, c *link.Compiled, value []byte) bool {
+		h := pathHash(last.hash(c.Domain(value)), c.Path(value))
+		s.occupy(h, move(off, size, value))
+		return true
+	})
+}
+
+// occupy points the first free slot of a hash at an offset.
+func (s *shard) occupy(h uint64, off uint32) {
+	i := home(h, len(s.index))
+	for s.index[i] != 0 {
+		if i++; i == len(s.index) {
+			i = 0
+		}
+	}
+	s.point(i, h, off)
+}
+
+// point points a slot at an offset.
+func (s *shard) point(slot int, h uint64, off uint32) {
+	s.index[slot] = uint32(h>>32)<<s.offBits | (off + 1)
+}
+
+// free empties a slot and moves up what had to stand behind it.
+func (s *shard) free(slot int) {
+	mask := uint32(1)<<s.offBits - 1
+	hole, n := slot, len(s.index)
+	for i := slot; ; {
+		if i++; i == n {
+			i = 0
+		}
+		v := s.index[i]
+		if v == 0 {
+			break
+		}
+		c, value := s.entry(v&mask - 1)
+		from := home(pathHash(nameHash(c.Domain(value)), c.Path(value)), n)
+		// It may move to the hole unless its home lies between hole and it.
+		if (i-from+n)%n >= (i-hole+n)%n {
+			s.index[hole] = v
+			hole = i
+		}
+	}
+	s.index[hole] = 0
+}
+
+// live is how many bytes of the arena are in use.
+func (s *shard) live() int { return len(s.arena) - s.dead }
+
+// resize moves the entries into an arena with room for size bytes, at least
+// those in use, and leaves the dead ones behind.
+func (s *shard) resize(size int) {
+	next := slices.Grow([]byte(nil), max(size, s.live()))
+	if s.dead == 0 {
+		s.arena = append(next, s.arena...)
+		if bits.Len(uint(cap(s.arena))) > int(s.offBits) {
+			s.reindex(s.n, s.arena, func(off, _ uint32, _ []byte) uint32 { return off })
+		}
+		return
+	}
+	old := s.arena
+	next = next[:s.live()]
+	at := uint32(0)
+	s.reindex(s.n, next, func(off, size uint32, _ []byte) uint32 {
+		to := at
+		at += uint32(copy(next[at:], old[off:off+size]))
+		return to
+	})
+	s.dead = 0
+}
+
+// push appends an entry, for which there is room, and gives its offset.
+func (s *shard) push(c *link.Compiled, value []byte) uint32 {
+	off := uint32(len(s.arena))
+	s.arena = binary.LittleEndian.AppendUint16(s.arena, uint16(len(value)))
+	s.arena = c.Append(s.arena)
+	s.arena = append(s.arena, value...)
+	return off
+}
+
+// over says that the shard is to be split.
+func (s *shard) over() bool {
+	return s.depth < maxDepth && (s.n > maxLinks || s.n > minLinks && s.live() > maxArena)
+}
+
+// split divides the links by the next bit of their hash.
+func (s *shard) split(owner, line uint64) (zero, one *shard) {
+	bit := 63 - s.depth
+	var parts [2]*shard
+	for i := range parts {
+		parts[i] = &shard{depth: s.depth + 1, owner: owner, line: line}
+		parts[i].arena = slices.Grow([]byte(nil), s.live()*9/16)
+		parts[i].reindex(s.n*5/8, parts[i].arena, nil)
+	}
+	var last lastDomain
+	s.each(func(off, size uint32, c *link.Compiled, value []byte) bool {
+		h := pathHash(last.hash(c.Domain(value)), c.Path(value))
+		p := parts[h>>bit&1]
+		if p.full() || cap(p.arena)-len(p.arena) < int(size) {
+			p.makeRoom(int(size))
+		}
+		p.occupy(h, uint32(len(p.arena)))
+		p.arena = append(p.arena, s.arena[off:off+size]...)
+		p.n++
+		return true
+	})
+	return parts[0], parts[1]
+}
+
+// makeRoom grows index and arena for one more entry.
+func (s *shard) makeRoom(size int) {
+	if cap(s.arena)-len(s.arena) < size {
+		s.resize(s.live() + s.live()/spareShare + size)
+	}
+	if s.full() {
+		s.reindex(s.n+s.n/4, s.arena, func(off, _ uint32, _ []byte) uint32 { return off })
+	}
+}
+
+// lastDomain saves hashing the same domain again and again.
+type lastDomain struct {
+	name []byte
+	sum  uint64
+}
+
+func (l *lastDomain) hash(name []byte) uint64 {
+	if l.name == nil || string(l.name) != string(name) {
+		l.name, l.sum = name, nameHash(name)
+	}
+	return l.sum
+}

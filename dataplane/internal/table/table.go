@@ -1,0 +1,159 @@
+package table
+
+import (
+	"iter"
+	"math/rand/v2"
+	"sync/atomic"
+
+	"github.com/affleet/affleet/proto/link"
+)
+
+// Version is a state's place in the one order of all states.
+type Version struct {
+	Epoch    uint64 // of the store; random
+	Revision int64  // of etcd: the state includes it and everything before it
+}
+
+// seed keeps whoever can choose names from choosing where they go.
+var seed = rand.Uint64()
+
+// Table is one state: links, and the resources that go with them. It never
+// changes. Make one with a Builder.
+type Table struct {
+	version  Version
+	contents contents
+	anyHost  *item[host]
+	line     uint64
+	claimed  atomic.Bool // a builder has the right to append to the arenas
+}
+
+// contents is what tables and builders have in common. A copy shares all that
+// is not changed after it.
+type contents struct {
+	shards     []*shard // by the upper bits of a link's hash; a power of two
+	bits       uint8
+	links      int
+	hash       link.SetHash
+	hosts      registry[host]      // by host, with "*": what has links or a domain
+	affiliates registry[affiliate] // by id
+	others     registry[[]byte]    // by name: the values of what is not compiled
+	domains    int
+	opaque     int
+}
+
+// host is what is known about one host.
+type host struct {
+	links  int
+	domain *link.Domain // nil if there is none
+	value  []byte       // the domain's
+}
+
+// affiliate is a compiled affiliate and its value.
+type affiliate struct {
+	compiled *link.Affiliate
+	value    []byte
+}
+
+// Version is the version that the table was built as.
+func (t *Table) Version() Version { return t.version }
+
+// Len is the number of entries: resources of every kind.
+func (t *Table) Len() int { return t.contents.len() }
+
+// Links is the number of links.
+func (t *Table) Links() int { return t.contents.links }
+
+// Opaque is the number of entries of kinds that this release does not know.
+// They count and are hashed like the others, and nothing else.
+func (t *Table) Opaque() int { return t.contents.opaque }
+
+// Hash is the set hash of all entries.
+func (t *Table) Hash() link.SetHash { return t.contents.hash }
+
+func (c *contents) len() int { return c.links + c.domains + c.affiliates.n + c.others.n }
+
+// shard is the shard of a link's hash.
+func (c *contents) shard(h uint64) *shard { return c.shards[h>>(64-c.bits)] }
+
+// Lookup finds what may answer a request for a canonical host and path, in the
+// order of link.Candidates, and sets all of m. What m then points at belongs to
+// the table and never changes; it stays valid as long as it is held. An unknown
+// affiliate is as none. Lookup does not allocate.
+func (t *Table) Lookup(host, path []byte, m *link.Match) {
+	*m = link.Match{}
+	c := &t.contents
+	sum := nameHash(host)
+	if own := c.hosts.get(sum, host); own != nil {
+		m.Domain = own.v.domain
+		if own.v.links > 0 {
+			h := pathHash(sum, path)
+			_, m.Value = c.shard(h).find(h, host, path, &m.Link)
+		}
+	}
+	if t.anyHost != nil {
+		if m.Domain == nil {
+			m.Domain = t.anyHost.v.domain
+		}
+		if m.Value == nil && t.anyHost.v.links > 0 {
+			h := pathHash(t.anyHost.hash, path)
+			_, m.Value = c.shard(h).find(h, anyHost, path, &m.Link)
+		}
+	}
+	if m.Value == nil {
+		return
+	}
+	if id := m.Link.Affiliate(m.Value); len(id) > 0 {
+		if a := c.affiliates.get(nameHash(id), id); a != nil {
+			m.Affiliate = a.v.compiled
+		}
+	}
+}
+
+var anyHost = []byte(link.AnyHost)
+
+// All gives every key with its value, in no order. The value belongs to the
+// table and never changes; the key is valid until the next one is asked for.
+func (t *Table) All() iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		var key []byte
+		c := &t.contents
+		ok := c.hosts.each(func(it *item[host]) bool {
+			if it.v.domain == nil {
+				return true
+			}
+			key = append(append(key[:0], link.Domains.Prefix()...), it.name...)
+			return yield(key, it.v.value)
+		}) && c.affiliates.each(func(it *item[affiliate]) bool {
+			key = append(append(key[:0], link.Affiliates.Prefix()...), it.name...)
+			return yield(key, it.v.value)
+		}) && c.others.each(func(it *item[[]byte]) bool {
+			key = append(key[:0], it.name...)
+			return yield(key, it.v)
+		})
+		for i := 0; ok && i < len(c.shards); {
+			s := c.shards[i]
+			ok = s.each(func(_, _ uint32, l *link.Compiled, value []byte) bool {
+				key = appendLinkName(key[:0], l, value)
+				return yield(key, value)
+			})
+			i += 1 << (c.bits - s.depth)
+		}
+	}
+}
+
+// appendLinkName appends the key of a link.
+func appendLinkName(dst []byte, c *link.Compiled, value []byte) []byte {
+	dst = append(dst, link.Links.Prefix()...)
+	dst = append(dst, c.Domain(value)...)
+	return append(dst, c.Path(value)...)
+}
+
+// Live is the table that is being served: one atomic pointer. The zero value
+// holds none. All methods may be called at the same time.
+type Live struct{ table atomic.Pointer[Table] }
+
+// Load gives the table, nil as long as there is none.
+func (l *Live) Load() *Table { return l.table.Load() }
+
+// Store serves t from now on. Lookups under way end with the table they have.
+func (l *Live) Store(t *Table) { l.table.Store(t) }

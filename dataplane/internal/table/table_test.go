@@ -1,0 +1,364 @@
+package table
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// small is a table with one of everything.
+func small(tb testing.TB) (*Table, model) {
+	m := model{}
+	add := func(key, value string) { m[key] = value }
+	add(aLink(tb, "a.example", "/x", "https://shop.example/a", "aff_1"))
+	add(aLink(tb, "a.example", "/fallen", "https://shop.example/f", "nobody"))
+	add(aLink(tb, "*", "/x", "https://shop.example/any", ""))
+	add(aLink(tb, "*", "/only", "https://shop.example/only", ""))
+	add(aDomain(tb, "*", "https://shop.example/"))
+	add(aDomain(tb, "b.example", "https://b.example/"))
+	add(anAffiliate(tb, "aff_1", "One"))
+	add("policies/x", "\xff\x00not to be read")
+	b := NewBuilder(len(m))
+	for key, value := range m {
+		if err := b.Put([]byte(key), []byte(value)); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return b.Build(Version{1, 2}), m
+}
+
+func TestLookupFollowsTheOrderOfCandidates(t *testing.T) {
+	table, m := small(t)
+	m.check(t, table)
+	for _, host := range []string{"a.example", "b.example", "c.example", "*", "", "A.EXAMPLE", strings.Repeat("x", 4000)} {
+		for _, path := range []string{"/x", "/only", "/fallen", "/", "", "x", "/x/", "\x00", strings.Repeat("/x", 9000)} {
+			m.checkLookup(t, table, host, path)
+		}
+	}
+}
+
+func TestLinkOfAnUnknownAffiliateIsServed(t *testing.T) {
+	table, _ := small(t)
+	var m link.Match
+	table.Lookup([]byte("a.example"), []byte("/fallen"), &m)
+	if m.Value == nil || m.Affiliate != nil {
+		t.Fatalf("got %+v", m)
+	}
+	b := table.Edit()
+	if err := b.Put(bytesOf(anAffiliate(t, "nobody", "Somebody"))); err != nil {
+		t.Fatal(err)
+	}
+	next := b.Build(Version{})
+	next.Lookup([]byte("a.example"), []byte("/fallen"), &m)
+	if m.Affiliate == nil || m.Affiliate.ID != "nobody" {
+		t.Fatalf("affiliate is %+v after it came", m.Affiliate)
+	}
+	table.Lookup([]byte("a.example"), []byte("/fallen"), &m)
+	if m.Affiliate != nil {
+		t.Fatalf("the older table knows %+v", m.Affiliate)
+	}
+}
+
+func bytesOf(key, value string) ([]byte, []byte) { return []byte(key), []byte(value) }
+
+func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
+	linkKey, linkValue := aLink(t, "a.example", "/new", "https://shop.example/", "")
+	_, domainValue := aDomain(t, "c.example", "")
+	_, affiliateValue := anAffiliate(t, "aff_9", "")
+	_, capped := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1}}}})
+	for name, c := range map[string]struct{ key, value string }{
+		"empty key":               {"", linkValue},
+		"no kind":                 {"/new", linkValue},
+		"no id":                   {"policies/", linkValue},
+		"kind alone":              {"links", linkValue},
+		"key of another link":     {"links/a.example/old", linkValue},
+		"key cut short":           {linkKey[:len(linkKey)-1], linkValue},
+		"key too long":            {linkKey + "x", linkValue},
+		"key of another kind":     {"domains/a.example", linkValue},
+		"link for an affiliate":   {"affiliates/a.example", linkValue},
+		"domain for a link":       {linkKey, domainValue},
+		"another domain":          {"domains/d.example", domainValue},
+		"another affiliate":       {"affiliates/aff_8", affiliateValue},
+		"affiliate for a block":   {"blocks/aff_9", affiliateValue},
+		"block without id":        {"blocks/", affiliateValue},
+		"empty value":             {linkKey, ""},
+		"torn value":              {linkKey, linkValue[:len(linkValue)-3]},
+		"noise":                   {linkKey, "\xff\xfe\xfd"},
+		"noise for a domain":      {"domains/c.example", "\xff\xfe\xfd"},
+		"noise for an affiliate":  {"affiliates/aff_9", "\xff\xfe\xfd"},
+		"noise for a block":       {"blocks/b", "\xff\xfe\xfd"},
+		"meaning of a later time": {linkKey, capped},
+		"too long":                {"policies/y", strings.Repeat("x", link.MaxValue+1)},
+		"opaque key too long":     {"policies/" + strings.Repeat("y", maxOpaqueKey), "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table, m := small(t)
+			b := table.Edit()
+			err := b.Put([]byte(c.key), []byte(c.value))
+			if err == nil {
+				t.Fatal("it was put")
+			}
+			if len(c.key) < 200 && !strings.Contains(err.Error(), fmt.Sprintf("%q", c.key)) {
+				t.Errorf("error does not name the key: %v", err)
+			}
+			m.check(t, b.Build(Version{}))
+			m.check(t, table)
+		})
+	}
+}
+
+func TestPutSaysThatAMeaningIsMissing(t *testing.T) {
+	key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1}}}})
+	err := NewBuilder(0).Put([]byte(key), []byte(value))
+	if e, ok := errors.AsType[*link.Error](err); !ok || e.Kind != link.Unimplemented {
+		t.Fatalf("error is %v", err)
+	}
+}
+
+func TestPutAllLeavesOutWhatIsWrongAndNamesIt(t *testing.T) {
+	const n, wrong = 3 * serialEntries, 20
+	b := NewBuilder(n)
+	err := b.PutAll(n, func(i int) ([]byte, []byte) {
+		key, value := bytesOf(aLink(t, "a.example", fmt.Sprintf("/%d", i), "https://shop.example/", ""))
+		if i < wrong {
+			value = value[:len(value)-1]
+		}
+		return key, value
+	})
+	if b.Len() != n-wrong {
+		t.Errorf("%d entries, want %d", b.Len(), n-wrong)
+	}
+	if err == nil || !strings.Contains(err.Error(), `"links/a.example/0"`) || !strings.Contains(err.Error(), fmt.Sprintf("and %d more", wrong-maxErrors)) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestBlocksAreKeptAsTheyAre(t *testing.T) {
+	key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{
+		Id: "b1", Match: &linkv1.Block_Prefix{Prefix: "192.0.2.0/24"}, Reason: "test"}}})
+	b := NewBuilder(0)
+	if err := b.Put([]byte(key), []byte(value)); err != nil {
+		t.Fatal(err)
+	}
+	table := b.Build(Version{})
+	model{key: value}.check(t, table)
+	b = table.Edit()
+	if !b.Delete([]byte(key)) || b.Delete([]byte(key)) {
+		t.Fatal("it was not deleted once")
+	}
+	model{}.check(t, b.Build(Version{}))
+}
+
+func TestHugeValuesSplitShardsByBytes(t *testing.T) {
+	m := model{}
+	b := NewBuilder(0)
+	for i := range 300 {
+		to := "https://shop.example/" + strings.Repeat("x", 8000)
+		key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: to, Fallback: to}}})
+		if err := b.Put([]byte(key), []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+		m[key] = value
+	}
+	table := b.Build(Version{})
+	m.check(t, table)
+	for _, s := range table.contents.shards {
+		if s.n > minLinks && s.live() > maxArena {
+			t.Fatalf("a shard has %d links of %d bytes", s.n, s.live())
+		}
+	}
+}
+
+func TestHostWithoutLinksCostsNoLookup(t *testing.T) {
+	table, _ := small(t)
+	b := table.Edit()
+	b.Delete([]byte("links/a.example/x"))
+	b.Delete([]byte("links/a.example/fallen"))
+	table = b.Build(Version{})
+	host := []byte("a.example")
+	if it := table.contents.hosts.get(nameHash(host), host); it != nil {
+		t.Fatalf("host without anything is known: %+v", it)
+	}
+}
+
+func TestUsingABuilderAfterBuildPanics(t *testing.T) {
+	b := NewBuilder(0)
+	b.Build(Version{})
+	defer func() {
+		if s, _ := recover().(string); !strings.HasPrefix(s, "BUG:") {
+			t.Fatalf("recovered %q", s)
+		}
+	}()
+	b.Delete([]byte("links/a.example/x"))
+}
+
+func TestHostileHintCostsLittle(t *testing.T) {
+	b := NewBuilder(1 << 62)
+	if len(b.shards) > 1<<17 {
+		t.Fatalf("%d shards", len(b.shards))
+	}
+}
+
+func TestLookupDoesNotAllocate(t *testing.T) {
+	table, _ := small(t)
+	var m link.Match
+	for _, c := range []struct{ host, path string }{{"a.example", "/x"}, {"b.example", "/only"}, {"c.example", "/none"}} {
+		host, path := bytesOf(c.host, c.path)
+		if n := testing.AllocsPerRun(100, func() { table.Lookup(host, path, &m) }); n != 0 {
+			t.Errorf("Lookup(%s%s) allocates %v times", host, path, n)
+		}
+	}
+}
+
+func TestReadersSeeWholeVersionsWhileAWriterEdits(t *testing.T) {
+	const links, versions, readers = 3000, 300, 3
+	// Every version sets the same time on all links that it touches: no link may
+	// be newer than its table, and the first is always as new as that.
+	at := func(i int, revision int64) ([]byte, []byte) {
+		return bytesOf(marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: "https://shop.example/",
+			ExpiresAt: &timestamppb.Timestamp{Seconds: revision}}}}))
+	}
+	b := NewBuilder(links)
+	for i := range links {
+		if err := b.Put(at(i, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var live Live
+	if live.Load() != nil {
+		t.Fatal("there is a table before the first")
+	}
+	live.Store(b.Build(Version{1, 1}))
+	var wg sync.WaitGroup
+	for r := range readers {
+		wg.Go(func() {
+			var m link.Match
+			for i := r; ; i++ {
+				table := live.Load()
+				rev := table.Version().Revision
+				n := i % links
+				if i%3 == 0 {
+					n = 0
+				}
+				table.Lookup([]byte("a.example"), fmt.Appendf(nil, "/%d", n), &m)
+				res, err := link.Unmarshal(fmt.Sprintf("links/a.example/%d", n), m.Value)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got := res.GetLink().GetExpiresAt().GetSeconds()
+				if got > rev || n == 0 && got != rev || n == 0 && rev == versions {
+					if got != rev {
+						t.Errorf("link %d of version %d is of version %d", n, rev, got)
+					}
+					return
+				}
+			}
+		})
+	}
+	for rev := int64(2); rev <= versions; rev++ {
+		b := live.Load().Edit()
+		for _, i := range []int{0, int(rev) % links, int(rev*7) % links} {
+			if err := b.Put(at(i, rev)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		live.Store(b.Build(Version{1, rev}))
+	}
+	wg.Wait()
+}
+
+func TestLinkTakesAtMost145Bytes(t *testing.T) {
+	const n = 100_000
+	set := newBenchSet(t)
+	table := set.build(t, n)
+	check := func(when string) {
+		size := 8 * len(table.contents.shards)
+		for i := 0; i < len(table.contents.shards); {
+			s := table.contents.shards[i]
+			size += 80 + cap(s.arena) + 4*cap(s.index)
+			i += 1 << (table.contents.bits - s.depth)
+		}
+		if size > 145*n {
+			t.Errorf("%s: %.1f bytes per link", when, float64(size)/n)
+		}
+	}
+	check("built")
+	for first := 0; first < n; first += 100 {
+		b := table.Edit()
+		for i := first; i < first+100; i++ {
+			key, value := set.set(i)
+			value[set.dest-17] = 'x'
+			if err := b.Put(key, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		table = b.Build(Version{})
+	}
+	check("every link replaced")
+}
+
+func FuzzPut(f *testing.F) {
+	_, m := small(f)
+	for key, value := range m {
+		f.Add([]byte(key), []byte(value))
+	}
+	f.Add([]byte("blocks/x"), []byte{0x22, 0x03, 0x0a, 0x01, 'x'})
+	f.Fuzz(func(t *testing.T, key, value []byte) {
+		table, m := small(t)
+		b := table.Edit()
+		if err := b.Put(key, value); err == nil {
+			m[string(key)] = string(value)
+		}
+		hash := m.hash()
+		if b.Hash() != hash || b.Len() != len(m) {
+			t.Fatalf("%d entries with hash %x, want %d with %x", b.Len(), b.Hash(), len(m), hash)
+		}
+		next := b.Build(Version{})
+		checkShape(t, next)
+		for k, v := range next.All() {
+			if want, ok := m[string(k)]; !ok || !bytes.Equal(v, []byte(want)) {
+				t.Fatalf("All gives %q = %q, want %q", k, v, want)
+			}
+		}
+		b = next.Edit()
+		_, had := m[string(key)]
+		if b.Delete(key) != had || b.Delete(key) {
+			t.Fatalf("%q was not deleted once", key)
+		}
+		delete(m, string(key))
+		if b.Hash() != m.hash() || b.Len() != len(m) {
+			t.Fatalf("after deleting: %d entries with hash %x, want %d with %x", b.Len(), b.Hash(), len(m), m.hash())
+		}
+		checkShape(t, b.Build(Version{}))
+	})
+}
+
+func FuzzLookup(f *testing.F) {
+	table, m := small(f)
+	f.Add([]byte("a.example"), []byte("/x"))
+	f.Add([]byte("*"), []byte("/only"))
+	f.Add([]byte(""), []byte(""))
+	f.Fuzz(func(t *testing.T, host, path []byte) {
+		if bytes.IndexByte(host, '/') >= 0 {
+			// Not a host: "a/b" and "/c" would read as "a" and "/b/c" in a name.
+			var m link.Match
+			if table.Lookup(host, path, &m); m.Value != nil && string(m.Link.Domain(m.Value)) != "*" {
+				t.Fatalf("Lookup(%q, %q) finds %q", host, path, m.Value)
+			}
+			return
+		}
+		m.checkLookup(t, table, string(host), string(path))
+	})
+}

@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/user"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+)
+
+// maxMessage bounds what a server may send at once.
+const maxMessage = 64 << 20
+
+// dial prepares the connection to the control plane; the first call makes it.
+func (a *app) dial() (*grpc.ClientConn, error) {
+	if a.conn != nil {
+		return a.conn, nil
+	}
+	to, err := a.endpoints()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(to.Server,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUserAgent("affctl/"+buildVersion()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithInitialWindowSize(1<<20),
+		grpc.WithInitialConnWindowSize(4<<20),
+		grpc.WithUnaryInterceptor(a.unary),
+		grpc.WithStreamInterceptor(a.stream),
+	)
+	if err != nil {
+		return nil, usagef("it looks like host:port", "--server %s: %s", to.Server, err)
+	}
+	a.conn, a.target = conn, to.Server
+	return conn, nil
+}
+
+func (a *app) links() (adminv1.LinkServiceClient, error) {
+	conn, err := a.dial()
+	if err != nil {
+		return nil, err
+	}
+	return adminv1.NewLinkServiceClient(conn), nil
+}
+
+func (a *app) fleet() (adminv1.FleetServiceClient, error) {
+	conn, err := a.dial()
+	if err != nil {
+		return nil, err
+	}
+	return adminv1.NewFleetServiceClient(conn), nil
+}
+
+// unary gives each call its time, unless it has one, and the caller's name.
+func (a *app) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if _, ok := ctx.Deadline(); !ok && a.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+	}
+	return a.explainUnavailable(invoke(a.identify(ctx), method, req, reply, cc, opts...))
+}
+
+// stream gives each stream the caller's name; its time is not bounded.
+func (a *app) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, start grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := start(a.identify(ctx), desc, cc, method, opts...)
+	if err != nil {
+		return nil, a.explainUnavailable(err)
+	}
+	return &clientStream{ClientStream: s, a: a}, nil
+}
+
+// clientStream names the server in errors of a stream.
+type clientStream struct {
+	grpc.ClientStream
+	a *app
+}
+
+func (s *clientStream) RecvMsg(m any) error {
+	return s.a.explainUnavailable(s.ClientStream.RecvMsg(m))
+}
+
+// explainUnavailable tells "no connection" from "the control plane says that
+// it cannot": only the latter is answered by a server, with details.
+func (a *app) explainUnavailable(err error) error {
+	st, ok := status.FromError(err)
+	if !ok || err == nil || st.Code() != codes.Unavailable || len(st.Details()) > 0 {
+		return err
+	}
+	text := st.Message()
+	if i := strings.LastIndex(text, "connect: "); i >= 0 {
+		text = strings.TrimSuffix(text[i+len("connect: "):], `"`)
+	} else {
+		text = strings.TrimSuffix(strings.TrimPrefix(text, `connection error: desc = "`), `"`)
+	}
+	return &unreachable{what: "the control plane", address: a.target, flag: "--server", variable: envServer, err: errors.New(text)}
+}
+
+// identify says who calls.
+func (a *app) identify(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "aff-user", a.user())
+}
+
+// user is AFFCTL_USER, or the user at this host, in printable ASCII.
+func (a *app) user() string {
+	name := a.getenv(envUser)
+	if name == "" {
+		if name = a.getenv("USER"); name == "" {
+			if u, err := user.Current(); err == nil {
+				name = u.Username
+			}
+		}
+		if host, err := os.Hostname(); err == nil {
+			name += "@" + host
+		}
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, name)
+}

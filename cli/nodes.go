@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+)
+
+func newNodes(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "nodes", Short: "Show the nodes and what they serve",
+		Long: `Show the nodes that are connected, and what they serve. VERSION is what a node
+serves, LAG how far that is behind, SPOOL how many clicks are on their way.`,
+		Example: "  affctl nodes\n  affctl nodes --watch\n  affctl nodes --region eu -o json",
+		Args:    argCount(0, 0),
+	}
+	var region string
+	var watch bool
+	var interval time.Duration
+	var out format
+	cmd.Flags().StringVar(&region, "region", "", "only those of this `REGION`")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on and refresh in place")
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between refreshes; at least 100ms")
+	out.addTo(cmd, "table", "json", "yaml", "name")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if watch {
+			return a.watchNodes(cmd.Context(), region, interval, out.value)
+		}
+		fleet, err := a.fleet()
+		if err != nil {
+			return err
+		}
+		resp, err := fleet.ListNodes(cmd.Context(), &adminv1.ListNodesRequest{Region: region})
+		if err != nil {
+			return err
+		}
+		text, err := a.nodesText(resp, out.value)
+		if err != nil {
+			return err
+		}
+		a.printf("%s", text)
+		return nil
+	}
+	return cmd
+}
+
+// watchNodes prints the nodes again and again: over each other on a terminal.
+func (a *app) watchNodes(ctx context.Context, region string, interval time.Duration, form string) error {
+	const fastest = 100 * time.Millisecond
+	if interval < fastest {
+		return usagef("", "--interval must be at least %s", fastest)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fleet, err := a.fleet()
+	if err != nil {
+		return err
+	}
+	stream, err := fleet.WatchNodes(ctx, &adminv1.WatchNodesRequest{Region: region, Interval: durationpb.New(interval)})
+	if err != nil {
+		return err
+	}
+	inPlace := terminal(a.stdout) && form == "table"
+	updates := make(chan *adminv1.WatchNodesResponse)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			resp, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case updates <- resp:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	// The server speaks when something changes; ages change all the time.
+	var tick <-chan time.Time
+	if inPlace {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	return a.refreshNodes(ctx, updates, tick, ended, form, inPlace)
+}
+
+// refreshNodes prints what comes, until it ends. Its events: a list of nodes,
+// time to print the last one again, the end of the stream.
+func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNodesResponse, tick <-chan time.Time, ended <-chan error, form string, inPlace bool) error {
+	var last *adminv1.WatchNodesResponse
+	lines := 0
+	for {
+		select {
+		case last = <-updates:
+		case <-tick:
+		case err := <-ended:
+			if ctx.Err() != nil {
+				return nil // the user has seen enough
+			}
+			return err
+		}
+		if last == nil {
+			continue
+		}
+		text, err := a.nodesText(&adminv1.ListNodesResponse{Nodes: last.GetNodes(), Head: last.GetHead()}, form)
+		if err != nil {
+			return err
+		}
+		if inPlace {
+			text, lines = a.overwrite(text, lines)
+		}
+		a.printf("%s", text)
+		if err := a.out.Flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// overwrite makes text replace the lines above the cursor, and no longer than
+// the screen.
+func (a *app) overwrite(text string, above int) (string, int) {
+	_, rows := a.size()
+	all := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	if len(all) >= rows {
+		all = append(all[:rows-2], fmt.Sprintf("and %d more lines", len(all)-rows+2))
+	}
+	out := strings.Join(all, "") + "\n"
+	if above > 0 {
+		out = fmt.Sprintf("\x1b[%dA\x1b[J", above) + out
+	}
+	return out, len(all)
+}
+
+// nodesText is a list of nodes in a format.
+func (a *app) nodesText(resp *adminv1.ListNodesResponse, form string) (string, error) {
+	var b strings.Builder
+	switch form {
+	case "name":
+		for _, n := range resp.GetNodes() {
+			fmt.Fprintln(&b, n.GetName())
+		}
+		return b.String(), nil
+	case "json":
+		text, err := protoJSON(resp)
+		return string(text), err
+	case "yaml":
+		text, err := protoYAML(resp)
+		return string(text), err
+	}
+	if len(resp.GetNodes()) == 0 {
+		return "no nodes are connected\n", nil
+	}
+	t := a.table("NODE", "REGION", "VERSION", "LAG", "LINKS", "REQ/S", "SPOOL", "SINCE")
+	for _, header := range []string{"VERSION", "LAG", "LINKS", "REQ/S", "SPOOL", "SINCE"} {
+		t.right[header] = true
+	}
+	for _, n := range resp.GetNodes() {
+		t.row(n.GetName(), orDash(n.GetRegion()), versionCell(n.GetVersion()), lagCell(n), thousands(n.GetLinks()),
+			thousands(int64(math.Round(n.GetRequestsPerSecond()))), thousands(n.GetSpoolClicks()), age(a.now().Sub(n.GetConnectTime().AsTime())))
+	}
+	t.write(&b, t.lineWidth())
+	a.nodeTroubles(&b, resp)
+	return b.String(), nil
+}
+
+// nodeTroubles says what is wrong with nodes, a line each.
+func (a *app) nodeTroubles(w io.Writer, resp *adminv1.ListNodesResponse) {
+	for _, n := range resp.GetNodes() {
+		name := a.paint(a.stdout, amber, printable(n.GetName())+":")
+		if !n.GetSetHashMatch() && n.GetVersion().GetRevision() > 0 && proto.Equal(n.GetVersion(), resp.GetHead()) {
+			fmt.Fprintf(w, "%s holds something else than the control plane at the same version\n", name)
+		}
+		if reason := n.GetLastRejection(); reason != "" {
+			fmt.Fprintf(w, "%s rejected an update: %s\n", name, printable(reason))
+		}
+	}
+}
+
+func versionCell(v *linkv1.Version) string {
+	if v.GetRevision() == 0 {
+		return "-"
+	}
+	return fmt.Sprint(v.GetRevision())
+}
+
+// lagCell is 0, or how many changes and since when.
+func lagCell(n *adminv1.Node) string {
+	if n.GetLagRevisions() == 0 {
+		return "0"
+	}
+	if d := n.GetLag().AsDuration(); d > 0 {
+		return fmt.Sprintf("%s (%s)", thousands(n.GetLagRevisions()), age(d))
+	}
+	return thousands(n.GetLagRevisions())
+}
+
+// age is a duration in its largest unit, as people say it: 90s, 12m, 5h, 3d.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return fmt.Sprintf("%dms", max(0, d.Milliseconds()))
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}

@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+)
+
+// waiting are the flags of commands that can wait until nodes serve what they
+// wrote.
+type waiting struct {
+	where   string // "" (do not wait), "all" or a region
+	timeout time.Duration
+}
+
+func (w *waiting) addTo(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&w.where, "wait", "", "wait until all nodes, or those of a `REGION`, serve it")
+	flags.Lookup("wait").NoOptDefVal = "all"
+	flags.DurationVar(&w.timeout, "wait-timeout", 30*time.Second, "how long to wait at most")
+}
+
+// region is "" for all.
+func (w *waiting) region() string {
+	if w.where == "all" {
+		return ""
+	}
+	return w.where
+}
+
+// wait waits, if asked to, until the nodes serve a version.
+func (a *app) wait(ctx context.Context, w *waiting, version *linkv1.Version) error {
+	if w.where == "" || version.GetRevision() == 0 {
+		return nil
+	}
+	fleet, err := a.fleet()
+	if err != nil {
+		return err
+	}
+	_ = a.out.Flush() // the error stays in the writer and comes up at the end
+	limited, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	resp, err := fleet.WaitForVersion(limited, &adminv1.WaitForVersionRequest{Version: version, Region: w.region(), MinNodes: 1})
+	switch {
+	case err == nil:
+		after := "at once"
+		if waited := resp.GetWaited().AsDuration().Round(time.Millisecond); waited > 0 {
+			after = "after " + waited.String()
+		}
+		a.notef("served by %s %s", count(int64(resp.GetNodes()), "node"), after)
+		return nil
+	case status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil, errors.Is(err, context.DeadlineExceeded):
+		return a.lagging(ctx, w, version)
+	}
+	return err
+}
+
+// lagging says which nodes do not serve a version yet.
+func (a *app) lagging(ctx context.Context, w *waiting, version *linkv1.Version) error {
+	late := &failure{code: codeTimeout, message: fmt.Sprintf("not served everywhere after %s", w.timeout), hint: `it is written; watch it arrive with "affctl nodes --watch"`}
+	fleet, err := a.fleet()
+	if err != nil {
+		return errors.Join(late, err)
+	}
+	resp, err := fleet.ListNodes(ctx, &adminv1.ListNodesRequest{Region: w.region()})
+	if err != nil {
+		return errors.Join(late, err)
+	}
+	if len(resp.GetNodes()) == 0 {
+		late.message = fmt.Sprintf("not served after %s: no node is connected", w.timeout)
+		if region := w.region(); region != "" {
+			late.message += " in region " + region
+		}
+		return late
+	}
+	var names []string
+	for _, n := range resp.GetNodes() {
+		if n.GetVersion().GetRevision() < version.GetRevision() {
+			names = append(names, n.GetName()+" ("+n.GetRegion()+")")
+		}
+	}
+	if len(names) > 0 {
+		late.message += ": waiting for " + abbreviated(names, 20)
+	}
+	return late
+}
+
+// abbreviated joins at most n names and counts the others.
+func abbreviated(names []string, n int) string {
+	if len(names) <= n {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:n], ", "), len(names)-n)
+}
+
+// count is "1 node" or "2,000 nodes".
+func count(n int64, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return thousands(n) + " " + noun + "s"
+}
+
+// thousands groups the digits of a number by commas.
+func thousands(n int64) string {
+	if n < 0 {
+		return "-" + thousands(-n)
+	}
+	digits := fmt.Sprint(n)
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}

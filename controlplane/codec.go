@@ -1,0 +1,36 @@
+package controlplane
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+)
+
+// rawMessage is a serialized message. It is sent as it is and must not be
+// changed after.
+type rawMessage []byte
+
+// codec is gRPC's own for protobuf, and passes a rawMessage through: what many
+// streams send is serialized once.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(grpcproto.Name)} }
+
+// Marshal implements encoding.CodecV2. The buffer of a rawMessage has no pool to
+// go back to: it is shared.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if raw, ok := v.(rawMessage); ok {
+		return mem.BufferSlice{mem.SliceBuffer(raw)}, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if _, ok := v.(*rawMessage); ok {
+		return fmt.Errorf("unmarshal: a raw message is only sent")
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}

@@ -1,0 +1,265 @@
+package controlplane
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/affleet/affleet/controlplane/internal/replica"
+	"github.com/affleet/affleet/controlplane/internal/snapshot"
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// peers are the other replicas. *replica.Directory is one.
+type peers interface {
+	Peers() []replica.Peer
+	Changed() <-chan struct{}
+}
+
+// fleetConfig says who this replica is and how it reaches the others.
+type fleetConfig struct {
+	// This replica's id, as nodes are shown with it. Required.
+	Replica string
+	// Default: there are no others.
+	Peers peers
+	// How another replica is dialed. Required when there are Peers.
+	Dial func(address string) (*grpc.ClientConn, error)
+	// How long another replica may take to answer. Default: 1 s.
+	PeerTimeout time.Duration
+	// Default: slog.Default().
+	Logger *slog.Logger
+}
+
+// fleet is the FleetService, and the registry of the nodes that are connected
+// to this replica. All of it may be used from any goroutine.
+type fleet struct {
+	adminv1.UnimplementedFleetServiceServer
+	cfg   fleetConfig
+	log   *snapshot.Log
+	conns conns
+
+	mu    sync.Mutex
+	nodes map[string]*member // by name
+	// Who waits for a change of nodes; each channel holds one wake.
+	waiters map[chan struct{}]struct{}
+}
+
+// member is a connected node. What changes is guarded by fleet.mu.
+type member struct {
+	name, region, listen, build string
+	connected                   time.Time
+	superseded                  chan struct{} // closed when another stream has the name
+
+	version       snapshot.Version
+	hash          link.SetHash
+	lastRejection string
+	links, spool  int64
+	rate          float64
+}
+
+// newFleet makes the FleetService. close frees its connections.
+func newFleet(log *snapshot.Log, cfg fleetConfig) *fleet {
+	if cfg.PeerTimeout <= 0 {
+		cfg.PeerTimeout = time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &fleet{
+		cfg: cfg, log: log, conns: conns{dial: cfg.Dial},
+		nodes: make(map[string]*member), waiters: make(map[chan struct{}]struct{}),
+	}
+}
+
+// join registers a node. A node of the same name is superseded.
+func (f *fleet) join(hello *feedv1.Hello) *member {
+	m := &member{
+		name: hello.GetNode(), region: hello.GetRegion(), listen: hello.GetListenAddress(), build: hello.GetBuild(),
+		connected: time.Now(), superseded: make(chan struct{}),
+		version: versionOf(hello.GetVersion()), hash: hashOf(hello.GetSetHash()),
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if old := f.nodes[m.name]; old != nil {
+		close(old.superseded)
+		m.lastRejection = old.lastRejection
+	}
+	f.nodes[m.name] = m
+	f.wake()
+	return m
+}
+
+// leave takes a node off, unless another stream has its name.
+func (f *fleet) leave(m *member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.nodes[m.name] == m {
+		delete(f.nodes, m.name)
+		f.wake()
+	}
+}
+
+// applied notes what a node serves.
+func (f *fleet) applied(m *member, v snapshot.Version, hash link.SetHash, links int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.version, m.hash, m.links = v, hash, links
+	f.wake()
+}
+
+// rejected notes why a node did not take a frame.
+func (f *fleet) rejected(m *member, reason string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.lastRejection = reason
+	f.wake()
+}
+
+// status notes how a node fares.
+func (f *fleet) status(m *member, s *feedv1.Status) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.links, m.rate, m.spool = s.GetLinks(), s.GetRequestsPerSecond(), s.GetSpoolClicks()
+	if versionOf(s.GetVersion()) == m.version {
+		m.hash = hashOf(s.GetSetHash())
+	}
+	f.wake()
+}
+
+// wake wakes who waits. f.mu is held.
+func (f *fleet) wake() {
+	for w := range f.waiters {
+		poke(w)
+	}
+}
+
+// poke leaves one wake in a channel.
+func poke(w chan struct{}) {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+}
+
+// watch gives a channel that is woken by every change of the nodes until stop is
+// called.
+func (f *fleet) watch() (woken chan struct{}, stop func()) {
+	woken = make(chan struct{}, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiters[woken] = struct{}{}
+	return woken, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.waiters, woken)
+	}
+}
+
+// local are the nodes of this replica, in no order.
+func (f *fleet) local(region string) []*adminv1.Node {
+	view, now := f.log.View(), time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	nodes := make([]*adminv1.Node, 0, len(f.nodes))
+	for _, m := range f.nodes {
+		if region == "" || m.region == region {
+			nodes = append(nodes, m.show(view, now, f.cfg.Replica))
+		}
+	}
+	return nodes
+}
+
+// show is a node as users see it. fleet.mu is held.
+func (m *member) show(view *snapshot.View, now time.Time, replica string) *adminv1.Node {
+	n := &adminv1.Node{
+		Name: m.name, Region: m.region, Version: versionProto(m.version), LastRejection: m.lastRejection,
+		Links: m.links, RequestsPerSecond: m.rate, SpoolClicks: m.spool,
+		ConnectTime: timestamppb.New(m.connected), Replica: replica, ListenAddress: m.listen, Build: m.build,
+		Lag: durationpb.New(0),
+	}
+	hash, known := view.HashAt(m.version)
+	n.SetHashMatch = known && hash == m.hash
+	revisions, since := view.Lag(m.version)
+	if n.LagRevisions = revisions; revisions > 0 {
+		n.Lag = durationpb.New(max(now.Sub(since), 0))
+	}
+	return n
+}
+
+// merge puts the nodes of several replicas into their order. A node that two
+// replicas list is where it connected last.
+func merge(lists ...[]*adminv1.Node) []*adminv1.Node {
+	all := slices.Concat(lists...)
+	slices.SortFunc(all, func(a, b *adminv1.Node) int {
+		return cmp.Or(strings.Compare(a.GetName(), b.GetName()),
+			b.GetConnectTime().AsTime().Compare(a.GetConnectTime().AsTime()))
+	})
+	all = slices.CompactFunc(all, func(a, b *adminv1.Node) bool { return a.GetName() == b.GetName() })
+	slices.SortFunc(all, func(a, b *adminv1.Node) int {
+		return cmp.Or(strings.Compare(a.GetRegion(), b.GetRegion()), strings.Compare(a.GetName(), b.GetName()))
+	})
+	return all
+}
+
+// ListNodes implements adminv1.FleetServiceServer.
+func (f *fleet) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
+	lists := [][]*adminv1.Node{f.local(req.GetRegion())}
+	if !localOnly(ctx) {
+		lists = append(lists, f.listPeers(ctx, req)...)
+	}
+	return &adminv1.ListNodesResponse{Nodes: merge(lists...), Head: versionProto(f.log.Head())}, nil
+}
+
+// WatchNodes implements adminv1.FleetServiceServer.
+func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStreamingServer[adminv1.WatchNodesResponse]) error {
+	interval := time.Second
+	if d := req.GetInterval(); d != nil {
+		interval = d.AsDuration()
+		if d.CheckValid() != nil || interval < 100*time.Millisecond {
+			return status.Error(codes.InvalidArgument, "interval: at least 100ms")
+		}
+	}
+	ctx := stream.Context()
+	woken, stop := f.watch()
+	defer stop()
+	var others peerNodes
+	if !localOnly(ctx) {
+		ctx, cancel := context.WithCancel(ctx)
+		watching := f.watchPeers(ctx, req, &others, woken)
+		defer watching.Wait()
+		defer cancel()
+	}
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select { // at most once per interval
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-pause.C:
+		}
+		moved := f.log.Changed()
+		nodes := merge(append(others.lists(), f.local(req.GetRegion()))...)
+		if err := stream.Send(&adminv1.WatchNodesResponse{Nodes: nodes, Head: versionProto(f.log.Head())}); err != nil {
+			return err
+		}
+		pause.Reset(interval)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-woken:
+		case <-moved:
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package controlplane
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/affleet/affleet/controlplane/internal/replica"
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+)
+
+// localKey marks a call of another replica: it is answered from the nodes of
+// this one. Its value is what the asker already knows; see known.
+const (
+	localKey     = "aff-local"
+	knowsNothing = "nothing"
+)
+
+// asLocal marks a call to another replica.
+func asLocal(ctx context.Context, known string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, localKey, known)
+}
+
+// localOnly says whether another replica asks.
+func localOnly(ctx context.Context) bool {
+	return len(metadata.ValueFromIncomingContext(ctx, localKey)) > 0
+}
+
+// conns are connections to the other replicas, made when they are needed.
+type conns struct {
+	dial func(address string) (*grpc.ClientConn, error)
+
+	mu     sync.Mutex
+	byAddr map[string]*grpc.ClientConn
+}
+
+// get gives the connection to an address.
+func (c *conns) get(address string) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.byAddr[address]; conn != nil {
+		return conn, nil
+	}
+	conn, err := c.dial(address)
+	if err != nil {
+		return nil, err
+	}
+	if c.byAddr == nil {
+		c.byAddr = make(map[string]*grpc.ClientConn)
+	}
+	c.byAddr[address] = conn
+	return conn, nil
+}
+
+// keep closes the connections to all but these replicas.
+func (c *conns) keep(peers []replica.Peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for address, conn := range c.byAddr {
+		if !slices.ContainsFunc(peers, func(p replica.Peer) bool { return p.Address == address }) {
+			_ = conn.Close()
+			delete(c.byAddr, address)
+		}
+	}
+}
+
+// close closes the connections to other replicas.
+func (f *fleet) close() { f.conns.keep(nil) }
+
+// peers are the other replicas, and a channel that is closed when they change.
+func (f *fleet) peers() ([]replica.Peer, <-chan struct{}) {
+	if f.cfg.Peers == nil {
+		return nil, nil
+	}
+	changed := f.cfg.Peers.Changed()
+	peers := f.cfg.Peers.Peers()
+	f.conns.keep(peers)
+	return peers, changed
+}
+
+// peer gives another replica's FleetService.
+func (f *fleet) peer(p replica.Peer) (adminv1.FleetServiceClient, error) {
+	conn, err := f.conns.get(p.Address)
+	if err != nil {
+		return nil, err
+	}
+	return adminv1.NewFleetServiceClient(conn), nil
+}
+
+// skip logs that a replica was left out.
+func (f *fleet) skip(ctx context.Context, p replica.Peer, err error) {
+	if ctx.Err() == nil {
+		f.cfg.Logger.Warn("replica does not answer, its nodes are left out", "replica", p.ID, "address", p.Address, "err", err)
+	}
+}
+
+// listPeers asks the other replicas for their nodes, all at once.
+func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) [][]*adminv1.Node {
+	peers, _ := f.peers()
+	lists := make([][]*adminv1.Node, len(peers))
+	call, cancel := context.WithTimeout(asLocal(ctx, knowsNothing), f.cfg.PeerTimeout)
+	defer cancel()
+	var asking sync.WaitGroup
+	for i, p := range peers {
+		asking.Go(func() {
+			client, err := f.peer(p)
+			if err == nil {
+				var got *adminv1.ListNodesResponse
+				got, err = client.ListNodes(call, req)
+				lists[i] = got.GetNodes()
+			}
+			if err != nil {
+				f.skip(ctx, p, err)
+			}
+		})
+	}
+	asking.Wait()
+	return lists
+}
+
+// peerNodes are the nodes that other replicas list.
+type peerNodes struct {
+	mu   sync.Mutex
+	byID map[string][]*adminv1.Node
+}
+
+// lists gives them, a list per replica.
+func (n *peerNodes) lists() [][]*adminv1.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Values(n.byID))
+}
+
+// set replaces the list of a replica.
+func (n *peerNodes) set(id string, nodes []*adminv1.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.byID == nil {
+		n.byID = make(map[string][]*adminv1.Node)
+	}
+	n.byID[id] = nodes
+}
+
+// watchPeers keeps others up to date, and wakes woken, until ctx ends and the
+// group it returns is done.
+func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, others *peerNodes, woken chan struct{}) *sync.WaitGroup {
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		f.eachPeer(ctx, func(ctx context.Context, p replica.Peer) {
+			f.watchPeer(ctx, p, req, func(nodes []*adminv1.Node) {
+				others.set(p.ID, nodes)
+				poke(woken)
+			})
+		})
+	})
+	return &watching
+}
+
+// watchPeer follows the nodes of another replica until ctx ends.
+func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.WatchNodesRequest, set func([]*adminv1.Node)) {
+	for ctx.Err() == nil {
+		err := func() error {
+			client, err := f.peer(p)
+			if err != nil {
+				return err
+			}
+			stream, err := client.WatchNodes(asLocal(ctx, knowsNothing), req)
+			if err != nil {
+				return err
+			}
+			for {
+				got, err := stream.Recv()
+				if err != nil {
+					return err
+				}
+				set(got.GetNodes())
+			}
+		}()
+		f.skip(ctx, p, err)
+		set(nil)
+		sleep(ctx, f.cfg.PeerTimeout)
+	}
+}
+
+// eachPeer runs work for every other replica while it is listed, until ctx ends.
+func (f *fleet) eachPeer(ctx context.Context, work func(context.Context, replica.Peer)) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	stops := make(map[replica.Peer]context.CancelFunc)
+	defer func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}()
+	for {
+		peers, changed := f.peers()
+		for p, stop := range stops {
+			if !slices.Contains(peers, p) {
+				stop()
+				delete(stops, p)
+			}
+		}
+		for _, p := range peers {
+			if stops[p] == nil {
+				ctx, stop := context.WithCancel(ctx)
+				stops[p] = stop
+				running.Go(func() { work(ctx, p) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// sleep waits for a time or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

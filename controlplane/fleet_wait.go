@@ -1,0 +1,251 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/affleet/affleet/controlplane/internal/replica"
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+)
+
+// WaitForVersion implements adminv1.FleetServiceServer.
+//
+// Asked by another replica, it answers when the count of its own nodes differs
+// from what the asker knows, so that the asker waits for events and not for
+// time.
+func (f *fleet) WaitForVersion(ctx context.Context, req *adminv1.WaitForVersionRequest) (*adminv1.WaitForVersionResponse, error) {
+	if err := f.checkWait(req); err != nil {
+		return nil, err
+	}
+	if known := metadata.ValueFromIncomingContext(ctx, localKey); len(known) > 0 {
+		return f.waitLocal(ctx, req, known[0])
+	}
+	return f.waitAll(ctx, req)
+}
+
+func (f *fleet) checkWait(req *adminv1.WaitForVersionRequest) error {
+	v := req.GetVersion()
+	head := f.log.Head()
+	switch {
+	case v.GetRevision() <= 0:
+		return status.Error(codes.InvalidArgument, "version.revision: required")
+	case req.GetPercent() < 0 || req.GetPercent() > 100:
+		return status.Error(codes.InvalidArgument, "percent: 1 to 100")
+	case req.GetMinNodes() < 0:
+		return status.Error(codes.InvalidArgument, "min_nodes: not negative")
+	case v.GetEpoch() != 0 && head.Epoch != 0 && v.GetEpoch() != head.Epoch:
+		return status.Errorf(codes.FailedPrecondition, "version.epoch: the fleet is at epoch %016x, not %016x", head.Epoch, v.GetEpoch())
+	}
+	return nil
+}
+
+// tally is how many nodes there are, and which do not serve a version.
+type tally struct {
+	nodes   int
+	lagging []string
+}
+
+// known is the tally as replicas tell each other what they know.
+func (t tally) known() string { return fmt.Sprintf("%d/%d", t.nodes-len(t.lagging), t.nodes) }
+
+// enough says whether the request is fulfilled.
+func (t tally) enough(req *adminv1.WaitForVersionRequest) bool {
+	percent := int(req.GetPercent())
+	if percent == 0 {
+		percent = 100
+	}
+	serving := t.nodes - len(t.lagging)
+	return t.nodes >= int(req.GetMinNodes()) && serving*100 >= t.nodes*percent
+}
+
+// count counts the nodes of this replica. later is not nil while this replica
+// does not know yet what there is up to the version: it is closed when it may.
+func (f *fleet) count(req *adminv1.WaitForVersionRequest) (t tally, later <-chan struct{}) {
+	view := f.log.View()
+	revision := req.GetVersion().GetRevision()
+	if view.Seen() < revision {
+		later = view.Advanced()
+		f.log.Nudge()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.nodes {
+		if region := req.GetRegion(); region != "" && m.region != region {
+			continue
+		}
+		t.nodes++
+		if !view.Serves(m.version, revision) {
+			t.lagging = append(t.lagging, m.name)
+		}
+	}
+	return t, later
+}
+
+// waitLocal answers another replica.
+func (f *fleet) waitLocal(ctx context.Context, req *adminv1.WaitForVersionRequest, known string) (*adminv1.WaitForVersionResponse, error) {
+	woken, stop := f.watch()
+	defer stop()
+	for {
+		t, later := f.count(req)
+		if t.known() != known {
+			return &adminv1.WaitForVersionResponse{Nodes: int32(t.nodes), Lagging: t.lagging}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-woken:
+		case <-later:
+		}
+	}
+}
+
+// waitAll waits for the nodes of all replicas. It answers a little before the
+// caller's deadline, so that the caller learns which nodes lag.
+func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest) (*adminv1.WaitForVersionResponse, error) {
+	start := time.Now()
+	var timeout <-chan time.Time
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		timeout = time.After(left - min(left/10, 500*time.Millisecond))
+	}
+	woken, stop := f.watch()
+	defer stop()
+	others := &peerTallies{byPeer: make(map[replica.Peer]tally), woken: woken}
+	polling, cancel := context.WithCancel(ctx)
+	var pollers sync.WaitGroup
+	defer pollers.Wait()
+	defer cancel()
+	initial, _ := f.peers()
+	others.expect(initial)
+	pollers.Go(func() {
+		f.eachPeer(polling, func(ctx context.Context, p replica.Peer) { f.pollPeer(ctx, p, req, others) })
+	})
+	for {
+		t, later := f.count(req)
+		complete := others.add(&t)
+		answer := &adminv1.WaitForVersionResponse{
+			Nodes: int32(t.nodes), Waited: durationpb.New(time.Since(start)), Lagging: t.lagging,
+		}
+		slices.Sort(answer.Lagging)
+		if complete && t.enough(req) {
+			return answer, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		case <-timeout:
+			return nil, late(req, answer)
+		case <-woken:
+		case <-later:
+		}
+	}
+}
+
+// late is the error for a wait that ended before enough nodes serve.
+func late(req *adminv1.WaitForVersionRequest, answer *adminv1.WaitForVersionResponse) error {
+	const few = 10
+	names := strings.Join(answer.Lagging[:min(len(answer.Lagging), few)], ", ")
+	if len(answer.Lagging) > few {
+		names += ", ..."
+	}
+	message := fmt.Sprintf("%d of %d nodes serve revision %d", int(answer.Nodes)-len(answer.Lagging), answer.Nodes, req.GetVersion().GetRevision())
+	if names != "" {
+		message += "; lagging: " + names
+	}
+	if answer.Nodes < req.GetMinNodes() {
+		message += fmt.Sprintf("; waiting for at least %d nodes", req.GetMinNodes())
+	}
+	st := status.New(codes.DeadlineExceeded, message)
+	if detailed, err := st.WithDetails(answer); err == nil {
+		st = detailed
+	}
+	return st.Err()
+}
+
+// peerTallies are the counts of the other replicas.
+type peerTallies struct {
+	mu      sync.Mutex
+	byPeer  map[replica.Peer]tally
+	pending map[replica.Peer]bool // not heard of yet
+	woken   chan struct{}
+}
+
+// expect makes the tally incomplete until all of these were heard of.
+func (o *peerTallies) expect(peers []replica.Peer) {
+	o.pending = make(map[replica.Peer]bool)
+	for _, p := range peers {
+		o.pending[p] = true
+	}
+}
+
+// set notes what a replica says; nil: it does not answer.
+func (o *peerTallies) set(p replica.Peer, t *tally) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.pending, p)
+	delete(o.byPeer, p)
+	if t != nil {
+		o.byPeer[p] = *t
+	}
+	poke(o.woken)
+}
+
+// add adds what is known to t, and says whether all replicas were heard of.
+func (o *peerTallies) add(t *tally) (complete bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, other := range o.byPeer {
+		t.nodes += other.nodes
+		t.lagging = append(t.lagging, other.lagging...)
+	}
+	return len(o.pending) == 0
+}
+
+// longPoll bounds one question to another replica: one that hangs is found out.
+const longPoll = 10 * time.Second
+
+// pollPeer keeps the tally of another replica up to date until ctx ends. The
+// first question is answered at once, the next ones when something changed.
+func (f *fleet) pollPeer(ctx context.Context, p replica.Peer, req *adminv1.WaitForVersionRequest, others *peerTallies) {
+	defer others.set(p, nil)
+	known, timeout := knowsNothing, f.cfg.PeerTimeout
+	for ctx.Err() == nil {
+		t, err := f.askPeer(ctx, p, req, known, timeout)
+		switch {
+		case err == nil:
+			others.set(p, t)
+			known, timeout = t.known(), longPoll
+		case known != knowsNothing && status.Code(err) == codes.DeadlineExceeded:
+			known, timeout = knowsNothing, f.cfg.PeerTimeout // nothing changed, or it hangs
+		default:
+			f.skip(ctx, p, err)
+			others.set(p, nil)
+			known, timeout = knowsNothing, f.cfg.PeerTimeout
+			sleep(ctx, f.cfg.PeerTimeout)
+		}
+	}
+}
+
+// askPeer asks another replica for its tally, when it is not the known one.
+func (f *fleet) askPeer(ctx context.Context, p replica.Peer, req *adminv1.WaitForVersionRequest, known string, timeout time.Duration) (*tally, error) {
+	client, err := f.peer(p)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(asLocal(ctx, known), timeout)
+	defer cancel()
+	got, err := client.WaitForVersion(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &tally{nodes: int(got.GetNodes()), lagging: got.GetLagging()}, nil
+}

@@ -1,0 +1,188 @@
+// Package replica lets the replicas of a control plane find each other: each
+// keeps its address in etcd under a lease, and watches the others'.
+//
+// It is for asking the others something, not for electing one: a replica that
+// died is listed until its lease ends.
+//
+// Concurrency: Run is called once; the other methods may be called from any
+// goroutine.
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// prefix is where replicas are in etcd: the rest of the key is the id, the
+// value the address.
+const prefix = "/aff/v1/replicas/"
+
+// Config says who this replica is.
+type Config struct {
+	// Unique among the replicas. Required.
+	ID string
+	// Where the others reach its gRPC services: "host:port". Required.
+	Address string
+	// How long it is listed after it died; whole seconds. Default: 10 s.
+	TTL time.Duration
+	// Time between attempts while etcd does not answer. Default: 1 s.
+	Retry time.Duration
+	// Default: slog.Default().
+	Logger *slog.Logger
+}
+
+// Peer is another replica.
+type Peer struct {
+	ID, Address string
+}
+
+// Directory is what a replica knows of the others.
+type Directory struct {
+	client *clientv3.Client
+	cfg    Config
+
+	mu      sync.Mutex
+	peers   []Peer // by id; replaced, never changed
+	changed chan struct{}
+}
+
+// New makes an empty directory.
+func New(client *clientv3.Client, cfg Config) (*Directory, error) {
+	if cfg.ID == "" || strings.Contains(cfg.ID, "/") {
+		return nil, fmt.Errorf("replica id %q: it is empty or has a slash", cfg.ID)
+	}
+	if cfg.Address == "" {
+		return nil, errors.New("replica without an address")
+	}
+	if cfg.TTL < time.Second {
+		cfg.TTL = 10 * time.Second
+	}
+	if cfg.Retry <= 0 {
+		cfg.Retry = time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Directory{client: client, cfg: cfg, changed: make(chan struct{})}, nil
+}
+
+// Peers are the other replicas, by id. The slice must not be changed.
+func (d *Directory) Peers() []Peer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.peers
+}
+
+// Changed is closed when Peers differs from now.
+func (d *Directory) Changed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.changed
+}
+
+// Run keeps this replica listed, and the list up to date, until ctx ends; then
+// it takes the replica off the list and returns nil.
+func (d *Directory) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	running.Go(func() { d.repeat(ctx, "register replica", d.register) })
+	running.Go(func() { d.repeat(ctx, "watch replicas", d.watch) })
+	running.Wait()
+	return nil
+}
+
+// repeat calls f, which returns only when it failed, until ctx ends.
+func (d *Directory) repeat(ctx context.Context, what string, f func(context.Context) error) {
+	for ctx.Err() == nil {
+		err := f(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		d.cfg.Logger.Warn(what, "err", err, "retry_in", d.cfg.Retry)
+		select {
+		case <-ctx.Done():
+		case <-time.After(d.cfg.Retry):
+		}
+	}
+}
+
+// register puts this replica under a lease and keeps that alive.
+func (d *Directory) register(ctx context.Context) error {
+	call, cancel := context.WithTimeout(ctx, d.cfg.TTL)
+	defer cancel()
+	lease, err := d.client.Grant(call, int64(d.cfg.TTL/time.Second))
+	if err != nil {
+		return fmt.Errorf("grant lease: %w", err)
+	}
+	defer func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		// Best effort: without it, the lease ends by itself.
+		_, _ = d.client.Revoke(bye, lease.ID)
+	}()
+	if _, err := d.client.Put(call, prefix+d.cfg.ID, d.cfg.Address, clientv3.WithLease(lease.ID)); err != nil {
+		return fmt.Errorf("put address: %w", err)
+	}
+	alive, err := d.client.KeepAlive(ctx, lease.ID)
+	if err != nil {
+		return fmt.Errorf("keep lease: %w", err)
+	}
+	for range alive {
+	}
+	return errors.New("the lease ended")
+}
+
+// watch reads the list and follows it.
+func (d *Directory) watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	got, err := d.client.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	list := make(map[string]string)
+	for _, kv := range got.Kvs {
+		list[string(kv.Key)] = string(kv.Value)
+	}
+	d.set(list)
+	events := d.client.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(got.Header.Revision+1))
+	for answer := range events {
+		if err := answer.Err(); err != nil {
+			return fmt.Errorf("watch: %w", err)
+		}
+		for _, e := range answer.Events {
+			if e.Type == clientv3.EventTypeDelete {
+				delete(list, string(e.Kv.Key))
+			} else {
+				list[string(e.Kv.Key)] = string(e.Kv.Value)
+			}
+		}
+		d.set(list)
+	}
+	return errors.New("watch: ended")
+}
+
+// set makes list, without this replica, the peers.
+func (d *Directory) set(list map[string]string) {
+	var peers []Peer
+	for _, key := range slices.Sorted(maps.Keys(list)) {
+		if id := strings.TrimPrefix(key, prefix); id != d.cfg.ID {
+			peers = append(peers, Peer{ID: id, Address: list[key]})
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !slices.Equal(peers, d.peers) {
+		d.peers = peers
+		close(d.changed)
+		d.changed = make(chan struct{})
+	}
+}

@@ -1,0 +1,88 @@
+package replica
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/affleet/affleet/controlplane/internal/etcdtest"
+)
+
+func start(t *testing.T, client *clientv3.Client, id string) (d *Directory, stop func()) {
+	t.Helper()
+	d, err := New(client, Config{ID: id, Address: id + ":7070", TTL: time.Second, Retry: 10 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = d.Run(ctx) })
+	stop = sync.OnceFunc(func() { cancel(); running.Wait() })
+	t.Cleanup(stop)
+	return d, stop
+}
+
+// until waits until a replica knows exactly these.
+func until(t *testing.T, d *Directory, want ...string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		changed := d.Changed()
+		var ids []string
+		for _, p := range d.Peers() {
+			if p.Address != p.ID+":7070" {
+				t.Fatalf("%s is at %s", p.ID, p.Address)
+			}
+			ids = append(ids, p.ID)
+		}
+		if slices.Equal(ids, want) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("known are %v, not %v", ids, want)
+		}
+	}
+}
+
+func TestReplicasFindEachOther(t *testing.T) {
+	client := etcdtest.Start(t)
+	a, _ := start(t, client, "a")
+	b, _ := start(t, client, "b")
+	_, stopC := start(t, client, "c")
+	until(t, a, "b", "c")
+	until(t, b, "a", "c")
+	stopC()
+	until(t, a, "b")
+}
+
+func TestReplicaIsListedAgainAfterItsLeaseIsLost(t *testing.T) {
+	client := etcdtest.Start(t)
+	a, _ := start(t, client, "a")
+	start(t, client, "b")
+	until(t, a, "b")
+	got, err := client.Get(t.Context(), prefix+"b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Revoke(t.Context(), clientv3.LeaseID(got.Kvs[0].Lease)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a)
+	until(t, a, "b")
+}
+
+func TestReplicaNeedsAnIDAndAnAddress(t *testing.T) {
+	for _, cfg := range []Config{{}, {ID: "a"}, {ID: "a/b", Address: "x:1"}} {
+		if _, err := New(nil, cfg); err == nil {
+			t.Errorf("%+v was taken", cfg)
+		}
+	}
+}

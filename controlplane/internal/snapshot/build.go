@@ -1,0 +1,137 @@
+package snapshot
+
+import (
+	"context"
+	"time"
+
+	"github.com/klauspost/compress/s2"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+)
+
+// sharedSnapshot is built by the first stream that needs it; the others wait.
+type sharedSnapshot struct {
+	epoch    uint64
+	revision int64
+	bytes    int64         // of its entries, not compressed
+	done     chan struct{} // closed when frame is there
+	frame    *Frame
+}
+
+// snapshotSize is about what a snapshot costs to send, in bytes.
+func (s *shared) snapshotSize(v *View) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.snap != nil && s.snap.epoch == v.epoch {
+		select {
+		case <-s.snap.done:
+			// As well compressed as the last one.
+			ratio := float64(s.snap.frame.Bytes) / float64(max(s.snap.bytes, 1))
+			return max(int64(ratio*float64(v.bytes)), alwaysDelta)
+		default:
+		}
+	}
+	return max(v.bytes/2, alwaysDelta)
+}
+
+// alwaysDelta is the size, in bytes, up to which a delta is never called larger
+// than a snapshot: a node takes it in for next to nothing.
+const alwaysDelta = 64 << 10
+
+// usable says whether a node that may not go below a revision can take the
+// snapshot and then what the log holds after it, without much more to send.
+func (s *sharedSnapshot) usable(v *View, least int64) bool {
+	if s == nil || s.epoch != v.epoch || s.revision < least || s.revision < v.base.revision {
+		return false
+	}
+	newer := v.cum(len(v.records)) - v.cum(v.after(s.revision))
+	return newer <= max(v.bytes/8, 1<<20)
+}
+
+// snapshot gives a snapshot that is not older than the cursor allows. It may be
+// older than the head: the stream then goes on with a delta.
+func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
+	s := &l.shared
+	least := max(c.held.Revision, c.least)
+	if c.at > 0 {
+		least = max(least, c.at+1) // or a node with a good state would get no further
+	}
+	s.mu.Lock()
+	snap := s.snap
+	build := !snap.usable(v, least)
+	var contents frozen
+	if build {
+		l.mu.Lock()
+		v = l.view.Load()
+		contents = l.state.freeze()
+		l.mu.Unlock()
+		if err := v.behind(c.held); err != nil {
+			s.mu.Unlock()
+			return nil, err
+		}
+		snap = &sharedSnapshot{
+			epoch: v.epoch, revision: max(v.head().revision, least),
+			bytes: contents.bytes, done: make(chan struct{}),
+		}
+		s.snap = snap
+	}
+	s.mu.Unlock()
+	if build {
+		start := time.Now()
+		snap.frame = buildSnapshot(contents, Version{snap.epoch, snap.revision}, l.cfg.ChunkBytes)
+		l.metrics.built(time.Since(start))
+		close(snap.done)
+	}
+	select {
+	case <-snap.done:
+		return snap.frame, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// buildSnapshot encodes and compresses everything.
+func buildSnapshot(contents frozen, at Version, chunkBytes int) *Frame {
+	f := &Frame{Kind: Snapshot, To: at, Hash: contents.hash, Entries: contents.entries}
+	add := func(message []byte) {
+		f.Messages = append(f.Messages, message)
+		f.Bytes += int64(len(message))
+	}
+	version := &linkv1.Version{Epoch: at.Epoch, Revision: at.Revision}
+	add(mustMarshal(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_SnapshotBegin{
+		SnapshotBegin: &feedv1.SnapshotBegin{Version: version, Entries: contents.entries, Bytes: contents.bytes},
+	}}))
+	raw := make([]byte, 0, chunkBytes+chunkBytes/8)
+	var compressed []byte
+	flush := func() {
+		if n := s2.MaxEncodedLen(len(raw)); cap(compressed) < n {
+			compressed = make([]byte, n)
+		}
+		add(encodeChunk(s2.Encode(compressed[:cap(compressed)], raw)))
+		raw = raw[:0]
+	}
+	for _, sh := range contents.shards {
+		if sh == nil {
+			continue
+		}
+		for _, e := range sh.m {
+			raw = protowire.AppendTag(raw, fieldChunkEntries, protowire.BytesType)
+			raw = protowire.AppendString(raw, string(e))
+			if len(raw) >= chunkBytes {
+				flush()
+			}
+		}
+	}
+	if len(raw) > 0 {
+		flush()
+	}
+	add(mustMarshal(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_SnapshotEnd{
+		SnapshotEnd: &feedv1.SnapshotEnd{
+			Version: version, Entries: contents.entries,
+			SetHash: &feedv1.SetHash{Hi: contents.hash.Hi, Lo: contents.hash.Lo},
+		},
+	}}))
+	return f
+}

@@ -1,0 +1,103 @@
+package snapshot
+
+import (
+	"hash/maphash"
+	"maps"
+	"unsafe"
+
+	"github.com/affleet/affleet/proto/link"
+)
+
+// shardCount is how many parts a state has. A part is copied when it is
+// changed after a freeze: at a million entries, some 250 of them.
+const shardCount = 4096
+
+// state is every entry by key, in parts that are copied on write once they are
+// frozen. It is not safe for concurrent use.
+type state struct {
+	seed   maphash.Seed
+	gen    uint64
+	shards []*shard // nil: empty
+
+	hash    link.SetHash
+	entries int64
+	bytes   int64 // of keys and values
+}
+
+// shard is changed in place only while its gen is the state's.
+type shard struct {
+	gen uint64
+	m   map[string]entry // the key is part of the entry's own bytes
+}
+
+// frozen is a state at one moment. It never changes.
+type frozen struct {
+	shards  []*shard
+	hash    link.SetHash
+	entries int64
+	bytes   int64
+}
+
+func newState() *state {
+	return &state{seed: maphash.MakeSeed(), shards: make([]*shard, shardCount)}
+}
+
+func (s *state) index(key string) int {
+	return int(maphash.String(s.seed, key) % shardCount)
+}
+
+// get returns the entry, or "" if there is none.
+func (s *state) get(key string) entry {
+	if sh := s.shards[s.index(key)]; sh != nil {
+		return sh.m[key]
+	}
+	return ""
+}
+
+// set puts an entry, or deletes the key if it is "", and returns the entry that
+// was there.
+func (s *state) set(key string, e entry) (old entry) {
+	i := s.index(key)
+	sh := s.shards[i]
+	if sh != nil {
+		old = sh.m[key]
+	}
+	if old == e {
+		return old
+	}
+	switch {
+	case sh == nil:
+		sh = &shard{gen: s.gen, m: make(map[string]entry)}
+		s.shards[i] = sh
+	case sh.gen != s.gen:
+		sh = &shard{gen: s.gen, m: maps.Clone(sh.m)}
+		s.shards[i] = sh
+	}
+	if old != "" {
+		// Also before a put: the map would keep the old key's bytes alive.
+		delete(sh.m, key)
+		s.hash = s.hash.Sub(old.hash())
+		s.entries--
+		s.bytes -= old.size()
+	}
+	if e != "" {
+		sh.m[e.key()] = e
+		s.hash = s.hash.Add(e.hash())
+		s.entries++
+		s.bytes += e.size()
+	}
+	return old
+}
+
+// freeze gives the state as it is now. Its cost does not depend on the number
+// of entries.
+func (s *state) freeze() frozen {
+	s.gen++
+	return frozen{shards: append([]*shard(nil), s.shards...), hash: s.hash, entries: s.entries, bytes: s.bytes}
+}
+
+// bytesOf gives the bytes of s without a copy. They must not be changed.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// stringOf gives b as a string without a copy. b must not be changed after.
+func stringOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

@@ -1,0 +1,216 @@
+// Package store keeps the resources of the fleet in etcd: every write is a
+// compare-and-swap transaction, every read of many keys shows one revision.
+// It knows nothing of gRPC, of nodes or of what a link does; whoever needs to
+// serve links subscribes to the feed instead of reading here.
+//
+// Keys, all under /aff/v1/:
+//
+//	r/<name>                  a linkv1.Record, for every resource
+//	epoch                     16 hexadecimal digits, written once
+//	guard/affiliates          see guard.go
+//	guard/affiliates/holder   see guard.go
+//
+// A Store holds no state but its client. All methods may be called from any
+// goroutine; each call to etcd has a deadline of its own, so that an etcd that
+// is down is an error of kind Unavailable after a few seconds. Errors are
+// *link.Error, joins of them, or the context's.
+package store
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+const (
+	root      = "/aff/v1/"
+	resources = root + "r/"
+	epochKey  = root + "epoch"
+)
+
+// Store reads and writes resources.
+type Store struct {
+	client   *clientv3.Client
+	now      func() time.Time
+	timeout  time.Duration // of one call to etcd
+	patience time.Duration // of one write that others keep racing
+}
+
+// New makes a store of a client, which stays the caller's to close.
+func New(client *clientv3.Client) *Store {
+	return &Store{client: client, now: time.Now, timeout: 5 * time.Second, patience: 15 * time.Second}
+}
+
+// Object is a resource as it is stored. Its bytes must not be changed; they
+// keep the whole record in memory, so whoever keeps them for long and cares
+// for those few bytes clones them.
+type Object struct {
+	Name     string
+	Value    []byte // the serialized linkv1.Resource, without read-only fields
+	Revision int64  // of its last write
+	record   []byte
+}
+
+// Resource decodes the object, with its read-only fields.
+func (o *Object) Resource() (*linkv1.Resource, error) {
+	r, err := link.Unmarshal(o.Name, o.Value)
+	if err != nil {
+		return nil, &link.Error{Kind: link.Internal, Resource: o.Name, Message: "is stored in a form that cannot be read", Err: err}
+	}
+	record := new(linkv1.Record)
+	if err := proto.Unmarshal(o.record, record); err != nil {
+		return nil, &link.Error{Kind: link.Internal, Resource: o.Name, Message: "is stored in a form that cannot be read", Err: err}
+	}
+	link.SetReadOnly(r, o.Revision, record)
+	return r, nil
+}
+
+// object reads a key below r/. A record that cannot be read has no value.
+func object(kv *mvccpb.KeyValue) Object {
+	return Object{
+		Name:     string(kv.Key[len(resources):]),
+		Value:    recordValue(kv.Value),
+		Revision: kv.ModRevision,
+		record:   kv.Value,
+	}
+}
+
+// recordValue finds Record.resource in a serialized Record without copying
+// it: nil if there is none.
+func recordValue(record []byte) []byte {
+	return field(record, 1)
+}
+
+// field gives the last occurrence of a field of bytes in a message: nil if
+// there is none or the message is damaged.
+func field(message []byte, number protowire.Number) (value []byte) {
+	for len(message) > 0 {
+		num, typ, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return nil
+		}
+		message = message[n:]
+		if num == number && typ == protowire.BytesType {
+			v, n := protowire.ConsumeBytes(message)
+			if n < 0 {
+				return nil
+			}
+			value, message = v, message[n:]
+			continue
+		}
+		if n = protowire.ConsumeFieldValue(num, typ, message); n < 0 {
+			return nil
+		}
+		message = message[n:]
+	}
+	return value
+}
+
+// linkAffiliate gives the affiliate that a serialized resource names, if it is
+// a link and names one.
+func linkAffiliate(value []byte) []byte {
+	return field(field(value, 1), 4)
+}
+
+// Epoch gives the fleet's epoch, and makes one up if there is none yet.
+func (s *Store) Epoch(ctx context.Context) (uint64, error) {
+	fresh := rand.Uint64() | 1
+	got, err := s.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(epochKey), "=", 0)},
+		[]clientv3.Op{clientv3.OpPut(epochKey, fmt.Sprintf("%016x", fresh))},
+		[]clientv3.Op{clientv3.OpGet(epochKey)})
+	if err != nil {
+		return 0, err
+	}
+	if got.Succeeded {
+		return fresh, nil
+	}
+	text := string(got.Responses[0].GetResponseRange().Kvs[0].Value)
+	epoch, err := strconv.ParseUint(text, 16, 64)
+	if err != nil || epoch == 0 || len(text) != 16 {
+		return 0, &link.Error{
+			Kind: link.FailedPrecondition, Message: fmt.Sprintf("the epoch in etcd is %q, and not 16 hexadecimal digits", text),
+			Hint: "restore " + epochKey + " in etcd",
+		}
+	}
+	return epoch, nil
+}
+
+// Get reads one resource, linearizably, and gives the revision that was read.
+func (s *Store) Get(ctx context.Context, name string) (*Object, int64, error) {
+	if _, _, err := link.ParseName(name); err != nil {
+		return nil, 0, err
+	}
+	got, err := s.get(ctx, resources+name)
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(got.Kvs) == 0 {
+		return nil, got.Header.Revision, notFound(name)
+	}
+	o := object(got.Kvs[0])
+	return &o, got.Header.Revision, nil
+}
+
+// Revision gives etcd's current revision, linearizably.
+func (s *Store) Revision(ctx context.Context) (int64, error) {
+	got, err := s.get(ctx, epochKey, clientv3.WithKeysOnly())
+	if err != nil {
+		return 0, err
+	}
+	return got.Header.Revision, nil
+}
+
+func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	call, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	got, err := s.client.Get(call, key, opts...)
+	if err != nil {
+		return nil, s.fail(ctx, "read", err)
+	}
+	return got, nil
+}
+
+// txn commits one transaction. With no puts or deletes in it, it is only a
+// read.
+func (s *Store) txn(ctx context.Context, compare []clientv3.Cmp, then, otherwise []clientv3.Op) (*clientv3.TxnResponse, error) {
+	call, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	got, err := s.client.Txn(call).If(compare...).Then(then...).Else(otherwise...).Commit()
+	if err != nil {
+		return nil, s.fail(ctx, "write", err)
+	}
+	return got, nil
+}
+
+// stored is a key as a transaction read it; revision 0: it does not exist.
+type stored struct {
+	revision int64
+	record   []byte
+	value    []byte
+}
+
+func (s stored) exists() bool { return s.revision != 0 }
+
+// storedFrom reads the answer to a get of one key.
+func storedFrom(kvs []*mvccpb.KeyValue) stored {
+	if len(kvs) == 0 {
+		return stored{}
+	}
+	return stored{revision: kvs[0].ModRevision, record: kvs[0].Value, value: recordValue(kvs[0].Value)}
+}
+
+// unchangedSince is true in a transaction while the key is as it was read.
+func unchangedSince(key string, revision int64) clientv3.Cmp {
+	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
+}

@@ -1,0 +1,484 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// MaxWrites is how many writes one transaction may hold.
+const MaxWrites = 100
+
+// maxGets is how many keys are read in one transaction beside the guard: etcd
+// allows 128 operations by default.
+const maxGets = 120
+
+// Verb is what a write does.
+type Verb uint8
+
+// The verbs.
+const (
+	Create Verb = iota + 1 // AlreadyExists if there is one
+	Update                 // NotFound if there is none, unless AllowMissing
+	Put                    // whether there is one or not
+	Delete                 // NotFound if there is none, unless AllowMissing
+)
+
+// Write is one write of a transaction.
+type Write struct {
+	Verb         Verb
+	Name         string           // for Delete; the others take it from the resource
+	Resource     *linkv1.Resource // not changed
+	Mask         []string         // Update: only these fields; empty: all
+	Etag         string           // Aborted when it is not the stored one's; empty: any
+	AllowMissing bool             // Update: create it, without the mask; Delete: not an error
+}
+
+// Outcome is what became of a write.
+type Outcome uint8
+
+// The outcomes; of a row of an import, 0 is a failure.
+const (
+	Created Outcome = iota + 1
+	Updated
+	Unchanged // the stored content is the same: nothing was written
+	Deleted
+)
+
+// Result is what a write did.
+type Result struct {
+	Name     string
+	Resource *linkv1.Resource // with its read-only fields; nil when it is deleted
+	Revision int64            // of the resource's last write; 0 when it is deleted or was only checked
+	Outcome  Outcome
+}
+
+// Etag is what a later write names the state by that a revision left.
+func Etag(revision int64) string { return strconv.FormatInt(revision, 10) }
+
+// Write makes up to 100 writes of different resources in one transaction and
+// one revision: all or none. who is recorded. It gives the revision at which
+// all of them are in effect. With dryRun everything is checked and nothing
+// written. All problems found are joined.
+func (s *Store) Write(ctx context.Context, who string, writes []Write, dryRun bool) ([]Result, int64, error) {
+	t, err := newTransaction(s, who, writes, dryRun)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { s.release(ctx, t.held) }()
+	deadline := time.Now().Add(s.patience)
+	for try := range 1 << 30 {
+		results, revision, err := t.try(ctx)
+		if err == nil || !errors.Is(err, errRaced) {
+			return results, revision, err
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+		if err := backOff(ctx, try); err != nil {
+			return nil, 0, err
+		}
+	}
+	e := &link.Error{Kind: link.Aborted, Resource: t.changes[0].name, Message: "others write in between all the time", Hint: "try again"}
+	if t.waits {
+		e.Message, e.Hint = "another affiliate is being deleted", "try again in a minute"
+	}
+	return nil, 0, e
+}
+
+// errRaced says that somebody else wrote in between: read again.
+var errRaced = errors.New("raced")
+
+// backOff waits a random while that grows with the number of tries, up to
+// 20 ms; not at all at first.
+func backOff(ctx context.Context, try int) error {
+	if try < 2 {
+		return nil
+	}
+	wait := time.NewTimer(rand.N(min(time.Duration(try)*time.Millisecond, 20*time.Millisecond)))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("write: %w", ctx.Err())
+	}
+}
+
+// transaction is a call of Write over its tries.
+type transaction struct {
+	s       *Store
+	who     string
+	dryRun  bool
+	changes []change
+	index   map[string]int // of changes, by name
+	held    *hold          // the guard, while affiliates are being deleted
+	waits   bool           // for somebody else who holds the guard
+}
+
+// change is one write: what is asked, what was there, and what comes of it.
+type change struct {
+	Write
+	name    string
+	kind    link.Kind
+	old     stored
+	next    *linkv1.Resource // nil: deleted
+	value   []byte           // of next
+	outcome Outcome
+}
+
+func newTransaction(s *Store, who string, writes []Write, dryRun bool) (*transaction, error) {
+	if len(writes) == 0 || len(writes) > MaxWrites {
+		return nil, &link.Error{
+			Kind: link.Invalid, Field: "writes",
+			Message: fmt.Sprintf("has %d writes, and 1 to %d are allowed", len(writes), MaxWrites), Hint: "import any number of resources",
+		}
+	}
+	t := &transaction{s: s, who: who, dryRun: dryRun, index: make(map[string]int, len(writes))}
+	var problems []error
+	for i, w := range writes {
+		c := change{Write: w}
+		err := c.identify()
+		if first, twice := t.index[c.name]; err == nil && twice {
+			err = &link.Error{Kind: link.Invalid, Resource: c.name, Message: fmt.Sprintf("is written twice, by writes %d and %d", first, i)}
+		}
+		if err != nil {
+			problems = append(problems, err)
+		}
+		t.index[c.name] = i
+		t.changes = append(t.changes, c)
+	}
+	return t, errors.Join(problems...)
+}
+
+// identify finds the name and the kind, and checks all that can be checked
+// before the stored state is known.
+func (c *change) identify() (err error) {
+	c.name = c.Name
+	if c.Verb != Delete {
+		if len(c.Mask) == 0 {
+			if err := link.Validate(c.Resource); err != nil {
+				return err // with what is wrong with its name, if something is
+			}
+		}
+		if c.name, err = link.Name(c.Resource); err != nil {
+			return err
+		}
+	}
+	c.kind, _, err = link.ParseName(c.name)
+	return err
+}
+
+// try reads what is stored, works out what comes of the writes, and commits
+// that if nobody has written in between; else it gives errRaced.
+func (t *transaction) try(ctx context.Context) ([]Result, int64, error) {
+	revision, err := t.read(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := t.workOut(); err != nil {
+		return nil, 0, err
+	}
+	compares, ops, err := t.guard(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if t.dryRun {
+		return t.results(0, nil), revision, nil
+	}
+	return t.commit(ctx, revision, compares, ops)
+}
+
+// commit writes what was worked out at a revision, if that still holds and the
+// compares do, together with ops.
+func (t *transaction) commit(ctx context.Context, read int64, compares []clientv3.Cmp, ops []clientv3.Op) ([]Result, int64, error) {
+	record := linkv1.Record{UpdateTime: timestamppb.New(t.s.now().Truncate(time.Millisecond)), UpdatedBy: t.who}
+	for i := range t.changes {
+		c := &t.changes[i]
+		compares = append(compares, unchangedSince(resources+c.name, c.old.revision))
+		if c.outcome == Unchanged {
+			continue
+		}
+		op, err := c.op(&record)
+		if err != nil {
+			return nil, 0, err
+		}
+		ops = append(ops, op)
+	}
+	if len(ops) == 0 {
+		return t.results(0, nil), t.inEffectSince(read), nil
+	}
+	got, err := t.s.txn(ctx, compares, ops, nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !got.Succeeded {
+		return nil, 0, errRaced
+	}
+	if t.held != nil && len(t.deletedAffiliates()) > 0 {
+		t.held.over = true // that was part of the transaction
+	}
+	return t.results(got.Header.Revision, &record), got.Header.Revision, nil
+}
+
+// read reads the state of every resource that is written.
+func (t *transaction) read(ctx context.Context) (int64, error) {
+	ops := make([]clientv3.Op, len(t.changes))
+	for i := range t.changes {
+		ops[i] = clientv3.OpGet(resources + t.changes[i].name)
+	}
+	got, err := t.s.txn(ctx, nil, ops, nil)
+	if err != nil {
+		return 0, err
+	}
+	for i := range t.changes {
+		t.changes[i].old = storedFrom(got.Responses[i].GetResponseRange().Kvs)
+	}
+	return got.Header.Revision, nil
+}
+
+// workOut finds what comes of each write, and all problems.
+func (t *transaction) workOut() error {
+	var problems []error
+	for i := range t.changes {
+		if err := t.changes[i].workOut(); err != nil {
+			problems = append(problems, err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (c *change) workOut() error {
+	if err := c.checkState(); err != nil {
+		return err
+	}
+	if c.Verb == Delete {
+		c.next, c.value, c.outcome = nil, nil, Deleted
+		if !c.old.exists() {
+			c.outcome = Unchanged
+		}
+		return nil
+	}
+	c.next, c.outcome = c.Resource, Created
+	if c.old.exists() {
+		c.outcome = Updated
+	}
+	if len(c.Mask) > 0 && c.old.exists() {
+		old, err := link.Unmarshal(c.name, c.old.value)
+		if err != nil {
+			return &link.Error{Kind: link.Internal, Resource: c.name, Message: "is stored in a form that cannot be read", Err: err}
+		}
+		if c.next, err = merge(c.kind, old, c.Resource, c.Mask); err != nil {
+			return err
+		}
+	}
+	if len(c.Mask) > 0 {
+		if err := link.Validate(c.next); err != nil {
+			return err
+		}
+	}
+	var err error
+	if c.value, err = link.Marshal(c.next); err != nil {
+		return err
+	}
+	if c.old.exists() && bytes.Equal(c.value, c.old.value) {
+		c.outcome = Unchanged
+	}
+	return nil
+}
+
+// checkState checks what the verb and the etag ask of the stored state.
+func (c *change) checkState() error {
+	exists := c.old.exists()
+	switch {
+	case c.Verb == Create && exists:
+		return alreadyExists(c.name)
+	case (c.Verb == Update || c.Verb == Delete) && !exists && !c.AllowMissing:
+		return notFound(c.name)
+	case c.Etag == "" || c.Verb == Create:
+		return nil
+	case !exists:
+		return &link.Error{Kind: link.Aborted, Resource: c.name, Message: fmt.Sprintf("the etag %s is stale: the resource does not exist any more", c.Etag)}
+	}
+	if current := Etag(c.old.revision); c.Etag != current {
+		return &link.Error{
+			Kind: link.Aborted, Resource: c.name, Etag: current,
+			Message: fmt.Sprintf("the etag %s is stale, the current one is %s", c.Etag, current),
+			Hint:    "get the resource again, and make the change to what it is now",
+		}
+	}
+	return nil
+}
+
+func alreadyExists(name string) *link.Error {
+	return &link.Error{
+		Kind: link.AlreadyExists, Resource: name, Message: "exists already",
+		Hint: "update it, or apply it to have it either way",
+	}
+}
+
+// guard sees to it that every link's affiliate exists after the transaction,
+// and gives what the transaction has to compare and do for that.
+func (t *transaction) guard(ctx context.Context) (compares []clientv3.Cmp, ops []clientv3.Op, err error) {
+	deleted := t.deletedAffiliates()
+	if len(deleted) > 0 && !t.dryRun && t.held == nil {
+		if t.held, err = t.s.hold(ctx, deleted); err != nil {
+			return nil, nil, err
+		}
+		t.waits = t.held == nil
+		return nil, nil, errRaced // read again what the hold now protects
+	}
+	if t.held != nil && len(deleted) > 0 {
+		compares, ops = t.held.compares(), t.held.letGo()
+	}
+	if len(deleted) > 0 {
+		name, id, err := t.s.linkOf(ctx, t.held, deleted, t.writes)
+		if err != nil {
+			return nil, nil, err
+		}
+		if name != "" {
+			return nil, nil, &link.Error{
+				Kind: link.FailedPrecondition, Resource: link.Affiliates.Prefix() + id,
+				Message: "is the affiliate of " + name, Hint: "affctl link list --affiliate " + id,
+			}
+		}
+	}
+	revision, err := t.checkAffiliates(ctx, deleted)
+	if err == nil && revision != nil && len(compares) == 0 {
+		compares = append(compares, unchangedSince(guardKey, *revision))
+	}
+	return compares, ops, err
+}
+
+// writes says whether the transaction writes a resource.
+func (t *transaction) writes(name string) bool {
+	_, ok := t.index[name]
+	return ok
+}
+
+// deletedAffiliates gives the ids of the affiliates that exist and are deleted.
+func (t *transaction) deletedAffiliates() (ids []string) {
+	for i := range t.changes {
+		if c := &t.changes[i]; c.kind == link.Affiliates && c.outcome == Deleted {
+			ids = append(ids, c.name[len(link.Affiliates.Prefix()):])
+		}
+	}
+	return ids
+}
+
+// checkAffiliates checks that the affiliates of all links that are written
+// exist after the transaction. It gives the guard's revision if that was
+// relied on.
+func (t *transaction) checkAffiliates(ctx context.Context, deleted []string) (*int64, error) {
+	ask := make(map[string]bool)
+	for i := range t.changes {
+		c := &t.changes[i]
+		id := c.next.GetLink().GetAffiliate()
+		if id == "" || c.outcome == Unchanged && len(deleted) == 0 {
+			continue
+		}
+		if at, ok := t.index[link.Affiliates.Prefix()+id]; !ok || t.changes[at].Verb == Delete {
+			ask[id] = true
+		}
+	}
+	if len(ask) == 0 {
+		return nil, nil
+	}
+	exists, g, err := t.s.existing(ctx, sortedKeys(ask))
+	if err != nil {
+		return nil, err
+	}
+	if t.held != nil && g.revision == t.held.revision {
+		g.deleting = nil // by this transaction: see deleted
+	}
+	var problems []error
+	for i := range t.changes {
+		c := &t.changes[i]
+		if id := c.next.GetLink().GetAffiliate(); ask[id] {
+			ok := exists[id] && !slices.Contains(deleted, id)
+			if err := checkAffiliate(c.name, id, ok, g); err != nil {
+				problems = append(problems, err)
+			}
+		}
+	}
+	return &g.revision, errors.Join(problems...)
+}
+
+// op is the change as an operation of etcd; record has the time and who.
+func (c *change) op(record *linkv1.Record) (clientv3.Op, error) {
+	if c.outcome == Deleted {
+		return clientv3.OpDelete(resources + c.name), nil
+	}
+	record.CreateTime = createTime(c.old.record, record.UpdateTime)
+	record.Resource = c.value
+	b, err := proto.Marshal(record)
+	if err != nil {
+		return clientv3.Op{}, &link.Error{Kind: link.Invalid, Field: "updated_by", Message: "is not valid UTF-8", Err: err}
+	}
+	return clientv3.OpPut(resources+c.name, string(b)), nil
+}
+
+// createTime gives the time of creation from a stored record; now if there is
+// none.
+func createTime(record []byte, now *timestamppb.Timestamp) *timestamppb.Timestamp {
+	old := new(linkv1.Record)
+	if len(record) == 0 || proto.Unmarshal(record, old) != nil || old.GetCreateTime() == nil {
+		return now
+	}
+	return old.GetCreateTime()
+}
+
+// inEffectSince gives the revision of a transaction that has nothing to write:
+// the newest of its resources, or that of the read when one is known not to
+// exist.
+func (t *transaction) inEffectSince(read int64) (revision int64) {
+	for i := range t.changes {
+		if !t.changes[i].old.exists() {
+			return read
+		}
+		revision = max(revision, t.changes[i].old.revision)
+	}
+	return revision
+}
+
+// results answers each write. revision and record are those of the
+// transaction; without one, what would be written has none.
+func (t *transaction) results(revision int64, record *linkv1.Record) []Result {
+	all := make([]Result, len(t.changes))
+	for i := range t.changes {
+		c := &t.changes[i]
+		r := Result{Name: c.name, Outcome: c.outcome}
+		switch {
+		case c.next == nil:
+		case c.outcome == Unchanged:
+			old := new(linkv1.Record)
+			_ = proto.Unmarshal(c.old.record, old) // was read before
+			r.Resource, r.Revision = withReadOnly(c.next, c.old.revision, old), c.old.revision
+		case record == nil:
+			r.Resource = withReadOnly(c.next, 0, nil)
+		default:
+			mine := &linkv1.Record{CreateTime: createTime(c.old.record, record.UpdateTime), UpdateTime: record.UpdateTime, UpdatedBy: record.UpdatedBy}
+			r.Resource, r.Revision = withReadOnly(c.next, revision, mine), revision
+		}
+		all[i] = r
+	}
+	return all
+}
+
+func withReadOnly(r *linkv1.Resource, revision int64, record *linkv1.Record) *linkv1.Resource {
+	r = proto.CloneOf(r)
+	link.SetReadOnly(r, revision, record)
+	return r
+}

@@ -1,0 +1,149 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// The files in the folder.
+const (
+	currentName  = "state.aff"
+	previousName = "state.aff.prev"
+)
+
+// touchInterval is how often an unchanged file is marked as still the newest.
+const touchInterval = 30 * time.Second
+
+// keeper keeps the last known good state on disk. boot is called before run, and
+// run once; changed may be called from any goroutine.
+type keeper struct {
+	dir      string
+	interval time.Duration
+	live     *table.Live
+	metrics  *metrics
+	log      *slog.Logger
+
+	dirty chan struct{} // holds one
+
+	saved     table.Version // what the current file holds
+	savedHash link.SetHash
+	keep      bool // the current file is whole: it may become the previous one
+}
+
+func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics, log *slog.Logger) *keeper {
+	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, dirty: make(chan struct{}, 1)}
+}
+
+func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }
+func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
+
+// boot makes the state of the newest good file live, and says whether there is
+// one.
+func (k *keeper) boot() bool {
+	if k.live.Load() != nil {
+		return true
+	}
+	for _, path := range []string{k.current(), k.previous()} {
+		t, err := readStateFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			k.log.Error("last known good state is not used", "file", path, "reason", err)
+			continue
+		}
+		if path == k.current() {
+			k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
+		}
+		// The file's time is when its state was last known to be the newest.
+		var stale time.Duration
+		if info, err := os.Stat(path); err == nil {
+			stale = max(time.Since(info.ModTime()), 0)
+			k.metrics.confirmed.Store(time.Now().Add(-stale).UnixNano())
+		}
+		k.live.Store(t)
+		k.log.Info("last known good state is served", "file", path,
+			"revision", t.Version().Revision, "entries", t.Len(), "stale", stale.Round(time.Second))
+		return true
+	}
+	return false
+}
+
+// changed notes that another state is live.
+func (k *keeper) changed() {
+	select {
+	case k.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// run writes what is live until ctx ends, and once more then. It waits for:
+//
+//   - another live state, which is written, and then a pause;
+//   - the time to mark the file as still the newest;
+//   - the end.
+func (k *keeper) run(ctx context.Context) {
+	touch := time.NewTicker(touchInterval)
+	defer touch.Stop()
+	dirty := k.dirty
+	var pause <-chan time.Time
+	for {
+		select {
+		case <-dirty:
+			took := k.save()
+			dirty, pause = nil, time.After(max(k.interval, 20*took))
+		case <-pause:
+			dirty, pause = k.dirty, nil
+		case <-touch.C:
+			k.touch()
+		case <-ctx.Done():
+			k.save()
+			k.touch()
+			return
+		}
+	}
+}
+
+// save writes what is live, unless the file holds that, and says how long it
+// took.
+func (k *keeper) save() time.Duration {
+	t := k.live.Load()
+	if t == nil || t.Version() == k.saved && t.Hash() == k.savedHash {
+		return 0
+	}
+	start := time.Now()
+	previous := ""
+	if k.keep {
+		previous = k.previous()
+	}
+	err := os.MkdirAll(k.dir, 0o700)
+	if err == nil {
+		err = writeStateFile(k.current(), previous, t)
+	}
+	if err != nil {
+		k.metrics.saveFailures.Add(1)
+		k.log.Error("last known good state is not written", "err", err)
+		return time.Since(start)
+	}
+	k.metrics.saves.Add(1)
+	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
+	return time.Since(start)
+}
+
+// touch sets the file's time to when its state was last known to be the newest.
+func (k *keeper) touch() {
+	t, at := k.live.Load(), k.metrics.confirmed.Load()
+	if t == nil || at == 0 || t.Version() != k.saved {
+		return
+	}
+	if err := os.Chtimes(k.current(), time.Time{}, time.Unix(0, at)); err != nil {
+		k.log.Warn("last known good state is not marked as the newest", "err", err)
+	}
+}

@@ -1,0 +1,218 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+)
+
+const (
+	// maxMessage bounds one message of the control plane, in bytes.
+	maxMessage = 64 << 20
+	// firstInterval is the heartbeat interval until the control plane says its
+	// own; a stream is given up after three of them without a message.
+	firstInterval = 5 * time.Second
+	// maxInterval bounds what a control plane may say.
+	maxInterval = time.Minute
+)
+
+// errSilent is the cause of giving up a stream on which nothing comes.
+var errSilent = errors.New("nothing heard for three heartbeats")
+
+// session is one stream.
+type session struct {
+	*Client
+	stream grpc.BidiStreamingClient[feedv1.SubscribeRequest, feedv1.SubscribeResponse]
+	target string
+
+	sending  sync.Mutex // of stream.Send
+	silence  *time.Timer
+	patience time.Duration // three heartbeats
+	good     bool          // something useful came
+}
+
+// session connects to a control plane and follows it until the stream ends. It
+// says whether the stream was of use.
+func (c *Client) session(ctx context.Context, target string) (good bool, err error) {
+	options := append([]grpc.DialOption{
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+	}, c.cfg.Dial...)
+	conn, err := grpc.NewClient(target, options...)
+	if err != nil {
+		return false, fmt.Errorf("dial: %w", err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s := &session{Client: c, target: target, patience: 3 * firstInterval}
+	s.silence = time.AfterFunc(s.patience, func() { cancel(errSilent) })
+	defer s.silence.Stop()
+	s.stream, err = feedv1.NewFeedServiceClient(conn).Subscribe(ctx, grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxMessage))
+	if err != nil {
+		return false, fmt.Errorf("subscribe: %w", err)
+	}
+	if err := s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Hello{Hello: s.hello()}}); err != nil && !errors.Is(err, io.EOF) {
+		return false, fmt.Errorf("hello: %w", err) // io.EOF: receiving says why
+	}
+	var reporting sync.WaitGroup
+	defer reporting.Wait()
+	defer cancel(nil)
+	reporting.Go(func() { s.report(ctx) })
+	err = s.receive()
+	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
+		err = cause
+	}
+	return s.good, err
+}
+
+// hello says who the node is and what it holds.
+func (s *session) hello() *feedv1.Hello {
+	h := &feedv1.Hello{
+		Node: s.cfg.Node, Region: s.cfg.Region, Boot: s.cfg.Boot,
+		Build: s.cfg.Build, ListenAddress: s.cfg.Listen,
+	}
+	if t := s.cfg.Live.Load(); t != nil {
+		h.Version, h.SetHash = versionProto(t.Version()), hashProto(t.Hash())
+	}
+	return h
+}
+
+// send sends a message; any goroutine may.
+func (s *session) send(m *feedv1.SubscribeRequest) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	return s.stream.Send(m)
+}
+
+// receive takes in frame after frame until the stream ends.
+func (s *session) receive() error {
+	s.applier.reset()
+	var frame rawFrame
+	for {
+		if err := s.stream.RecvMsg(&frame); err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		s.silence.Stop() // not while a frame is being applied
+		err := s.handle(s.applier.take(frame))
+		s.silence.Reset(s.patience)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// handle answers a frame.
+func (s *session) handle(o outcome) error {
+	s.metrics.frame(o)
+	switch {
+	case o.err != nil:
+		return o.err
+	case o.behind != nil:
+		return s.behind(o.behind)
+	case o.heartbeat != nil:
+		s.heartbeat(o.heartbeat)
+	case o.rejection != nil:
+		s.cfg.Log.Error("frame rejected, serving goes on with what is held", "target", s.target, "kind", o.kind,
+			"revision", o.rejection.version.Revision, "held", heldVersion(s.cfg.Live).Revision,
+			"code", o.rejection.code, "reason", o.rejection.reason)
+		if o.rejection.code == feedv1.RejectCode_REJECT_CODE_OLDER {
+			s.metrics.refusesOlder.Store(true)
+		}
+		return s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Rejected{Rejected: &feedv1.Rejected{
+			Version: versionProto(o.rejection.version), Code: o.rejection.code, Reason: o.rejection.reason,
+		}}})
+	case o.applied != nil:
+		s.applied(o)
+		return s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Applied{Applied: &feedv1.Applied{
+			Version: versionProto(o.applied.Version()), SetHash: hashProto(o.applied.Hash()), Links: int64(o.applied.Links()),
+		}}})
+	}
+	return nil
+}
+
+// applied notes that a new state is live.
+func (s *session) applied(o outcome) {
+	s.good = true
+	s.metrics.connected.Store(true)
+	s.metrics.refusesOlder.Store(false)
+	s.metrics.confirm()
+	s.readyOnce.Do(func() { close(s.ready) })
+	if s.keeper != nil {
+		s.keeper.changed()
+	}
+	if o.kind == kindSnapshot {
+		s.cfg.Log.Info("snapshot applied", "target", s.target, "revision", o.applied.Version().Revision, "entries", o.applied.Len())
+	}
+}
+
+// heartbeat notes that the control plane lives, and that the node is at its
+// head if it is.
+func (s *session) heartbeat(h *feedv1.Heartbeat) {
+	s.good = true
+	s.metrics.connected.Store(true)
+	if d := h.GetInterval().AsDuration(); d > 0 {
+		s.patience = 3 * min(max(d, 10*time.Millisecond), maxInterval)
+	}
+	held := heldVersion(s.cfg.Live)
+	if held.Epoch != 0 && held.Epoch == h.GetHead().GetEpoch() && held.Revision >= h.GetHead().GetRevision() {
+		s.metrics.confirm()
+	}
+}
+
+// behind gives the reason for going elsewhere.
+func (s *session) behind(b *feedv1.Behind) error {
+	head, held := b.GetHead(), heldVersion(s.cfg.Live)
+	if head.GetEpoch() != 0 && held.Epoch != 0 && head.GetEpoch() != held.Epoch {
+		s.metrics.refusesOlder.Store(true)
+		s.cfg.Log.Error("control plane serves another epoch: its store was replaced; this node goes on with what it holds",
+			"target", s.target, "epoch", fmt.Sprintf("%016x", head.GetEpoch()), "held", fmt.Sprintf("%016x", held.Epoch))
+	}
+	return fmt.Errorf("control plane is behind: %s", b.GetReason())
+}
+
+// report sends the node's status until ctx ends.
+func (s *session) report(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.StatusInterval)
+	defer tick.Stop()
+	for {
+		status := &feedv1.Status{}
+		if s.cfg.Status != nil {
+			if given := s.cfg.Status(); given != nil {
+				status = given
+			}
+		}
+		if t := s.cfg.Live.Load(); t != nil {
+			status.Version, status.SetHash, status.Links = versionProto(t.Version()), hashProto(t.Hash()), int64(t.Links())
+		}
+		if s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Status{Status: status}}) != nil {
+			return // receiving says why
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// heldVersion is the live version; the zero one if there is no state.
+func heldVersion(live *table.Live) table.Version {
+	if t := live.Load(); t != nil {
+		return t.Version()
+	}
+	return table.Version{}
+}
+
+func versionProto(v table.Version) *linkv1.Version {
+	return &linkv1.Version{Epoch: v.Epoch, Revision: v.Revision}
+}

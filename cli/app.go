@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -228,16 +227,4 @@ func (a *app) open(path string) (r io.ReadCloser, name string, size int64, err e
 		return f, path, -1, nil
 	}
 	return f, path, info.Size(), nil
-}
-
-// sleep waits for d, or for the end of ctx: then it gives false.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

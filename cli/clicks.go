@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"time"
 
@@ -164,7 +165,7 @@ func (t *tail) printLine(c *clickstream.Click) {
 	if c.Campaign != "" {
 		rest += " campaign=" + c.Campaign
 	}
-	if c.Method == "HEAD" {
+	if c.Method == http.MethodHead {
 		rest += " HEAD"
 	}
 	if address := c.Address.String(); address != "" {

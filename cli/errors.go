@@ -116,7 +116,7 @@ func describe(err error) told {
 		}
 	}
 	if e, ok := errors.AsType[*link.Error](err); ok {
-		return told{lines: []string{err.Error()}, hints: some(e.Hint), code: exitCode(codes.Code(grpcCodes[e.Kind]))}
+		return told{lines: []string{err.Error()}, hints: some(e.Hint), code: exitCode(grpcCodes[e.Kind])}
 	}
 	if st, ok := status.FromError(err); ok {
 		return describeStatus(st)

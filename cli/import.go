@@ -49,7 +49,7 @@ func (a *app) importRows(cmd *cobra.Command, f *importFlags, path string, read f
 	if err != nil {
 		return err
 	}
-	defer input.Close() //nolint:errcheck // it was only read
+	defer input.Close() // it was only read
 	started := time.Now()
 	imp := &importer{a: a, options: &f.options, bar: a.progress("importing", size, true), keys: newKeyIndex()}
 	total, err := imp.run(cmd.Context(), func(emit func(row) error) error {
@@ -105,13 +105,12 @@ func (a *app) importNginx(cmd *cobra.Command, path string, opts nginxmap.Options
 	imp := &importer{a: a, options: &f.options, bar: a.progress("importing", int64(len(result.Entries)), false)}
 	for _, note := range result.Notes {
 		at := place{file: note.File, line: note.Line}
-		switch {
-		case note.Severity == nginxmap.Warning:
+		if note.Severity == nginxmap.Warning {
 			imp.warn(at, "%s", withHint(note.Text, note.Hint))
-		default:
-			if err := imp.failed(at, note.Hint, "%s", note.Text); err != nil {
-				return silent(codeError)
-			}
+			continue
+		}
+		if err := imp.failed(at, note.Hint, "%s", note.Text); err != nil {
+			return silent(codeError) // nothing is written yet
 		}
 	}
 	for _, d := range domains {

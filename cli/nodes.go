@@ -107,7 +107,7 @@ func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNod
 		case <-tick:
 		case err := <-ended:
 			if ctx.Err() != nil {
-				return nil // the user has seen enough
+				return nil //nolint:nilerr // the user has seen enough
 			}
 			return err
 		}

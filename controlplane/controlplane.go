@@ -130,7 +130,12 @@ func New(cfg Config) (_ *Server, err error) {
 // assemble joins the parts. It touches nothing outside of the process.
 func (s *Server) assemble() (err error) {
 	resources := store.New(s.etcd)
-	s.log = snapshot.New(resources, snapshot.Config{LogBytes: s.cfg.LogBytes, Logger: s.cfg.Log, Registerer: s.cfg.Registerer})
+	s.log = snapshot.New(resources, snapshot.Config{
+		LogBytes:   s.cfg.LogBytes,
+		Progress:   func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(ctx)) },
+		Logger:     s.cfg.Log,
+		Registerer: s.cfg.Registerer,
+	})
 	id := strings.ToLower(rand.Text()[:8])
 	s.replicas, err = replica.New(s.etcd, replica.Config{ID: id, Address: s.advertised(), Logger: s.cfg.Log})
 	if err != nil {

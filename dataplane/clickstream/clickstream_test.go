@@ -13,12 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/affleet/affleet/dataplane/internal/natstest"
-	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
 // message is a batch of n clicks as some other program would encode it.

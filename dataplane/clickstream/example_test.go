@@ -7,12 +7,13 @@ import (
 	"os"
 	"time"
 
-	"github.com/affleet/affleet/dataplane/clickstream"
-	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
 // Counts the clicks of each affiliate, each click once, although the stream

@@ -76,7 +76,7 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 	text := `kind: Link
 domain: go.example.com
 path: /a
-destinaton: https://store.com/
+destintion: https://store.com/
 status_code: "301"
 disabled: maybe
 campaign: 2026
@@ -101,7 +101,7 @@ id: a
 state: susspended
 `
 	want := []string{
-		`bad.yaml:4: destinaton: unknown field of Link; did you mean "destination"?`,
+		`bad.yaml:4: destintion: unknown field of Link; did you mean "destination"?`,
 		`bad.yaml:5: status_code must be a whole number, not the string "301"`,
 		`bad.yaml:6: disabled must be true or false, not the string "maybe"`,
 		`bad.yaml:7: campaign must be a string, not the number 2026 | put it in quotes`,
@@ -250,7 +250,7 @@ func TestSetTextRefusesWhatDoesNotFit(t *testing.T) {
 func TestNearestFindsWhatWasMeantAndNothingElse(t *testing.T) {
 	names := []string{"destination", "domain", "disabled", "path", "status_code"}
 	for name, want := range map[string]string{
-		"destinaton": "destination", "dest": "destination", "Domain": "domain", "statuscode": "status_code",
+		"destintion": "destination", "dest": "destination", "Domain": "domain", "statuscode": "status_code",
 		"pth": "path", "patj": "path", "htap": "", "colour": "", "": "", "x": "",
 	} {
 		if got := document.Nearest(name, names); got != want {

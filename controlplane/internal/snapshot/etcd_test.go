@@ -82,8 +82,10 @@ func TestLogGoesOnAfterEtcdWasDown(t *testing.T) {
 	server := etcdtest.New(t)
 	client := server.Client()
 	s := store.New(client)
-	l := New(s, Config{Logger: quiet, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, ProgressInterval: 20 * time.Millisecond,
-		Progress: client.RequestProgress})
+	l := New(s, Config{
+		Logger: quiet, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, ProgressInterval: 20 * time.Millisecond,
+		Progress: client.RequestProgress,
+	})
 	follow(t, l)
 	<-l.Ready()
 	server.Stop()

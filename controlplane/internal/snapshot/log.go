@@ -121,7 +121,7 @@ func (l *Log) Run(ctx context.Context) error {
 		err := l.follow(ctx)
 		l.metrics.following.Store(false)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // that is how it ends
 		}
 		if l.View().seen != before {
 			wait = l.cfg.MinBackoff

@@ -403,7 +403,7 @@ func TestFullEtcdIsAnExhaustedResource(t *testing.T) {
 	s := New(etcdtest.New(t, func(cfg *embed.Config) { cfg.QuotaBackendBytes = 1 << 20 }).Client())
 	big := "https://store.example/" + strings.Repeat("x", 8000)
 	var err error
-	for i := 0; err == nil && i < 10; i++ {
+	for i := 0; err == nil && i < 200; i++ {
 		var writes []Write
 		for j := range MaxWrites {
 			writes = append(writes, Write{Verb: Create, Resource: testLink(fmt.Sprintf("/%d/%d", i, j), big)})

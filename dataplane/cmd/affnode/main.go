@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-
 	"github.com/affleet/affleet/dataplane"
 	"github.com/affleet/affleet/deploy/service"
 )
@@ -53,4 +52,3 @@ func main() {
 		},
 	}.Main(os.Args[1:], os.Stdout, os.Stderr))
 }
-

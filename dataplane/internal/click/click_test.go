@@ -109,10 +109,16 @@ func check(t *testing.T, e *Event, c *Click, form AddressForm) {
 		name      string
 		got, want []byte
 	}{
-		{"link", c.Link, append(bytes.Clone(e.LinkDomain), e.LinkPath...)}, {"affiliate", c.Affiliate, e.Affiliate},
-		{"campaign", c.Campaign, e.Campaign}, {"variant", c.Variant, e.Variant}, {"destination", c.Destination, e.Destination},
-		{"user agent", c.UserAgent, cut(e.UserAgent, MaxUserAgent)}, {"referrer", c.Referrer, cut(e.Referrer, MaxReferrer)},
-		{"languages", c.Languages, cut(e.Languages, MaxLanguages)}, {"host", c.Host, cut(e.Host, MaxHost)}, {"path", c.Path, path},
+		{"link", c.Link, append(bytes.Clone(e.LinkDomain), e.LinkPath...)},
+		{"affiliate", c.Affiliate, e.Affiliate},
+		{"campaign", c.Campaign, e.Campaign},
+		{"variant", c.Variant, e.Variant},
+		{"destination", c.Destination, e.Destination},
+		{"user agent", c.UserAgent, cut(e.UserAgent, MaxUserAgent)},
+		{"referrer", c.Referrer, cut(e.Referrer, MaxReferrer)},
+		{"languages", c.Languages, cut(e.Languages, MaxLanguages)},
+		{"host", c.Host, cut(e.Host, MaxHost)},
+		{"path", c.Path, path},
 		{"address", c.Address, wantAddress(e.Address, form)},
 	} {
 		if !bytes.Equal(f.got, f.want) {

@@ -121,6 +121,9 @@ func validID(s string) bool {
 	return len(s) >= 1 && len(s) <= 128
 }
 
+// tellEvery is how often an outage is logged that goes on.
+const tellEvery = time.Minute
+
 // Ready is closed when a verified state is live.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
 
@@ -136,6 +139,7 @@ func (c *Client) Run(ctx context.Context) error {
 		saving.Go(func() { c.keeper.run(ctx) })
 	}
 	failures := 0
+	var told time.Time
 	for target := rand.N(len(c.cfg.Targets)); ctx.Err() == nil; target++ {
 		address := c.cfg.Targets[target%len(c.cfg.Targets)]
 		good, err := c.session(ctx, address)
@@ -149,7 +153,11 @@ func (c *Client) Run(ctx context.Context) error {
 		wait := rand.N(min(c.cfg.MinBackoff<<min(failures, 20), c.cfg.MaxBackoff)) + 1
 		failures++
 		c.metrics.disconnects.Add(1)
-		c.cfg.Log.Warn("control plane is not connected", "target", address, "err", err, "retry_in", wait)
+		level := slog.LevelDebug
+		if failures == 1 || time.Since(told) > tellEvery {
+			level, told = slog.LevelWarn, time.Now()
+		}
+		c.cfg.Log.Log(ctx, level, "control plane is not connected", "target", address, "err", err, "attempt", failures, "retry_in", wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -271,5 +270,3 @@ func wantHolds(t *testing.T, live *table.Live, revision int64, want state) {
 		t.Fatal(err)
 	}
 }
-
-var discard = slog.New(slog.NewTextHandler(io.Discard, nil))

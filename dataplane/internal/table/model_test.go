@@ -278,7 +278,7 @@ func TestTableGrowsAndShrinksByEditsAlone(t *testing.T) {
 	if table.Links() < 4*maxLinks || len(table.contents.shards) < 8 {
 		t.Fatalf("%d links in %d shards: the test is too small", table.Links(), len(table.contents.shards))
 	}
-	big := model(maps.Clone(m))
+	big := maps.Clone(m)
 	old := table
 	for _, key := range slices.Sorted(maps.Keys(big)) {
 		if len(m) > 500 {

@@ -5,8 +5,9 @@ import (
 	"math/bits"
 	"slices"
 
-	"github.com/affleet/affleet/proto/link"
 	"github.com/zeebo/xxh3"
+
+	"github.com/affleet/affleet/proto/link"
 )
 
 // A shard holds at most maxLinks links, and at most maxArena bytes of them

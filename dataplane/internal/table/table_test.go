@@ -8,9 +8,10 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // small is a table with one of everything.
@@ -73,7 +74,8 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 	_, domainValue := aDomain(t, "c.example", "")
 	_, affiliateValue := anAffiliate(t, "aff_9", "")
 	_, capped := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1}}}})
+		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1},
+	}}})
 	for name, c := range map[string]struct{ key, value string }{
 		"empty key":               {"", linkValue},
 		"no kind":                 {"/new", linkValue},
@@ -117,7 +119,8 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 
 func TestPutSaysThatAMeaningIsMissing(t *testing.T) {
 	key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1}}}})
+		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1},
+	}}})
 	err := NewBuilder(0).Put([]byte(key), []byte(value))
 	if e, ok := errors.AsType[*link.Error](err); !ok || e.Kind != link.Unimplemented {
 		t.Fatalf("error is %v", err)
@@ -144,7 +147,8 @@ func TestPutAllLeavesOutWhatIsWrongAndNamesIt(t *testing.T) {
 
 func TestBlocksAreKeptAsTheyAre(t *testing.T) {
 	key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{
-		Id: "b1", Match: &linkv1.Block_Prefix{Prefix: "192.0.2.0/24"}, Reason: "test"}}})
+		Id: "b1", Match: &linkv1.Block_Prefix{Prefix: "192.0.2.0/24"}, Reason: "test",
+	}}})
 	b := NewBuilder(0)
 	if err := b.Put([]byte(key), []byte(value)); err != nil {
 		t.Fatal(err)
@@ -164,7 +168,8 @@ func TestHugeValuesSplitShardsByBytes(t *testing.T) {
 	for i := range 300 {
 		to := "https://shop.example/" + strings.Repeat("x", 8000)
 		key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: to, Fallback: to}}})
+			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: to, Fallback: to,
+		}}})
 		if err := b.Put([]byte(key), []byte(value)); err != nil {
 			t.Fatal(err)
 		}
@@ -227,7 +232,8 @@ func TestReadersSeeWholeVersionsWhileAWriterEdits(t *testing.T) {
 	at := func(i int, revision int64) ([]byte, []byte) {
 		return bytesOf(marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
 			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: "https://shop.example/",
-			ExpiresAt: &timestamppb.Timestamp{Seconds: revision}}}}))
+			ExpiresAt: &timestamppb.Timestamp{Seconds: revision},
+		}}}))
 	}
 	b := NewBuilder(links)
 	for i := range links {

@@ -39,8 +39,10 @@ func (p *Publisher) connect() error {
 			p.log.Info("connected to NATS again", "url", nc.ConnectedUrlRedacted())
 			notify()
 		}),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			p.log.Warn("NATS is away: clicks stay in the spool", "error", err)
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if !nc.IsClosed() { // by this node, at its end
+				p.log.Warn("NATS is away: clicks stay in the spool", "error", err)
+			}
 			notify()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {

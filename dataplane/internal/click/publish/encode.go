@@ -3,8 +3,9 @@ package publish
 import (
 	"encoding/binary"
 
-	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/zeebo/xxh3"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
 const (

@@ -8,11 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/natstest"
 	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
-	"google.golang.org/protobuf/proto"
 )
 
 func randomClick(rnd *rand.Rand, sequence uint64) click.Click {

@@ -33,11 +33,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/affleet/affleet/dataplane/clickstream"
-	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
 // Config is the publisher's.

@@ -11,14 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/affleet/affleet/dataplane/clickstream"
-	"github.com/affleet/affleet/dataplane/internal/click"
-	"github.com/affleet/affleet/dataplane/internal/natstest"
-	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
 func openRecorder(t testing.TB, change ...func(*click.Config)) *click.Recorder {

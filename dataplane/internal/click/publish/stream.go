@@ -7,9 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
 )
 
 // StreamLimits are used when the stream has to be created. An existing stream
@@ -123,7 +124,8 @@ func unsafeSettings(c jetstream.StreamConfig, servers int) (notes []string) {
 	note(c.Replicas < 3 && servers >= 3, "the stream has fewer than 3 replicas though there are 3 servers: losing one can lose clicks")
 	covered := false
 	for _, s := range c.Subjects {
-		covered = covered || s == clickstream.Subjects || s == ">" || strings.HasPrefix(clickstream.Subjects, strings.TrimSuffix(s, ">")) && strings.HasSuffix(s, ".>")
+		prefix, wild := strings.CutSuffix(s, ">")
+		covered = covered || s == clickstream.Subjects || wild && strings.HasPrefix(clickstream.Subjects, prefix) //nolint:gocritic // the order is right
 	}
 	note(!covered, fmt.Sprintf("the stream may not take all of %s: nodes of other regions or names find no place in it", clickstream.Subjects))
 	return notes

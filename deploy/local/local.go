@@ -19,7 +19,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/affleet/affleet/controlplane"
@@ -52,24 +51,47 @@ type Fleet struct {
 	Admin   []string // host:port: the control plane's, then each node's
 	DataDir string
 
-	temporary bool
-	stop      context.CancelFunc
-	running   *errgroup.Group
-	failed    context.Context // ends with the first part that does
-	backends  []io.Closer     // closed in this order, after everything else has stopped
+	temporary      bool
+	control, nodes tier
+	failed         context.Context // ends when a part does
+	backends       []io.Closer     // closed in this order, after everything else has stopped
+}
+
+// tier is parts that stop together.
+type tier struct {
+	ctx   context.Context // ends when a part fails, and by stop
+	stop  context.CancelFunc
+	parts *errgroup.Group
+}
+
+func newTier(ctx context.Context) (t tier) {
+	ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
+	t.parts, t.ctx = errgroup.WithContext(ctx)
+	return t
+}
+
+// close stops the parts, waits for them, and gives the error of the first that
+// failed.
+func (t *tier) close() error {
+	t.stop()
+	if err := t.parts.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 // Start starts a fleet and returns when every node serves the control plane's
 // state.
 func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 	opts.setDefaults()
-	f := &Fleet{DataDir: opts.DataDir}
-	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	f.running, run = errgroup.WithContext(run)
-	f.failed, f.stop = run, stop
+	f := &Fleet{DataDir: opts.DataDir, control: newTier(ctx), nodes: newTier(ctx)}
+	failed, fail := context.WithCancel(context.Background())
+	context.AfterFunc(f.control.ctx, fail)
+	context.AfterFunc(f.nodes.ctx, fail)
+	f.failed = failed
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, f.Close())
+			_ = f.Close() // why it did not start is what matters
 		}
 	}()
 	if f.DataDir == "" {
@@ -81,7 +103,7 @@ func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 	if err := f.startBackends(&opts); err != nil {
 		return nil, err
 	}
-	if err := f.startControl(run, &opts); err != nil {
+	if err := f.startControl(ctx, &opts); err != nil {
 		return nil, err
 	}
 	if opts.Samples {
@@ -91,7 +113,7 @@ func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 	}
 	nodes := make([]*dataplane.Node, opts.Nodes)
 	for i := range nodes {
-		if nodes[i], err = f.startNode(run, &opts, i); err != nil {
+		if nodes[i], err = f.startNode(&opts, i); err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +149,7 @@ func (f *Fleet) await(ctx context.Context, ready <-chan struct{}) error {
 	case <-ready:
 		return nil
 	case <-f.failed.Done():
-		return f.running.Wait()
+		return f.cause()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -138,20 +160,25 @@ func (f *Fleet) await(ctx context.Context, ready <-chan struct{}) error {
 func (f *Fleet) Wait(ctx context.Context) error {
 	select {
 	case <-f.failed.Done():
-		return f.running.Wait()
+		return f.cause()
 	case <-ctx.Done():
 		return nil
 	}
 }
 
+// cause is why a part has failed.
+func (f *Fleet) cause() error {
+	if err := context.Cause(f.nodes.ctx); err != nil {
+		return err
+	}
+	return context.Cause(f.control.ctx)
+}
+
 // Close stops the nodes, which publish their last clicks, then the control
 // plane and the rest.
 func (f *Fleet) Close() error {
-	f.stop()
-	err := f.running.Wait()
-	if errors.Is(err, context.Canceled) {
-		err = nil
-	}
+	err := f.nodes.close()
+	err = errors.Join(err, f.control.close())
 	for _, b := range f.backends {
 		err = errors.Join(err, b.Close())
 	}
@@ -173,13 +200,14 @@ func (f *Fleet) startControl(ctx context.Context, opts *Options) error {
 		return fmt.Errorf("control plane: %w", err)
 	}
 	f.Control = server.Addr().String()
-	if err := f.startPart(ctx, opts.Admin, server.Healthy, metrics, server.Run); err != nil {
+	err = f.startPart(&f.control, service.Part{Admin: opts.Admin, Healthy: server.Healthy, Metrics: metrics, Run: server.Run, Close: server.Close})
+	if err != nil {
 		return err
 	}
 	return f.await(ctx, server.Ready())
 }
 
-func (f *Fleet) startNode(ctx context.Context, opts *Options, i int) (*dataplane.Node, error) {
+func (f *Fleet) startNode(opts *Options, i int) (*dataplane.Node, error) {
 	name := "node-" + strconv.Itoa(i+1)
 	listen, err := nth(opts.HTTP, i)
 	if err != nil {
@@ -205,17 +233,17 @@ func (f *Fleet) startNode(ctx context.Context, opts *Options, i int) (*dataplane
 	if err != nil {
 		return nil, err
 	}
-	return node, f.startPart(ctx, admin, node.Healthy, metrics, node.Run)
+	return node, f.startPart(&f.nodes, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: metrics, Run: node.Run, Close: node.Close})
 }
 
-// startPart runs a part and its admin address.
-func (f *Fleet) startPart(ctx context.Context, addr string, ready func() error, metrics *prometheus.Registry, run func(context.Context) error) error {
-	admin, err := service.ListenAdmin(addr, ready, metrics)
+// startPart runs a part of a tier and its admin address.
+func (f *Fleet) startPart(t *tier, p service.Part) error {
+	admin, err := service.ListenAdmin(p.Admin, p.Healthy, p.Metrics)
 	if err != nil {
-		return err
+		return errors.Join(err, p.Close())
 	}
 	f.Admin = append(f.Admin, admin.Addr().String())
-	f.running.Go(func() error { return admin.Serve(ctx, run) })
+	t.parts.Go(func() error { return admin.Serve(t.ctx, p.Run) })
 	return nil
 }
 

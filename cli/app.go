@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -205,6 +206,18 @@ func (a *app) confirm(question string) error {
 		return &failure{code: codeError, message: "nothing was done"}
 	}
 	return nil
+}
+
+// untilDone reads r until ctx ends. A read of a pipe or a terminal cannot be
+// interrupted: one that is under way then is left behind, with its goroutine.
+func untilDone(ctx context.Context, r io.Reader) io.Reader {
+	out, in := io.Pipe()
+	context.AfterFunc(ctx, func() { _ = in.CloseWithError(ctx.Err()) })
+	go func() {
+		_, err := io.Copy(in, r)
+		_ = in.CloseWithError(err)
+	}()
+	return out
 }
 
 // open opens a file for reading; "-" is stdin. size is -1 when it is not known.

@@ -83,7 +83,7 @@ then. --prune also deletes the links of --domain or --label that no file has.`,
 }
 
 func (p *applying) run(ctx context.Context) error {
-	if err := p.read(); err != nil {
+	if err := p.read(ctx); err != nil {
 		return err
 	}
 	if len(p.docs) == 0 && !p.prune {
@@ -129,7 +129,7 @@ func kindOrder(name string) int {
 }
 
 // read parses all files; the error holds all their problems.
-func (p *applying) read() error {
+func (p *applying) read(ctx context.Context) error {
 	paths, err := expand(p.files)
 	if err != nil {
 		return err
@@ -140,7 +140,7 @@ func (p *applying) read() error {
 		if err != nil {
 			return err
 		}
-		data, err := io.ReadAll(input)
+		data, err := io.ReadAll(untilDone(ctx, input))
 		if err = errors.Join(err, input.Close()); err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
@@ -327,7 +327,7 @@ func (p *applying) write(ctx context.Context, known bool, stale []*linkv1.Link) 
 		failed[e.GetName()] = true
 		imp.printRowError(p.fieldPlace(at, e), e)
 	}
-	total, err := imp.run(ctx, p.emit)
+	total, err := imp.run(ctx, func(_ context.Context, emit func(row) error) error { return p.emit(emit) })
 	if total != nil {
 		total.Failed -= forgiven
 		total.Created += forgiven
@@ -340,6 +340,7 @@ func (p *applying) write(ctx context.Context, known bool, stale []*linkv1.Link) 
 		}
 	}
 	if err != nil {
+		imp.ended(total)
 		return err
 	}
 	deleted, version := 0, total.GetVersion()

@@ -118,13 +118,13 @@ func describe(err error) told {
 	if e, ok := errors.AsType[*link.Error](err); ok {
 		return told{lines: []string{err.Error()}, hints: some(e.Hint), code: exitCode(grpcCodes[e.Kind])}
 	}
+	if errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
+		return told{lines: []string{"interrupted"}, code: codeError}
+	}
 	if st, ok := status.FromError(err); ok {
 		return describeStatus(st)
 	}
-	switch {
-	case errors.Is(err, context.Canceled):
-		return told{lines: []string{"interrupted"}, code: codeError}
-	case errors.Is(err, context.DeadlineExceeded):
+	if errors.Is(err, context.DeadlineExceeded) {
 		return told{lines: []string{"the time ran out"}, code: codeTimeout}
 	}
 	return told{lines: []string{err.Error()}, code: codeError}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,11 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/affleet/affleet/cli/internal/document"
-	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
 )
@@ -35,23 +33,26 @@ type explanation struct {
 	Location     string      `json:"location,omitempty"`
 	CacheControl string      `json:"cache_control,omitempty"`
 
-	fallbacks [2]string // the link's, the affiliate's
+	winner            *linkv1.Link // nil if none was found
+	policy            link.Policy
+	affiliateFallback string
 }
 
 // candidate is a resource that may have a say.
 type candidate struct {
-	Name  string `json:"name"`
-	Found bool   `json:"found"`
-	Used  bool   `json:"used"`
-	State string `json:"state,omitempty"`
+	Name   string `json:"name"`
+	Stored string `json:"stored,omitempty"` // the link's own name, where a policy found it under this one
+	Found  bool   `json:"found"`
+	Used   bool   `json:"used"`
+	State  string `json:"state,omitempty"`
 }
 
 func newExplain(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain URL", Short: "Say where a request would go, and why",
 		Long: `Say where a request would go, and why: which links and domains were looked up,
-what state they are in, and the answer. It is decided by the code that the
-nodes run, on what the control plane holds.`,
+in which order, what state they are in, and the answer. It is decided by the
+code that the nodes run, on what the control plane holds.`,
 		Example: "  affctl explain http://go.example.com/summer\n  affctl explain /go/sale --at 2026-12-25",
 		Args:    argCount(1, 1), DisableFlagsInUseLine: true,
 	}
@@ -120,33 +121,35 @@ func (a *app) explain(ctx context.Context, raw string, at time.Time) (*explanati
 
 // look reads the candidates and fills the match from those that are used.
 func (a *app) look(ctx context.Context, e *explanation, match *link.Match, at time.Time) error {
-	for _, name := range link.Candidates(e.Host, e.Path) {
-		kind, _, _ := strings.Cut(name, "/")
-		taken := kind == "links" && match.Value != nil || kind == "domains" && match.Domain != nil
-		r, err := a.stored(ctx, e, name)
+	domains, err := a.lookDomain(ctx, e, match)
+	if err != nil {
+		return err
+	}
+	policy := match.Domain.Policy()
+	for _, name := range link.Candidates(e.Host, e.Path, policy) {
+		if !strings.HasPrefix(name, link.Links.Prefix()) {
+			continue
+		}
+		r, err := a.same(ctx, e, name, policy)
 		if err != nil {
 			return err
 		}
-		c := candidate{Name: name, Found: r != nil, Used: r != nil && !taken}
-		if l := r.GetLink(); l != nil {
-			c.State = linkStateAt(l, at)
+		c := candidate{Name: name, Found: r != nil, Used: r != nil && match.Value == nil}
+		if c.Found {
+			c.State = linkStateAt(r.GetLink(), at)
+			if stored := link.LinkName(r.GetLink().GetDomain(), r.GetLink().GetPath()); stored != name {
+				c.Stored = stored
+			}
 		}
 		e.Candidates = append(e.Candidates, c)
 		if !c.Used {
 			continue
 		}
-		value, err := link.Marshal(r)
-		if err != nil {
+		e.Link, e.winner, e.policy = cmp.Or(c.Stored, name), r.GetLink(), policy
+		if match.Value, err = link.Marshal(r); err != nil {
 			return err
 		}
-		if kind == "domains" {
-			if match.Domain, err = link.CompileDomain(value); err != nil {
-				return fmt.Errorf("compile %s: %w", name, err)
-			}
-			continue
-		}
-		e.Link, match.Value, e.fallbacks[0] = name, value, r.GetLink().GetFallback()
-		if match.Link, err = link.Compile(value); err != nil {
+		if match.Link, err = link.Compile(match.Value); err != nil {
 			return fmt.Errorf("compile %s: %w", name, err)
 		}
 		if id := r.GetLink().GetAffiliate(); id != "" {
@@ -155,7 +158,46 @@ func (a *app) look(ctx context.Context, e *explanation, match *link.Match, at ti
 			}
 		}
 	}
+	e.Candidates = append(e.Candidates, domains...)
 	return nil
+}
+
+// lookDomain reads the domains that may say what holds for the host.
+func (a *app) lookDomain(ctx context.Context, e *explanation, match *link.Match) (domains []candidate, err error) {
+	for _, name := range link.DomainCandidates(e.Host) {
+		r, err := a.stored(ctx, e, name)
+		if err != nil {
+			return nil, err
+		}
+		c := candidate{Name: name, Found: r != nil, Used: r != nil && match.Domain == nil}
+		if c.Used {
+			value, err := link.Marshal(r)
+			if err != nil {
+				return nil, err
+			}
+			if match.Domain, err = link.CompileDomain(value); err != nil {
+				return nil, fmt.Errorf("compile %s: %w", name, err)
+			}
+			if ignored := ignores(match.Domain.Policy()); ignored != "" {
+				c.State = "ignores " + ignored
+			}
+		}
+		domains = append(domains, c)
+	}
+	return domains, nil
+}
+
+// ignores says in words what a policy ignores.
+func ignores(policy link.Policy) string {
+	switch policy {
+	case link.IgnoreCase:
+		return "case"
+	case link.IgnoreSlash:
+		return "a slash at the end"
+	case link.IgnoreCase | link.IgnoreSlash:
+		return "case and a slash at the end"
+	}
+	return ""
 }
 
 func (a *app) lookAffiliate(ctx context.Context, e *explanation, match *link.Match, id string) error {
@@ -166,7 +208,7 @@ func (a *app) lookAffiliate(ctx context.Context, e *explanation, match *link.Mat
 	}
 	c := candidate{Name: name, Found: r != nil, Used: r != nil}
 	if r != nil {
-		c.State, e.fallbacks[1] = "active", r.GetAffiliate().GetFallback()
+		c.State, e.affiliateFallback = "active", r.GetAffiliate().GetFallback()
 		if r.GetAffiliate().GetState() == linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED {
 			c.State = "suspended"
 		}
@@ -182,41 +224,19 @@ func (a *app) lookAffiliate(ctx context.Context, e *explanation, match *link.Mat
 	return nil
 }
 
-// stored reads one resource, nil if there is none.
-func (a *app) stored(ctx context.Context, e *explanation, name string) (*linkv1.Resource, error) {
-	// A path that no link can have is looked up in vain by nodes, and refused
-	// as a name by the control plane.
-	if _, _, err := link.ParseName(name); err != nil {
-		return nil, nil //nolint:nilnil,nilerr // there is none
-	}
-	service, err := a.links()
-	if err != nil {
-		return nil, err
-	}
-	resp, err := service.Get(ctx, &adminv1.GetRequest{Name: name})
-	if status.Code(err) == codes.NotFound {
-		return nil, nil //nolint:nilnil // there is none
-	}
-	if err != nil {
-		return nil, err
-	}
-	e.Version = max(e.Version, resp.GetVersion().GetRevision())
-	return resp.GetResource(), nil
-}
-
 // because says why in words.
 func because(d *link.Decision, e *explanation) string {
 	var state string
 	switch d.Outcome {
 	case link.ToDestination:
-		return "the link is served"
+		return served(e)
 	case link.ToRoot:
 		return "no link is at /, and the domain has a root"
 	case link.ToNotFound:
-		if d.Location != nil {
-			return "no link is there, and the domain says where such requests go"
+		if e.winner == nil {
+			return "no link is there" + without(d)
 		}
-		return "no link is there, and no domain says where such requests go"
+		return fmt.Sprintf("with the rest of the path, the link's destination would be longer than %d bytes", link.MaxLocation) + asIf + without(d)
 	case link.IsDisabled:
 		state = "the link is disabled"
 	case link.IsNotYet:
@@ -232,13 +252,43 @@ func because(d *link.Decision, e *explanation) string {
 	case location == "" && d.Status == http.StatusGone:
 		return state + ", and has no fallback"
 	case location == "":
-		return state + ": it is as if there were no link, and no domain says where such requests go"
-	case location == e.fallbacks[0]:
+		return state + asIf + without(d)
+	case location == e.winner.GetFallback():
 		return state + ": its fallback is taken"
-	case location == e.fallbacks[1]:
+	case location == e.affiliateFallback:
 		return state + ": the affiliate's fallback is taken"
 	}
-	return state + ": it is as if there were no link, and the domain says where such requests go"
+	return state + asIf + without(d)
+}
+
+const asIf = ": it is as if there were no link"
+
+// without says what becomes of a request without a link.
+func without(d *link.Decision) string {
+	if d.Location != nil {
+		return ", and the domain says where such requests go"
+	}
+	return ", and no domain says where such requests go"
+}
+
+// served says why it is this link that is served.
+func served(e *explanation) string {
+	path := e.winner.GetPath()
+	if !link.IsPrefix(path) {
+		if path == e.Path {
+			return "the link is served"
+		}
+		return "the link is served: its path is the same, as the domain ignores " + ignores(e.policy)
+	}
+	why := "no link is at the path itself, and this is the longest prefix link above it"
+	rest := strings.TrimLeft(e.Path[min(len(path)-1, len(e.Path)):], "/")
+	switch {
+	case rest == "":
+		return why
+	case e.winner.GetRest() == linkv1.RestPolicy_REST_POLICY_DROP:
+		return why + ": the rest, " + rest + ", is dropped"
+	}
+	return why + ": the rest, " + rest + ", is appended"
 }
 
 func (a *app) printExplanation(e *explanation, form string) error {
@@ -266,10 +316,8 @@ func (a *app) printExplanation(e *explanation, form string) error {
 	for _, c := range e.Candidates {
 		verdict := "not found"
 		switch {
-		case c.Used && c.State != "":
-			verdict = a.paint(a.stdout, bold, "found, "+c.State)
 		case c.Used:
-			verdict = a.paint(a.stdout, bold, "found")
+			verdict = a.paint(a.stdout, bold, found(c))
 		case c.Found:
 			verdict = "found, but the one before it wins"
 		}
@@ -287,4 +335,16 @@ func (a *app) printExplanation(e *explanation, form string) error {
 	}
 	a.printf("because   %s\n", e.Because)
 	return nil
+}
+
+// found says as what a candidate was found, and in which state it is.
+func found(c candidate) string {
+	text := "found"
+	if c.Stored != "" {
+		text += " as " + c.Stored
+	}
+	if c.State != "" {
+		text += ", " + c.State
+	}
+	return text
 }

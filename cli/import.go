@@ -1,17 +1,22 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/affleet/affleet/cli/internal/nginxmap"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
 )
 
 func newImport(a *app) *cobra.Command {
@@ -52,7 +57,10 @@ func (a *app) importRows(cmd *cobra.Command, f *importFlags, path string, read f
 	defer input.Close() // it was only read
 	started := time.Now()
 	imp := &importer{a: a, options: &f.options, bar: a.progress("importing", size, true), keys: newKeyIndex()}
-	total, err := imp.run(cmd.Context(), func(emit func(row) error) error {
+	total, err := imp.run(cmd.Context(), func(ctx context.Context, emit func(row) error) error {
+		if size < 0 { // it may give nothing for long
+			return read(untilDone(ctx, input), name, imp, emit)
+		}
 		return read(input, name, imp, emit)
 	})
 	return imp.finish(cmd.Context(), total, err, started, &f.wait)
@@ -62,8 +70,10 @@ func importNginx(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "nginx-map FILE", Short: "Import a map of nginx",
 		Long: `Import the map block of an nginx configuration, or a bare fragment of keys and
-values. The default becomes the domain's not_found. What cannot be carried
-over, such as regular expressions, is listed with file and line.`,
+values. The default becomes the domain's not_found. nginx finds its keys in any
+case, so the domain is set to ignore case too, unless it already says exact.
+What cannot be carried over, such as regular expressions, is listed with file
+and line.`,
 		Example: `  affctl import nginx-map redirects.map --domain go.example.com --dry-run
   affctl import nginx-map /etc/nginx/nginx.conf --domain go.example.com \
     --map '$target' --base https://store.com --wait`,
@@ -91,7 +101,7 @@ func (a *app) importNginx(cmd *cobra.Command, path string, opts nginxmap.Options
 	name := path
 	if path == "-" {
 		name = "stdin"
-		text, err := io.ReadAll(a.stdin)
+		text, err := io.ReadAll(untilDone(cmd.Context(), a.stdin))
 		if err != nil {
 			return fmt.Errorf("read stdin: %w", err)
 		}
@@ -118,7 +128,7 @@ func (a *app) importNginx(cmd *cobra.Command, path string, opts nginxmap.Options
 			return err
 		}
 	}
-	total, err := imp.run(cmd.Context(), func(emit func(row) error) error {
+	total, err := imp.run(cmd.Context(), func(_ context.Context, emit func(row) error) error {
 		return emitEntries(links, result.StatusCode, emit)
 	})
 	return imp.finish(cmd.Context(), total, err, started, &f.wait)
@@ -128,15 +138,15 @@ const defaultStatus = 302
 
 // emitEntries makes links of entries. A link says its status code only where
 // it is not what it would be anyway.
-func emitEntries(entries []nginxmap.Entry, status int, emit func(row) error) error {
-	if status == defaultStatus {
-		status = 0
+func emitEntries(entries []nginxmap.Entry, code int, emit func(row) error) error {
+	if code == defaultStatus {
+		code = 0
 	}
 	for i := range entries {
 		e := &entries[i]
 		r := row{place: place{file: e.File, line: e.Line}, done: int64(i + 1), resource: &linkv1.Resource{
 			Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-				Domain: e.Host, Path: e.Path, Destination: e.Destination, StatusCode: int32(status), //nolint:gosec // 301 to 308
+				Domain: e.Host, Path: e.Path, Destination: e.Destination, StatusCode: int32(code), //nolint:gosec // 301 to 308
 			}},
 		}}
 		if err := emit(r); err != nil {
@@ -147,48 +157,80 @@ func emitEntries(entries []nginxmap.Entry, status int, emit func(row) error) err
 }
 
 // nginxDomains takes what is true of a whole host out of the entries: the
-// default, and keys that are a host alone.
+// default, keys that are a host alone, and that nginx finds paths in any case.
 func nginxDomains(result *nginxmap.Result) (domains []*linkv1.Domain, links []nginxmap.Entry) {
+	known := map[string]*linkv1.Domain{}
+	domain := func(host string) *linkv1.Domain {
+		d := known[host]
+		if d == nil {
+			d = &linkv1.Domain{Host: host}
+			known[host] = d
+			domains = append(domains, d)
+		}
+		return d
+	}
+	code := int32(0)
+	if result.StatusCode != defaultStatus {
+		code = int32(result.StatusCode) //nolint:gosec // 301 to 308
+	}
 	if result.HasDefault {
-		domains = append(domains, &linkv1.Domain{Host: result.DefaultHost, NotFound: result.Default})
+		d := domain(result.DefaultHost)
+		d.NotFound, d.StatusCode = result.Default, code
 	}
 	links = result.Entries[:0]
 	for _, e := range result.Entries {
-		if e.Path != "" {
-			links = append(links, e)
+		d := domain(e.Host)
+		if e.Path == "" {
+			d.NotFound, d.StatusCode = e.Destination, code
 			continue
 		}
-		domains = append(domains, &linkv1.Domain{Host: e.Host, NotFound: e.Destination})
-	}
-	for _, d := range domains {
-		if result.StatusCode != defaultStatus {
-			d.StatusCode = int32(result.StatusCode) //nolint:gosec // 301 to 308
-		}
+		d.CasePolicy = linkv1.CasePolicy_CASE_POLICY_IGNORE
+		links = append(links, e)
 	}
 	return domains, links
 }
 
-// mergeDomain sets the fields that a domain has, and keeps its others.
+// mergeDomain sets the fields that a domain has, and keeps its others: also its
+// case policy, where it says that case matters.
 func (a *app) mergeDomain(cmd *cobra.Command, d *linkv1.Domain, dryRun bool) error {
 	service, err := a.links()
 	if err != nil {
 		return err
 	}
-	mask := []string{"not_found"}
+	stored, err := service.Get(cmd.Context(), &adminv1.GetRequest{Name: link.Domains.Prefix() + d.GetHost()})
+	if err != nil && status.Code(err) != codes.NotFound {
+		return err
+	}
+	var mask, says []string
+	if d.GetNotFound() != "" {
+		mask, says = append(mask, "not_found"), append(says, "not_found is "+d.GetNotFound())
+	}
 	if d.GetStatusCode() != 0 {
 		mask = append(mask, "status_code")
 	}
-	resp, err := service.Update(cmd.Context(), &adminv1.UpdateRequest{
-		Resource:   &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: proto.CloneOf(d)}},
-		UpdateMask: &fieldmaskpb.FieldMask{Paths: mask}, AllowMissing: true, ValidateOnly: dryRun,
-	})
-	if err != nil {
-		return err
+	if d.GetCasePolicy() != 0 {
+		if stored.GetResource().GetDomain().GetCasePolicy() == linkv1.CasePolicy_CASE_POLICY_EXACT {
+			d.CasePolicy = 0
+			says = append(says, "paths match by case, as it was set; nginx ignores case")
+		} else {
+			mask, says = append(mask, "case_policy"), append(says, "paths match in any case, as in nginx")
+		}
 	}
-	suffix := fmt.Sprintf(" (version %d)", resp.GetVersion().GetRevision())
-	if dryRun {
-		suffix = " (dry run)"
+	suffix := " (dry run)"
+	if len(mask) > 0 {
+		resp, err := service.Update(cmd.Context(), &adminv1.UpdateRequest{
+			Resource:   &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: proto.CloneOf(d)}},
+			UpdateMask: &fieldmaskpb.FieldMask{Paths: mask}, AllowMissing: true, ValidateOnly: dryRun,
+		})
+		if err != nil {
+			return err
+		}
+		if !dryRun {
+			suffix = fmt.Sprintf(" (version %d)", resp.GetVersion().GetRevision())
+		}
+	} else if !dryRun {
+		suffix = ""
 	}
-	a.printf("domain %q: not_found is %s%s\n", d.GetHost(), d.GetNotFound(), suffix)
+	a.printf("domain %q: %s%s\n", d.GetHost(), strings.Join(says, "; "), suffix)
 	return nil
 }

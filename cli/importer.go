@@ -76,9 +76,10 @@ type kindSet struct{ referred, referring bool }
 var errStopped = errors.New("stopped at the first row that failed")
 
 // run imports what rows emits, and gives the account. rows calls emit for each
-// row and reports those that cannot be read by imp.failed. The error is that
-// of the input or of the server; rows that failed are none.
-func (imp *importer) run(ctx context.Context, rows func(emit func(row) error) error) (*adminv1.ImportProgress, error) {
+// row and reports those that cannot be read by imp.failed; it returns soon when
+// its context ends. The error is that of the input or of the server; rows that
+// failed are none.
+func (imp *importer) run(ctx context.Context, rows func(ctx context.Context, emit func(row) error) error) (*adminv1.ImportProgress, error) {
 	service, err := imp.a.links()
 	if err != nil {
 		return nil, err
@@ -88,7 +89,7 @@ func (imp *importer) run(ctx context.Context, rows func(emit func(row) error) er
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(imp.batches)
-		err := rows(func(r row) error { return imp.emit(ctx, r) })
+		err := rows(ctx, func(r row) error { return imp.emit(ctx, r) })
 		if err != nil && !errors.Is(err, errStopped) {
 			return err
 		}
@@ -169,9 +170,8 @@ func (imp *importer) stream(ctx context.Context, service adminv1.LinkServiceClie
 	complete := false
 	var sender sync.WaitGroup
 	sender.Go(func() { next, complete = imp.sendAll(ctx, stream, first) })
-	if err = imp.receive(stream); err != nil {
-		cancel()
-	}
+	err = imp.receive(stream)
+	cancel() // what is not sent by now never will be
 	sender.Wait()
 	if err == nil && !complete {
 		err = errors.New("the control plane ended the import early")
@@ -353,9 +353,7 @@ func (imp *importer) finish(ctx context.Context, t *adminv1.ImportProgress, err 
 		a.summary(t, time.Since(started), dryRun)
 	}
 	if err != nil {
-		if t.GetCreated()+t.GetUpdated() > 0 && !dryRun {
-			a.notef("what was imported stays; import the file again, and rows that are there count as unchanged")
-		}
+		imp.ended(t)
 		return err
 	}
 	if !dryRun {
@@ -370,6 +368,13 @@ func (imp *importer) finish(ctx context.Context, t *adminv1.ImportProgress, err 
 		return silent(codeError)
 	}
 	return silent(codePartly)
+}
+
+// ended tells what became of the rows that were written before an error.
+func (imp *importer) ended(t *adminv1.ImportProgress) {
+	if written := t.GetCreated() + t.GetUpdated(); written > 0 && !imp.options.GetValidateOnly() {
+		imp.a.notef("written before that: %s; doing it again counts them as unchanged", count(written, "resource"))
+	}
 }
 
 // missingAffiliate says whether a row failed only because its affiliate does

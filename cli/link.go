@@ -17,7 +17,8 @@ var linkNoun = &noun{
 	keyArg: "DOMAIN/PATH", valueArg: "DESTINATION", valueField: "destination",
 	long: `A link sends one path of a host to a destination. Its key is DOMAIN/PATH, such
 as go.example.com/summer; /summer alone is for every host that has no link of
-its own there.`,
+its own there. A path that ends in /* is that of a prefix link: it serves every
+path below it that has no link of its own, the longest one first.`,
 	make: func(arg string) (*linkv1.Resource, error) {
 		domain, path, err := linkKey(arg)
 		if err != nil {
@@ -33,6 +34,7 @@ its own there.`,
 		{"not-before", "not_before", "serve it from this `TIME` on: 2026-12-24, +36h"},
 		{"expires", "expires_at", "serve it until this `TIME`"},
 		{"disabled", "disabled", "keep it, but do not serve it"},
+		{"rest", "rest", "what the rest of the path does on a prefix link: `append` (the default) or drop"},
 	},
 	filters: []string{"domain", "affiliate", "label", "prefix"},
 	columns: []column{
@@ -45,7 +47,9 @@ its own there.`,
 	},
 	examples: map[string]string{
 		"create": "  affctl link create go.example.com/summer https://store.com/p/123\n" +
-			"  affctl link create /go/sale https://store.com/sale --affiliate aff_01 \\\n    --status 301 --expires 2026-12-24 --label team=eu --wait",
+			"  affctl link create /go/sale https://store.com/sale --affiliate aff_01 \\\n    --status 301 --expires 2026-12-24 --label team=eu --wait\n" +
+			"  affctl link create 'go.example.com/shop/*' https://store.com/\n" +
+			"  affctl link create '/old/*' https://store.com/moved --rest drop",
 		"get":  "  affctl link get go.example.com/summer\n  affctl link get /go/sale -o yaml",
 		"list": "  affctl link list --domain go.example.com --prefix /sum\n  affctl link list --affiliate aff_01 --label team=eu -o name",
 		"update": "  affctl link update go.example.com/summer https://store.com/p/124\n" +

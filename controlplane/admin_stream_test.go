@@ -131,6 +131,18 @@ func TestAdminImportWithManyErrorsTellsAllOfThem(t *testing.T) {
 	}
 }
 
+func TestAdminImportErrorsOfLongNamesFitAMessageOfAnyClient(t *testing.T) {
+	rig := startAdmin(t) // its client takes the 4 MiB that gRPC takes by default
+	rows := make([]*linkv1.Resource, 1000)
+	for i := range rows {
+		rows[i] = adminLink("/"+strings.Repeat("a", 8000)+fmt.Sprint(i), "relative")
+	}
+	failed, _, err := importAll(t, rig, nil, rows...)
+	if err != nil || len(failed) != len(rows) {
+		t.Fatalf("%d errors, and %.200v", len(failed), err)
+	}
+}
+
 func TestAdminImportEndsUnavailableWhenEtcdGoesAway(t *testing.T) {
 	rig := startAdmin(t)
 	stream, err := rig.Import(t.Context())

@@ -27,10 +27,14 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return c.CodecV2.Marshal(v)
 }
 
-// Unmarshal implements encoding.CodecV2.
+// Unmarshal implements encoding.CodecV2. A request keeps its own error.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	if _, ok := v.(*rawMessage); ok {
+	switch v := v.(type) {
+	case *rawMessage:
 		return fmt.Errorf("unmarshal: a raw message is only sent")
+	case *request:
+		v.err = c.CodecV2.Unmarshal(data, v.message)
+		return nil
 	}
 	return c.CodecV2.Unmarshal(data, v)
 }

@@ -34,6 +34,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
@@ -115,6 +116,7 @@ func New(cfg Config) (_ *Server, err error) {
 		DialTimeout:          5 * time.Second,
 		DialKeepAliveTime:    5 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
+		DialOptions:          []grpc.DialOption{soonAgain},
 		Logger:               zap.NewNop(), // what matters comes back as errors
 	})
 	if err != nil {
@@ -126,6 +128,13 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	return s, nil
 }
+
+// soonAgain makes a connection that is lost come back soon after its server
+// does; by default an attempt may come only every two minutes.
+var soonAgain = grpc.WithConnectParams(grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+	MinConnectTimeout: 5 * time.Second,
+})
 
 // assemble joins the parts. It touches nothing outside of the process.
 func (s *Server) assemble() (err error) {
@@ -145,7 +154,7 @@ func (s *Server) assemble() (err error) {
 		Replica: id,
 		Peers:   s.replicas,
 		Dial: func(address string) (*grpc.ClientConn, error) {
-			return grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			return grpc.NewClient(address, soonAgain, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		},
 		Logger: s.cfg.Log,
 	})
@@ -159,10 +168,11 @@ func (s *Server) assemble() (err error) {
 		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), recovery.UnaryServerInterceptor(recovered)),
 		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), recovery.StreamServerInterceptor(recovered)),
 		grpc.MaxRecvMsgSize(16<<20),
+		grpc.WaitForHandlers(true), // when it is stopped, nothing uses etcd any more
 	)...)
-	feedv1.RegisterFeedServiceServer(s.grpc, newFeed(s.log, s.fleet, feedConfig{Logger: s.cfg.Log, Registerer: s.cfg.Registerer}))
-	adminv1.RegisterFleetServiceServer(s.grpc, s.fleet)
-	adminv1.RegisterLinkServiceServer(s.grpc, newAdmin(resources, s.epoch(resources)))
+	s.grpc.RegisterService(receiving(feedv1.FeedService_ServiceDesc), newFeed(s.log, s.fleet, feedConfig{Logger: s.cfg.Log, Registerer: s.cfg.Registerer}))
+	s.grpc.RegisterService(receiving(adminv1.FleetService_ServiceDesc), s.fleet)
+	s.grpc.RegisterService(receiving(adminv1.LinkService_ServiceDesc), newAdmin(resources, s.epoch(resources)))
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	metrics.InitializeMetrics(s.grpc)
@@ -247,6 +257,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	parts.Go(func() error {
 		<-ctx.Done()
+		s.cfg.Log.Info("control plane stops")
 		s.health.Shutdown()
 		s.stopGRPC()
 		return nil

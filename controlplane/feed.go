@@ -44,6 +44,8 @@ type feed struct {
 	fleet   *fleet
 	cfg     feedConfig
 	metrics feedMetrics
+
+	toldBehind atomic.Int64 // when the log was told that a node was sent away, Unix ns
 }
 
 // newFeed makes the FeedService. The server it is registered with needs
@@ -171,12 +173,23 @@ func (f *feed) resume(ctx context.Context, hello *feedv1.Hello) (snapshot.Cursor
 func (s *subscription) end(err error) error {
 	if behind, ok := errors.AsType[*snapshot.BehindError](err); ok {
 		s.metrics.behind.Add(1)
-		s.logger.Warn("node is sent to another replica", "reason", behind.Reason)
+		level := slog.LevelDebug
+		if behind.Head.Epoch != 0 && s.tellBehind(time.Now()) { // before it has a state, the log says so already
+			level = slog.LevelWarn
+		}
+		s.logger.Log(s.stream.Context(), level, "node is sent to another replica, perhaps others are too", "reason", behind.Reason)
 		return s.stream.Send(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Behind{
 			Behind: &feedv1.Behind{Head: versionProto(behind.Head), Reason: behind.Reason},
 		}})
 	}
 	return err
+}
+
+// tellBehind says whether it is time to log that a node was sent away: once a
+// minute, for nodes come again every few seconds, and all of them.
+func (f *feed) tellBehind(now time.Time) bool {
+	last := f.toldBehind.Load()
+	return now.Sub(time.Unix(0, last)) > time.Minute && f.toldBehind.CompareAndSwap(last, now.UnixNano())
 }
 
 // run serves the stream until it ends. It waits for:

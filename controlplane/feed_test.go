@@ -437,3 +437,16 @@ func TestNodeMovesBetweenReplicas(t *testing.T) {
 		t.Fatalf("on another replica the node got a %s to %v", kind, got)
 	}
 }
+
+func TestNodesThatAreSentAwayAreLoggedOnceAMinute(t *testing.T) {
+	f, now := new(feed), time.Now()
+	if !f.tellBehind(now) {
+		t.Error("the first one is not logged")
+	}
+	if f.tellBehind(now) || f.tellBehind(now.Add(59*time.Second)) {
+		t.Error("the next ones are logged too")
+	}
+	if !f.tellBehind(now.Add(61 * time.Second)) {
+		t.Error("after a minute it is not logged again")
+	}
+}

@@ -19,15 +19,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"path/filepath"
-	"strings"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -40,92 +38,12 @@ import (
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
 
-// Config is a node's. Where a default is named, the zero value stands for it.
-type Config struct {
-	Node    string   // unique in the fleet: 1 to 128 of A-Z a-z 0-9 _ -. Required
-	Region  string   // likewise. Default: local
-	Control []string // host:port of control planes, at least one
-	NATS    string   // URLs of NATS servers, separated by commas. Required
-	Listen  string   // host:port for redirects. Default: :8080
-	DataDir string   // last known good state and spool. Required
-
-	ClickLevel   string        // memory or process. Default: process
-	ClickAddress string        // full or truncated. Default: truncated
-	SpoolBytes   int64         // limit of the spool. Default: 1 GiB
-	StreamBytes  int64         // limit of the stream AFF_CLICKS, if this node creates it. Default: 10 GiB, or what the server has
-	Drain        time.Duration // to answer what is in flight at the end. Default: 10 s
-	Flush        time.Duration // to publish what is in the spool at the end. Default: 10 s
-
-	Build      string                // the program's version
-	Registerer prometheus.Registerer // default: none
-	Log        *slog.Logger          // default: slog.Default()
-}
-
-// Validate says what is wrong with the settings, without touching anything.
-func (c *Config) Validate() error {
-	switch {
-	case !isToken(c.Node):
-		return fmt.Errorf("node: %q must have 1 to 128 of A-Z a-z 0-9 _ -", c.Node)
-	case c.Region != "" && !isToken(c.Region):
-		return fmt.Errorf("region: %q must have 1 to 128 of A-Z a-z 0-9 _ -", c.Region)
-	case len(c.Control) == 0:
-		return errors.New("control: at least one control plane is needed, as host:port")
-	case c.NATS == "":
-		return errors.New("nats: a URL is needed, such as nats://127.0.0.1:4222")
-	case c.DataDir == "":
-		return errors.New("data-dir: a folder is needed")
-	case c.Drain < 0 || c.Flush < 0:
-		return errors.New("drain, flush: they must not be negative")
-	}
-	for _, target := range c.Control {
-		if _, _, err := net.SplitHostPort(target); err != nil {
-			return fmt.Errorf("control: %q is not host:port", target)
-		}
-	}
-	if c.ClickAddress != "" {
-		if _, err := click.ParseAddressForm(c.ClickAddress); err != nil {
-			return fmt.Errorf("click-address: %w", err)
-		}
-	}
-	switch click.Level(c.ClickLevel) {
-	case "", click.Memory, click.Process:
-	default:
-		return fmt.Errorf("click-level: %q is not memory or process", c.ClickLevel)
-	}
-	return nil
-}
-
-// isToken says whether s may be part of a subject: NATS separates those by
-// dots.
-func isToken(s string) bool {
-	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
-	}) < 0
-}
-
-func (c *Config) setDefaults() {
-	if c.Region == "" {
-		c.Region = "local"
-	}
-	if c.Listen == "" {
-		c.Listen = ":8080"
-	}
-	if c.Drain == 0 {
-		c.Drain = 10 * time.Second
-	}
-	if c.Flush == 0 {
-		c.Flush = 10 * time.Second
-	}
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-}
-
 // Node is a data-plane node.
 type Node struct {
 	cfg       Config
 	boot      uint64
-	ln        net.Listener
+	doors     []*door // the first is for plain HTTP
+	opened    chan struct{}
 	live      *table.Live
 	clicks    *click.Recorder
 	publisher *publish.Publisher
@@ -135,34 +53,33 @@ type Node struct {
 	rate      rate
 }
 
-// New opens the node's address and spool. Nothing is answered before Run; a
+// New opens the node's addresses and spool. Nothing is answered before Run; a
 // node that is not run must be closed.
 func New(cfg Config) (_ *Node, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	cfg.setDefaults()
-	n := &Node{cfg: cfg, boot: rand.Uint64() | 1, live: new(table.Live)}
-	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return nil, err
-	}
+	n := &Node{cfg: cfg, boot: rand.Uint64() | 1, live: new(table.Live), opened: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			_ = n.Close()
 		}
 	}()
+	if err := n.openDoors(); err != nil {
+		return nil, err
+	}
 	if err := n.openClicks(); err != nil {
 		return nil, err
 	}
-	n.redirects, err = redirect.New(redirect.Config{Live: n.live, Clicks: n.clicks, Registerer: cfg.Registerer})
-	if err != nil {
+	if n.redirects, err = redirect.New(n.redirectConfig()); err != nil {
 		return nil, err
 	}
 	n.feed, err = feed.New(feed.Config{
 		Targets:    cfg.Control,
 		Node:       cfg.Node,
 		Region:     cfg.Region,
-		Listen:     n.ln.Addr().String(),
+		Listen:     n.Addr().String(),
 		Build:      cfg.Build,
 		Boot:       n.boot,
 		Dir:        filepath.Join(cfg.DataDir, "state"),
@@ -173,6 +90,26 @@ func New(cfg Config) (_ *Node, err error) {
 		Registerer: cfg.Registerer,
 	})
 	return n, err
+}
+
+// redirectConfig is the part of the settings that is for redirects.
+func (n *Node) redirectConfig() redirect.Config {
+	proxies, _ := redirect.ParseProxies(n.cfg.TrustedProxies) // Validate has seen both
+	header, _ := n.cfg.forwardedHeader()
+	return redirect.Config{
+		Live:            n.live,
+		Clicks:          n.clicks,
+		MaxHead:         n.cfg.MaxHead,
+		HeadTimeout:     n.cfg.HeadTimeout,
+		IdleTimeout:     n.cfg.IdleTimeout,
+		MaxConns:        n.cfg.MaxConns,
+		MaxConnsPerAddr: n.cfg.MaxConnsPerAddr,
+		TrustedProxies:  proxies,
+		ProxyProtocol:   n.cfg.ProxyProtocol,
+		ForwardedHeader: header,
+		Registerer:      n.cfg.Registerer,
+		Report:          func(err error) { n.cfg.Log.Error("redirects", "reason", err) },
+	}
 }
 
 // openClicks opens the spool and what publishes it.
@@ -206,9 +143,17 @@ func (n *Node) openClicks() error {
 }
 
 // Addr is the address for redirects.
-func (n *Node) Addr() net.Addr { return n.ln.Addr() }
+func (n *Node) Addr() net.Addr { return n.doors[0].addr() }
 
-// Ready is closed once the node serves a verified state.
+// AddrTLS is the address for redirects over TLS; nil when there is none.
+func (n *Node) AddrTLS() net.Addr {
+	if len(n.doors) == 1 {
+		return nil
+	}
+	return n.doors[1].addr()
+}
+
+// Ready is closed once the node holds a verified state.
 func (n *Node) Ready() <-chan struct{} { return n.feed.Ready() }
 
 // Healthy says whether the node should be sent requests, and else why not.
@@ -219,12 +164,20 @@ func (n *Node) Healthy() error {
 	if n.live.Load() == nil {
 		return errors.New("no state yet: waiting for a control plane")
 	}
-	return nil
+	select {
+	case <-n.opened:
+		return nil
+	default:
+		return errors.New("not listening yet")
+	}
 }
 
 // Close gives back what New has opened, for a node that is not run.
 func (n *Node) Close() error {
-	err := n.ln.Close()
+	var err error
+	for _, d := range n.doors {
+		err = errors.Join(err, d.close())
+	}
 	if n.clicks != nil {
 		err = errors.Join(err, n.clicks.Close())
 	}
@@ -246,7 +199,8 @@ func (n *Node) Run(ctx context.Context) error {
 	front, stopFront := context.WithCancel(ctx)
 	context.AfterFunc(behind, stopFront)
 	context.AfterFunc(front, func() { n.draining.Store(true) })
-	err := n.redirects.Serve(front, n.ln, n.cfg.Drain)
+	background.Go(func() error { return n.trim(behind) })
+	err := n.serve(front)
 	stopFront()
 
 	n.cfg.Log.Info("node stops: publishing clicks")
@@ -260,6 +214,18 @@ func (n *Node) Run(ctx context.Context) error {
 		err = errors.Join(err, failed)
 	}
 	return errors.Join(err, n.clicks.Close())
+}
+
+// trim gives memory back to the system, once, when the first state is loaded:
+// what loading took is free then, and would stay with the process for minutes.
+// It waits for the collector, which nobody else does.
+func (n *Node) trim(ctx context.Context) error {
+	select {
+	case <-n.Ready():
+		debug.FreeOSMemory()
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // status is what the control plane is told every few seconds.

@@ -4,8 +4,10 @@
 //	go run ./deploy/bench                      everything
 //	go run ./deploy/bench --only propagation   one measurement
 //	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
+//	go run ./deploy/bench --only redirect      affnode beside other redirect servers
 //
-// Figures are medians over the rounds, with the lowest and the highest.
+// Figures are medians over the rounds, with the lowest and the highest. The
+// measurement redirect has a report of its own.
 package main
 
 import (
@@ -27,14 +29,20 @@ type measurement struct {
 	name   string
 	method string // one paragraph for the report
 	run    func(ctx context.Context, b *bench) ([]row, error)
+
+	// Instead of run: writes reports of its own into the folder out, if that is
+	// not empty. Missing says what the machine lacks.
+	own     func(ctx context.Context, b *bench, out string) error
+	missing func() error
 }
 
-var measurements = []measurement{start, propagation, imports}
+var measurements = []measurement{start, propagation, imports, redirects}
 
 // bench is what the measurements share.
 type bench struct {
 	bin, dir string
 	rounds   int
+	quick    bool
 }
 
 func main() {
@@ -45,13 +53,21 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
+	quick := flag.Bool("quick", false, "redirect: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")
 	flag.Parse()
 	chosen, err := choose(*only)
 	if err != nil {
 		return err
+	}
+	for _, m := range chosen {
+		if m.missing != nil {
+			if err := m.missing(); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
+			}
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -60,7 +76,7 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{bin: filepath.Join(dir, "bin"), dir: dir, rounds: *rounds}
+	b := &bench{bin: filepath.Join(dir, "bin"), dir: dir, rounds: *rounds, quick: *quick}
 	if err := os.Mkdir(b.bin, 0o755); err != nil {
 		return err
 	}
@@ -70,11 +86,20 @@ func run() error {
 	var r report
 	for _, m := range chosen {
 		fmt.Fprintf(os.Stderr, "== %s\n", m.name)
+		if m.own != nil {
+			if err := m.own(ctx, b, *out); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
+			}
+			continue
+		}
 		rows, err := m.run(ctx, b)
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		r.add(m, rows)
+	}
+	if r.sections.Len() == 0 {
+		return nil
 	}
 	fmt.Print(r.String())
 	if *out == "" {

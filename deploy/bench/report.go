@@ -33,8 +33,13 @@ func (r *report) add(m measurement, rows []row) {
 
 // String is the report with what it was made on.
 func (r *report) String() string {
-	return fmt.Sprintf("# Figures of the whole system\n\nMade by `make bench` on %s, commit %s, %s, on %s.\n%s",
-		time.Now().UTC().Format(time.DateOnly), commit(), runtime.Version(), machine(), r.sections.String())
+	return fmt.Sprintf("# Figures of the whole system\n\n%s\n%s", made(), r.sections.String())
+}
+
+// made says how a report came about.
+func made() string {
+	return fmt.Sprintf("Made by `make bench` on %s, commit %s, %s, on %s.",
+		time.Now().UTC().Format(time.DateOnly), commit(), runtime.Version(), machine())
 }
 
 func (r *report) save(folder string) error {

@@ -293,6 +293,9 @@ func checkSegments(path string) *Error {
 			return invalid("path", "leave it out", "%q has the segment %q, which clients remove", path, segment)
 		}
 	}
+	if err := checkPrefix(path); err != nil {
+		return err
+	}
 	if len(path) > MaxPath {
 		return invalid("path", "", "is %d bytes long in its canonical form, and at most %d are allowed", len(path), MaxPath)
 	}

@@ -29,6 +29,9 @@ type Compiled struct {
 const (
 	flagDisabled  = 1 << iota
 	flagScheduled // not_before or expires_at is set: they are read from the value
+	flagPrefix    // the path ends in "/*"
+	flagAppend    // rest says append
+	flagDrop      // rest says drop
 )
 
 // CompiledSize is the length of an encoded Compiled, in bytes.
@@ -64,6 +67,9 @@ func (c *Compiled) Domain(value []byte) []byte { return c.domain.in(value) }
 // Path is the link's path.
 func (c *Compiled) Path(value []byte) []byte { return c.path.in(value) }
 
+// IsPrefix says whether the link is a prefix link.
+func (c *Compiled) IsPrefix() bool { return c.flags&flagPrefix != 0 }
+
 // Affiliate is the id of the link's affiliate, empty for none.
 func (c *Compiled) Affiliate(value []byte) []byte { return c.affiliate.in(value) }
 
@@ -87,6 +93,7 @@ const (
 	linkNotBefore   = 12
 	linkExpiresAt   = 13
 	linkDisabled    = 15
+	linkRest        = 16
 )
 
 // Compile finds the parts of a link in its stored bytes and checks all that a
@@ -153,7 +160,19 @@ func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n ui
 		if n != 0 {
 			c.flags |= flagDisabled
 		}
-	case 8, 9, 10, 14, 16, 17, 18:
+	case linkRest:
+		want = protowire.VarintType
+		c.flags &^= flagAppend | flagDrop
+		switch linkv1.RestPolicy(min(n, 1<<30)) {
+		case linkv1.RestPolicy_REST_POLICY_UNSPECIFIED:
+		case linkv1.RestPolicy_REST_POLICY_APPEND:
+			c.flags |= flagAppend
+		case linkv1.RestPolicy_REST_POLICY_DROP:
+			c.flags |= flagDrop
+		default:
+			return invalid("rest", hintRest, "%d is no policy", n)
+		}
+	case 8, 9, 10, 14, 17, 18:
 		return c.laterField(num, at.len)
 	default:
 		return nil
@@ -225,6 +244,11 @@ func (c *Compiled) check(value []byte) *Error {
 	if c.status != 0 && !isRedirect(int(c.status)) {
 		return invalid("status_code", "", "%d is no redirect", c.status)
 	}
+	if IsPrefix(c.Path(value)) {
+		c.flags |= flagPrefix
+	} else if c.flags&(flagAppend|flagDrop) != 0 {
+		return restWithoutPrefix(c.Path(value))
+	}
 	if !utf8.Valid(c.Campaign(value)) || !utf8.Valid(c.Affiliate(value)) {
 		return invalid("campaign", "", "is not valid UTF-8")
 	}
@@ -243,10 +267,13 @@ func checkCanonicalKey(domain, path []byte) *Error {
 			return err
 		}
 	}
-	if n := len(path); path[n-1] == '*' && path[n-2] == '/' {
-		return unimplemented("path", "prefix links are")
-	}
-	return nil
+	return checkPrefix(path)
+}
+
+const hintRest = "APPEND or DROP"
+
+func restWithoutPrefix[path string | []byte](p path) *Error {
+	return invalid("rest", "leave it out, or end the path in /*", "is for prefix links, and the path %q is none", p)
 }
 
 // isPlainPath says whether a path is canonical at first sight.
@@ -301,6 +328,26 @@ type Domain struct {
 	root         []byte
 	status       int
 	cacheControl string
+	policy       Policy
+}
+
+// Policy says which paths are the same on the domain's host. A nil domain: those
+// with the same bytes.
+func (d *Domain) Policy() Policy {
+	if d == nil {
+		return 0
+	}
+	return d.policy
+}
+
+func policyOf(d *linkv1.Domain) (p Policy) {
+	if d.GetCasePolicy() == linkv1.CasePolicy_CASE_POLICY_IGNORE {
+		p |= IgnoreCase
+	}
+	if d.GetTrailingSlash() == linkv1.TrailingSlashPolicy_TRAILING_SLASH_POLICY_IGNORE {
+		p |= IgnoreSlash
+	}
+	return p
 }
 
 // CompileDomain makes the runtime form of a stored domain.
@@ -322,6 +369,7 @@ func CompileDomain(value []byte) (*Domain, error) {
 		root:         []byte(d.GetRoot()),
 		status:       int(d.GetStatusCode()),
 		cacheControl: d.GetCacheControl(),
+		policy:       policyOf(d),
 	}, nil
 }
 

@@ -122,7 +122,11 @@ func TestValidateNamesTheFieldAndTheCure(t *testing.T) {
 		{"path with dots", func(l *linkv1.Link) { l.Path = "/a/../b" }, link.Invalid, "path", "clients remove"},
 		{"path with line feed", func(l *linkv1.Link) { l.Path = "/a\nb" }, link.Invalid, "path", "control"},
 		{"path not UTF-8", func(l *linkv1.Link) { l.Path = "/\xff" }, link.Invalid, "path", "UTF-8"},
-		{"prefix link", func(l *linkv1.Link) { l.Path = "/go/*" }, link.Unimplemented, "path", "prefix"},
+		{"prefix too deep", func(l *linkv1.Link) { l.Path = strings.Repeat("/a", 33) + "/*" }, link.Invalid, "path", "33 segments"},
+		{"rest without prefix", func(l *linkv1.Link) { l.Rest = linkv1.RestPolicy_REST_POLICY_DROP }, link.Invalid, "rest", "end the path in /*"},
+		{"rest with a star that is none", func(l *linkv1.Link) { l.Path, l.Rest = "/a*", linkv1.RestPolicy_REST_POLICY_APPEND }, link.Invalid, "rest", "end the path in /*"},
+		{"rest of another time", func(l *linkv1.Link) { l.Path, l.Rest = "/a/*", 9 }, link.Invalid, "rest", "APPEND or DROP"},
+		{"rest that is negative", func(l *linkv1.Link) { l.Path, l.Rest = "/a/*", -1 }, link.Invalid, "rest", "APPEND or DROP"},
 		{"no destination", func(l *linkv1.Link) { l.Destination = "" }, link.Invalid, "destination", "missing"},
 		{"relative", func(l *linkv1.Link) { l.Destination = "/p/1" }, link.Invalid, "destination", "relative"},
 		{"without scheme", func(l *linkv1.Link) { l.Destination = "//store.com/p" }, link.Invalid, "destination", "relative"},
@@ -343,16 +347,6 @@ func TestSetHashIsASumThatDoesNotDependOnOrder(t *testing.T) {
 	}
 	if (link.SetHash{Lo: 1}).Sub(link.SetHash{Lo: 2}) != (link.SetHash{Hi: 1<<64 - 1, Lo: 1<<64 - 1}) {
 		t.Error("no borrow between the halves")
-	}
-}
-
-func TestCandidatesGoFromTheHostToEveryHost(t *testing.T) {
-	got := strings.Join(link.Candidates("go.example.com", "/x"), " ")
-	if got != "links/go.example.com/x links/*/x domains/go.example.com domains/*" {
-		t.Error(got)
-	}
-	if got := strings.Join(link.Candidates("", "/x"), " "); got != "links/*/x domains/*" {
-		t.Error(got)
 	}
 }
 

@@ -40,7 +40,10 @@ type Request struct {
 	UnixMicro  int64  // the time, in µs since 1970
 }
 
-// Decision is the answer to a request. Its slices belong to the Match.
+// Decision is the answer to a request. Its slices belong to the Match, except
+// that the Location of a prefix link may be in a buffer of the Decision: it is
+// valid until the Decision is resolved again. One that is used again and again
+// does not allocate; its buffer is at most some MaxLocation bytes.
 type Decision struct {
 	Outcome      Outcome
 	Status       int    // of HTTP
@@ -50,30 +53,44 @@ type Decision struct {
 	// What the click says about it; empty where there is none.
 	Domain, Path, Affiliate, Campaign, Variant []byte
 	Rule                                       uint32
+
+	buf []byte
 }
 
-// Resolve decides a request. It sets every field of d, reads only its
-// arguments, and does not allocate.
+// Reset empties the decision and keeps its buffer: it lets go of the Match.
+func (d *Decision) Reset() { *d = Decision{buf: d.buf} }
+
+// Resolve decides a request. It sets every field of d and reads only its
+// arguments. It allocates only to grow the buffer of d, for a prefix link.
 func Resolve(m *Match, req *Request, d *Decision) {
-	*d = Decision{Status: 302, CacheControl: "no-store"}
-	if m.Domain != nil && m.Domain.cacheControl != "" {
-		d.CacheControl = m.Domain.cacheControl
-	}
-	if m.Value == nil {
-		d.Outcome = ToNotFound
+	if m.Value == nil || !d.withLink(m, req) {
+		d.begin(m.Domain, ToNotFound)
 		d.withoutLink(m.Domain, req)
-		return
 	}
+}
+
+func (d *Decision) begin(domain *Domain, outcome Outcome) {
+	buf := d.buf
+	*d = Decision{Outcome: outcome, Status: 302, CacheControl: "no-store"}
+	d.buf = buf
+	if domain != nil && domain.cacheControl != "" {
+		d.CacheControl = domain.cacheControl
+	}
+}
+
+// withLink says false if it must be as if there were no link at all.
+func (d *Decision) withLink(m *Match, req *Request) bool {
 	c := &m.Link
+	d.begin(m.Domain, c.outcome(m, req.UnixMicro))
 	d.Domain, d.Path = c.Domain(m.Value), c.Path(m.Value)
 	d.Affiliate, d.Campaign = c.Affiliate(m.Value), c.Campaign(m.Value)
-	d.Outcome = c.outcome(m, req.UnixMicro)
-	if d.Outcome == ToDestination {
-		d.Location = c.Destination(m.Value)
-		d.Status = c.statusCode(m.Domain)
-		return
-	}
 	switch {
+	case d.Outcome == ToDestination:
+		d.Status = c.statusCode(m.Domain)
+		d.Location = c.Destination(m.Value)
+		if c.flags&(flagPrefix|flagDrop) == flagPrefix {
+			return d.compose(d.Location, c.rest(req.Path))
+		}
 	case c.fallback.len > 0:
 		d.Location = c.fallback.in(m.Value)
 	case d.Outcome == IsSuspended && len(m.Affiliate.fallback) > 0:
@@ -83,6 +100,7 @@ func Resolve(m *Match, req *Request, d *Decision) {
 	default:
 		d.withoutLink(m.Domain, req)
 	}
+	return true
 }
 
 // withoutLink answers as if there were no link.
@@ -102,7 +120,7 @@ func (d *Decision) withoutLink(domain *Domain, req *Request) {
 
 // outcome says whether the link is served, and why not.
 func (c *Compiled) outcome(m *Match, now int64) Outcome {
-	if c.flags == 0 && (m.Affiliate == nil || !m.Affiliate.suspended) {
+	if c.flags&(flagDisabled|flagScheduled) == 0 && (m.Affiliate == nil || !m.Affiliate.suspended) {
 		return ToDestination
 	}
 	if c.flags&flagDisabled != 0 {
@@ -131,15 +149,4 @@ func (c *Compiled) statusCode(domain *Domain) int {
 		return domain.status
 	}
 	return 302
-}
-
-// Candidates lists the names of the resources that may answer a request for a
-// canonical host and path, in the order in which they are looked up: the first
-// link wins, and so does the first domain. It is the one place that says so.
-func Candidates(host, path string) []string {
-	names := []string{LinkName(AnyHost, path), Domains.Prefix() + AnyHost}
-	if host == "" || host == AnyHost {
-		return names
-	}
-	return []string{LinkName(host, path), names[0], Domains.Prefix() + host, names[1]}
 }

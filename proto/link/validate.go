@@ -65,9 +65,6 @@ func (p *problems) stored(r *linkv1.Resource) {
 func (p *problems) link(l *linkv1.Link) {
 	p.add(checkHost("domain", l.GetDomain()))
 	p.add(checkPath(l.GetPath()))
-	if n := len(l.GetPath()); n >= 2 && l.GetPath()[n-2:] == "/*" {
-		p.add(unimplemented("path", "prefix links are"))
-	}
 	p.add(checkDestination("destination", []byte(l.GetDestination())))
 	if l.GetAffiliate() != "" {
 		p.add(checkIdentifier("affiliate", l.GetAffiliate()))
@@ -76,11 +73,22 @@ func (p *problems) link(l *linkv1.Link) {
 	p.labels(l.GetLabels())
 	p.status(l.GetStatusCode())
 	p.query(l.GetQuery())
+	p.rest(l)
 	p.rules(l)
 	if l.GetFallback() != "" {
 		p.add(checkDestination("fallback", []byte(l.GetFallback())))
 	}
 	p.schedule(l.GetNotBefore(), l.GetExpiresAt())
+}
+
+func (p *problems) rest(l *linkv1.Link) {
+	switch rest := l.GetRest(); {
+	case rest == linkv1.RestPolicy_REST_POLICY_UNSPECIFIED:
+	case linkv1.RestPolicy_name[int32(rest)] == "":
+		p.add(invalid("rest", hintRest, "%d is no policy", rest))
+	case !IsPrefix(l.GetPath()):
+		p.add(restWithoutPrefix(l.GetPath()))
+	}
 }
 
 // rules covers the fields that are stored for later releases: checked for
@@ -115,7 +123,6 @@ func (p *problems) rules(l *linkv1.Link) {
 		{len(l.GetRules()) > 0, "rules", "rules are"},
 		{len(l.GetSplits()) > 0, "splits", "splits are"},
 		{l.GetCap() != nil, "cap", "caps are"},
-		{l.GetRest() != 0, "rest", "prefix links are"},
 		{l.GetSticky() != 0, "sticky", "splits are"},
 		{l.GetStickyParameter() != "", "sticky_parameter", "splits are"},
 	} {
@@ -152,12 +159,16 @@ func (p *problems) domain(d *linkv1.Domain) {
 	p.query(d.GetQuery())
 	p.labels(d.GetLabels())
 	p.headerValue("cache_control", d.GetCacheControl())
+	if c := d.GetCasePolicy(); linkv1.CasePolicy_name[int32(c)] == "" {
+		p.add(invalid("case_policy", hintPolicy, "%d is no policy", c))
+	}
+	if s := d.GetTrailingSlash(); linkv1.TrailingSlashPolicy_name[int32(s)] == "" {
+		p.add(invalid("trailing_slash", hintPolicy, "%d is no policy", s))
+	}
 	for _, f := range []struct {
 		set         bool
 		field, what string
 	}{
-		{d.GetCasePolicy() > linkv1.CasePolicy_CASE_POLICY_EXACT, "case_policy", "matching in any case is"},
-		{d.GetTrailingSlash() > linkv1.TrailingSlashPolicy_TRAILING_SLASH_POLICY_EXACT, "trailing_slash", "ignoring a trailing slash is"},
 		{d.GetRobotsTxt() != "", "robots_txt", "robots.txt is"},
 		{d.GetRobotsTag() != "", "robots_tag", "X-Robots-Tag is"},
 	} {
@@ -166,6 +177,8 @@ func (p *problems) domain(d *linkv1.Domain) {
 		}
 	}
 }
+
+const hintPolicy = "EXACT or IGNORE"
 
 func (p *problems) affiliate(a *linkv1.Affiliate) {
 	p.add(checkIdentifier("id", a.GetId()))

@@ -83,7 +83,8 @@ type Note struct {
 	Hint     string // the cure, where it is known
 }
 
-// Result is a map as links.
+// Result is a map as links. nginx finds its keys in any case: the links are the
+// same only where their domain ignores case, which is for the caller to see to.
 type Result struct {
 	// Map is the variable that the map sets, "$target"; for a bare fragment
 	// what Options say.

@@ -21,7 +21,6 @@ type reader struct {
 	defaultLine int // of the first default, 0 for none
 	defaultFile string
 	dropped     bool          // some entry has no destination
-	folded      Note          // about the case of the keys, if there is one
 	silent      []silentEntry // keys that mean "no redirect"
 }
 
@@ -216,7 +215,6 @@ func (r *reader) add(l *lexer) error {
 		r.note(l, duplicate(key, host, path, first))
 		return nil
 	}
-	r.caseMatters(l, path)
 	added := &r.result.Entries[len(r.result.Entries)-1]
 	if r.values.isNone(value) {
 		r.silent = append(r.silent, silentEntry{l.file, l.lines[0], key})
@@ -263,25 +261,6 @@ func duplicate(key, host, path string, first Entry) *problem {
 	return refuse("", "the key %s %s, at %s:%d; the first stands", shorten(key), same, first.File, first.Line)
 }
 
-// caseMatters remembers the first path with a capital letter in it.
-func (r *reader) caseMatters(l *lexer, path string) {
-	if r.folded.Line > 0 {
-		return
-	}
-	for i := 0; i < len(path); i++ {
-		switch c := path[i]; {
-		case c == '%':
-			i += 2
-		case 'A' <= c && c <= 'Z':
-			r.folded = Note{
-				l.file, l.lines[0], Warning,
-				fmt.Sprintf("the path %s, and maybe others, has capital letters: nginx finds keys in any case, a link only as it is written", shorten(path)), "",
-			}
-			return
-		}
-	}
-}
-
 func (r *reader) note(l *lexer, problems ...*problem) {
 	for _, p := range problems {
 		r.result.Notes = append(r.result.Notes, Note{l.file, l.lines[0], p.severity, p.text, p.hint})
@@ -304,9 +283,6 @@ func (r *reader) finish(path string, line int) error {
 				fmt.Sprintf("the key %s means no redirect, and goes to the default, as every path without a link", shorten(s.key)), "",
 			})
 		}
-	}
-	if r.folded.Line > 0 {
-		r.result.Notes = append(r.result.Notes, r.folded)
 	}
 	if r.keys.path == raw && len(r.result.Entries) > 0 {
 		r.result.Notes = append(r.result.Notes, Note{

@@ -93,20 +93,28 @@ func (d *Directory) Changed() <-chan struct{} {
 // it takes the replica off the list and returns nil.
 func (d *Directory) Run(ctx context.Context) error {
 	var running sync.WaitGroup
-	running.Go(func() { d.repeat(ctx, "register replica", d.register) })
-	running.Go(func() { d.repeat(ctx, "watch replicas", d.watch) })
+	running.Go(func() { d.repeat(ctx, "this replica is not listed for the others", d.register) })
+	running.Go(func() { d.repeat(ctx, "other replicas are not followed", d.watch) })
 	running.Wait()
 	return nil
 }
 
+// tellEvery is how often an outage is logged that goes on.
+const tellEvery = time.Minute
+
 // repeat calls f, which returns only when it failed, until ctx ends.
 func (d *Directory) repeat(ctx context.Context, what string, f func(context.Context) error) {
+	var told time.Time
 	for ctx.Err() == nil {
 		err := f(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		d.cfg.Logger.Warn(what, "err", err, "retry_in", d.cfg.Retry)
+		level := slog.LevelDebug
+		if time.Since(told) > tellEvery {
+			level, told = slog.LevelWarn, time.Now()
+		}
+		d.cfg.Logger.Log(ctx, level, what, "err", err, "retry_in", d.cfg.Retry)
 		select {
 		case <-ctx.Done():
 		case <-time.After(d.cfg.Retry):
@@ -144,7 +152,9 @@ func (d *Directory) register(ctx context.Context) error {
 func (d *Directory) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	got, err := d.client.Get(ctx, prefix, clientv3.WithPrefix())
+	call, stop := context.WithTimeout(ctx, d.cfg.TTL)
+	defer stop()
+	got, err := d.client.Get(call, prefix, clientv3.WithPrefix())
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}

@@ -112,22 +112,32 @@ func (l *Log) Head() Version { return l.view.Load().Head() }
 // closed when there is something.
 func (l *Log) Changed() <-chan struct{} { return l.view.Load().changed }
 
+// tellEvery is how often an outage is logged that goes on.
+const tellEvery = time.Minute
+
 // Run follows the source until ctx ends, and returns nil then. While the source
 // fails the log keeps what it has, and Run tries again.
 func (l *Log) Run(ctx context.Context) error {
 	wait := l.cfg.MinBackoff
+	var told time.Time
 	for {
 		before := l.View().seen
 		err := l.follow(ctx)
-		l.metrics.following.Store(false)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // that is how it ends
 		}
 		if l.View().seen != before {
 			wait = l.cfg.MinBackoff
 		}
+		if err == nil {
+			continue // it watches from where it has read to
+		}
+		level := slog.LevelDebug
+		if l.metrics.following.Swap(false) || time.Since(told) > tellEvery {
+			level, told = slog.LevelWarn, time.Now()
+		}
 		l.metrics.failures.Add(1)
-		l.cfg.Logger.Warn("store is not followed, nodes keep their state",
+		l.cfg.Logger.Log(ctx, level, "etcd is not followed, nodes keep their state",
 			"err", err, "revision", l.View().seen, "retry_in", wait)
 		select {
 		case <-ctx.Done():
@@ -138,7 +148,8 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-// follow reads what is missing and watches until something fails.
+// follow reads what is missing and watches until something fails. Without an
+// error it has read everything anew, because the watch could not go on.
 func (l *Log) follow(ctx context.Context) error {
 	epoch, err := l.src.Epoch(ctx)
 	if err != nil {
@@ -157,6 +168,7 @@ func (l *Log) follow(ctx context.Context) error {
 	if l.cfg.Progress != nil {
 		asking.Go(func() { l.askForProgress(ctx) })
 	}
+	var low time.Time // since when the source says that it is behind
 	for batch, err := range l.src.Watch(ctx, l.View().seen) {
 		if errors.Is(err, store.ErrCompacted) {
 			l.cfg.Logger.Warn("revisions are compacted away, reading everything again", "after", l.View().seen)
@@ -166,16 +178,30 @@ func (l *Log) follow(ctx context.Context) error {
 			return fmt.Errorf("watch: %w", err)
 		}
 		l.heard()
+		switch seen := l.View().seen; {
+		case batch.Revision >= seen:
+			low = time.Time{}
+		case low.IsZero():
+			low = time.Now() // a member may be behind for a moment
+		case time.Since(low) > 3*l.cfg.ProgressInterval:
+			return fmt.Errorf("watch: %w", wentBack(batch.Revision, seen))
+		}
 		l.apply(batch)
 	}
 	return errors.New("watch: ended")
+}
+
+// wentBack is the error for a source that is at a lower revision than was
+// served. To watch it would mean to miss what is written until it is not.
+func wentBack(revision, seen int64) error {
+	return fmt.Errorf("the store is at revision %d, before %d that was served: it was restored from a backup, or answers from a member that is behind", revision, seen)
 }
 
 // heard notes that the source lives.
 func (l *Log) heard() {
 	l.metrics.heard.Store(time.Now().UnixNano())
 	if !l.metrics.following.Swap(true) {
-		l.cfg.Logger.Info("store is followed", "revision", l.View().seen)
+		l.cfg.Logger.Info("etcd is followed", "revision", l.View().seen)
 	}
 }
 
@@ -192,7 +218,7 @@ func (l *Log) askForProgress(ctx context.Context) {
 		case <-tick.C:
 			silent := time.Since(time.Unix(0, l.metrics.heard.Load()))
 			if silent > 3*l.cfg.ProgressInterval && l.metrics.following.Swap(false) {
-				l.cfg.Logger.Warn("store is silent, nodes keep their state", "for", silent, "revision", l.View().seen)
+				l.cfg.Logger.Warn("etcd is silent, nodes keep their state", "for", silent, "revision", l.View().seen)
 			}
 		}
 		call, cancel := context.WithTimeout(ctx, l.cfg.ProgressInterval)
@@ -239,9 +265,8 @@ func (l *Log) load(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return fmt.Errorf("read everything: %w", err)
 	}
-	l.heard()
 	if keep && revision < held.seen {
-		return fmt.Errorf("read everything: the store is at revision %d, before %d that was served: it was restored from a backup, or answers from a member that is behind", revision, held.seen)
+		return fmt.Errorf("read everything: %w", wentBack(revision, held.seen))
 	}
 	if keep {
 		for _, sh := range old.shards {

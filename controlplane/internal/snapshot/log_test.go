@@ -1,12 +1,14 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -214,6 +216,9 @@ func TestCompactionGivesADifferenceWithDeletes(t *testing.T) {
 		if src.loads != 2 {
 			t.Errorf("everything was read %d times", src.loads)
 		}
+		if n := l.metrics.failures.Load(); n == 0 || !l.metrics.following.Load() {
+			t.Errorf("%d failures, and followed: %v", n, l.metrics.following.Load())
+		}
 	})
 }
 
@@ -235,6 +240,65 @@ func TestRestoredSourceWithALowerRevisionIsNotServed(t *testing.T) {
 		}
 		if l.metrics.failures.Load() == 0 {
 			t.Error("nothing was counted")
+		}
+	})
+}
+
+func TestWatchThatStaysAtALowerRevisionIsAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(map[string]string{"links/a/x": "1"})
+		src.write(map[string]string{"links/a/x": "2"})
+		l := start(t, src, Config{})
+		src.set(func() { src.progress = src.revision })
+		synctest.Wait()
+		if n := l.metrics.failures.Load(); n != 0 {
+			t.Fatalf("%d failures at the newest revision", n)
+		}
+		for range 2 { // a member that is behind for a moment
+			src.set(func() { src.progress = src.revision - 1 })
+			synctest.Wait()
+		}
+		if n := l.metrics.failures.Load(); n != 0 {
+			t.Fatalf("%d failures because of a moment", n)
+		}
+		time.Sleep(time.Minute)
+		src.set(func() { src.progress = src.revision - 1 })
+		synctest.Wait()
+		if l.metrics.failures.Load() != 1 || l.metrics.following.Load() {
+			t.Error("a store that went back is followed as if nothing were wrong")
+		}
+		src.write(map[string]string{"links/a/x": "3"})
+		time.Sleep(time.Minute)
+		if l.Head().Revision != src.revision {
+			t.Error("a store that has caught up is not followed")
+		}
+	})
+}
+
+func TestLongOutageIsLoggedOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(map[string]string{"links/a/x": "1"})
+		var lines bytes.Buffer
+		l := New(src, Config{Logger: slog.New(slog.NewTextHandler(&lines, nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.Run(ctx) }()
+		synctest.Wait()
+		src.set(func() { src.broken = true })
+		time.Sleep(10*time.Minute + time.Second)
+		src.set(func() { src.broken = false })
+		time.Sleep(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(lines.String(), "is not followed"); n < 9 || n > 12 {
+			t.Errorf("ten minutes are %d lines:\n%s", n, &lines)
+		}
+		if n := strings.Count(lines.String(), "is followed"); n != 2 {
+			t.Errorf("it is followed %d times:\n%s", n, &lines)
 		}
 	})
 }

@@ -24,6 +24,7 @@ type script struct {
 	state     map[string]string
 	history   []store.Batch
 	compacted int64
+	progress  int64         // the next watch that has nothing else to give says this revision, once
 	broken    bool          // nothing answers
 	moved     chan struct{} // closed when anything changed
 
@@ -107,6 +108,10 @@ func (s *script) Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, 
 					break
 				}
 			}
+			progress := s.progress
+			if next == nil {
+				s.progress = 0
+			}
 			s.mu.Unlock()
 			switch {
 			case broken:
@@ -121,6 +126,10 @@ func (s *script) Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, 
 				}
 				after = next.Revision
 				continue
+			case progress != 0:
+				if !yield(store.Batch{Revision: progress}, nil) {
+					return
+				}
 			}
 			select {
 			case <-ctx.Done():

@@ -34,7 +34,7 @@ const (
 	chunkRows    = 256     // validated by one goroutine at a time
 	batchNames   = maxGets // different resources of one transaction
 	batchRows    = 1000    // rows of one transaction, which may share names
-	batchBytes   = 1 << 20 // of the values of one transaction; etcd allows 1.5 MiB in all
+	batchBytes   = 1 << 20 // of one transaction, after which it takes no more; etcd allows 1.5 MiB
 	transactions = 8       // under way at once
 )
 

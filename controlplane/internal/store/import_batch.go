@@ -18,21 +18,25 @@ import (
 // batch is the rows of one transaction. It belongs to the goroutine of
 // importer.run until it is under way, and again when it is complete.
 type batch struct {
-	rows     []row
-	names    []string       // of the resources: the slots
-	index    map[string]int // of slots, by name
-	bytes    int
-	end      int   // how many of the rows have an outcome
-	err      error // nothing was written, or nobody knows
-	revision int64 // of the transaction
+	rows       []row
+	names      []string        // of the resources: the slots
+	index      map[string]int  // of slots, by name
+	affiliates map[string]bool // that its links name
+	bytes      int             // of the transaction, about
+	end        int             // how many of the rows have an outcome
+	err        error           // nothing was written, or nobody knows
+	revision   int64           // of the transaction
 }
 
 func newBatch() *batch {
-	return &batch{rows: make([]row, 0, batchNames), names: make([]string, 0, batchNames), index: make(map[string]int, batchNames)}
+	return &batch{
+		rows: make([]row, 0, batchNames), names: make([]string, 0, batchNames),
+		index: make(map[string]int, batchNames), affiliates: make(map[string]bool),
+	}
 }
 
 func (b *batch) full() bool {
-	return len(b.names) >= batchNames || len(b.rows) >= batchRows || b.bytes >= batchBytes
+	return len(b.names) >= batchNames || len(b.affiliates) >= maxGets || len(b.rows) >= batchRows || b.bytes >= batchBytes
 }
 
 func (b *batch) add(r *row) {
@@ -47,7 +51,10 @@ func (b *batch) add(r *row) {
 		b.index[r.name] = slot
 	}
 	b.rows[len(b.rows)-1].slot = slot
-	b.bytes += len(r.name) + len(r.value)
+	if r.affiliate != "" {
+		b.affiliates[r.affiliate] = true
+	}
+	b.bytes += 2*len(r.name) + len(r.value) // a name is compared and put
 }
 
 // results gives the outcome of each row.
@@ -235,20 +242,13 @@ func (im *importer) put(ctx context.Context, b *batch, v view, puts []put, guard
 // affiliatesOf gives the affiliates of the batch's links that exist at the
 // guard's state, which it also gives.
 func (im *importer) affiliatesOf(ctx context.Context, b *batch) (map[string]bool, guard, error) {
-	exist := make(map[string]bool)
-	for i := range b.rows {
-		if id := b.rows[i].affiliate; id != "" {
-			exist[id] = false
-		}
-	}
-	if len(exist) == 0 {
+	if len(b.affiliates) == 0 {
 		return nil, guard{}, nil
 	}
-	if g, ok := im.affiliates.know(exist); ok {
-		return exist, g, nil
+	if g, ok := im.affiliates.know(b.affiliates); ok {
+		return b.affiliates, g, nil
 	}
-	ids := sortedKeys(exist)
-	found, g, err := im.s.existing(ctx, ids)
+	found, g, err := im.s.existing(ctx, sortedKeys(b.affiliates))
 	if err != nil {
 		return nil, g, err
 	}
@@ -264,15 +264,15 @@ type affiliateCache struct {
 	revision int64
 }
 
-// know fills in exist if it knows all of the affiliates.
-func (c *affiliateCache) know(exist map[string]bool) (guard, bool) {
+// know gives the state of the guard at which all of the affiliates exist, if it
+// knows that they do.
+func (c *affiliateCache) know(ids map[string]bool) (guard, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for id := range exist {
+	for id := range ids {
 		if !c.exist[id] {
 			return guard{}, false
 		}
-		exist[id] = true
 	}
 	return guard{revision: c.revision}, true
 }

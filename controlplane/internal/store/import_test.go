@@ -359,3 +359,27 @@ func TestImportOfLargeRowsFitsItsTransactions(t *testing.T) {
 		}
 	}
 }
+
+func TestImportOfLongNamesFitsTransactionsOfEtcd(t *testing.T) {
+	s := start(t)
+	var rows []*linkv1.Resource
+	var want []Outcome
+	for i := range 200 {
+		rows = append(rows, testLink("/"+strings.Repeat("a", 8180)+fmt.Sprint(i), "https://store.example/"))
+		want = append(want, Created)
+	}
+	wantOutcomes(t, mustImport(t, s, ImportOptions{}, rows...), want...)
+}
+
+func TestImportOfManyAffiliatesOfFewLinksFitsTransactionsOfEtcd(t *testing.T) {
+	s := start(t)
+	var rows []*linkv1.Resource
+	var want []Outcome
+	for i := range 300 {
+		s.mustPut(t, testAffiliate(fmt.Sprintf("aff_%d", i)))
+		rows = append(rows, affiliateLink(fmt.Sprintf("/%d", i%2), fmt.Sprintf("aff_%d", i)))
+		want = append(want, Updated)
+	}
+	want[0], want[1] = Created, Created
+	wantOutcomes(t, mustImport(t, s, ImportOptions{}, rows...), want...)
+}

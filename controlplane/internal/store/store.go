@@ -20,6 +20,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -124,18 +125,26 @@ func linkAffiliate(value []byte) []byte {
 
 // Epoch gives the fleet's epoch, and makes one up if there is none yet.
 func (s *Store) Epoch(ctx context.Context) (uint64, error) {
-	fresh := rand.Uint64() | 1
-	got, err := s.txn(ctx,
-		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(epochKey), "=", 0)},
-		[]clientv3.Op{clientv3.OpPut(epochKey, fmt.Sprintf("%016x", fresh))},
-		[]clientv3.Op{clientv3.OpGet(epochKey)})
+	got, err := s.get(ctx, epochKey)
 	if err != nil {
 		return 0, err
 	}
-	if got.Succeeded {
-		return fresh, nil
+	kvs := got.Kvs
+	if len(kvs) == 0 {
+		fresh := rand.Uint64() | 1
+		made, err := s.txn(ctx,
+			[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(epochKey), "=", 0)},
+			[]clientv3.Op{clientv3.OpPut(epochKey, fmt.Sprintf("%016x", fresh))},
+			[]clientv3.Op{clientv3.OpGet(epochKey)})
+		if err != nil {
+			return 0, err
+		}
+		if made.Succeeded {
+			return fresh, nil
+		}
+		kvs = made.Responses[0].GetResponseRange().Kvs
 	}
-	text := string(got.Responses[0].GetResponseRange().Kvs[0].Value)
+	text := string(kvs[0].Value)
 	epoch, err := strconv.ParseUint(text, 16, 64)
 	if err != nil || epoch == 0 || len(text) != 16 {
 		return 0, &link.Error{
@@ -188,7 +197,11 @@ func (s *Store) txn(ctx context.Context, compare []clientv3.Cmp, then, otherwise
 	defer cancel()
 	got, err := s.client.Txn(call).If(compare...).Then(then...).Else(otherwise...).Commit()
 	if err != nil {
-		return nil, s.fail(ctx, "write", err)
+		what := "read"
+		if slices.ContainsFunc(then, func(op clientv3.Op) bool { return !op.IsGet() }) {
+			what = "write"
+		}
+		return nil, s.fail(ctx, what, err)
 	}
 	return got, nil
 }

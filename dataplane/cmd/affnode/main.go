@@ -6,6 +6,7 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -17,7 +18,7 @@ func main() {
 	host, _ := os.Hostname() // without one, --node must be given, and Validate says so
 	name, _, _ := strings.Cut(host, ".")
 	cfg := dataplane.Config{Build: service.Version}
-	var control, admin string
+	var control, admin, proxies string
 	os.Exit(service.Server{
 		Name:    "affnode",
 		Summary: "affnode answers redirects from memory and publishes every click to NATS JetStream.",
@@ -34,14 +35,28 @@ func main() {
 			fs.StringVar(&cfg.ClickAddress, "click-address", "truncated", "`form` in which client addresses are recorded: full or truncated")
 			fs.Int64Var(&cfg.SpoolBytes, "spool-bytes", 1<<30, "`bytes` that clicks may take until NATS has them")
 			fs.Int64Var(&cfg.StreamBytes, "stream-bytes", 0, "`bytes` that the stream may take, if this node creates it; 0: 10 GiB, or what the server has")
+			fs.IntVar(&cfg.MaxHead, "max-head", 16<<10, "`bytes` of a request head")
+			fs.DurationVar(&cfg.HeadTimeout, "head-timeout", 5*time.Second, "`time` for a request head, or a TLS handshake")
+			fs.DurationVar(&cfg.IdleTimeout, "idle-timeout", 75*time.Second, "`time` that a connection may be without a request")
+			fs.IntVar(&cfg.MaxConns, "max-conns", 0, "`connections` at a time; 0: 65536, at most 3/4 of the open files allowed")
+			fs.IntVar(&cfg.MaxConnsPerAddr, "max-conns-per-addr", 0, "`connections` from one IPv4 address or IPv6 /64; 0: a quarter of all")
+			fs.StringVar(&cfg.ListenTLS, "listen-tls", "", "`address` for redirects over TLS, with HTTP/2; none by default")
+			fs.StringVar(&cfg.TLSCerts, "tls-certs", "", "`folder` of NAME.crt and NAME.key, re-read when they change; the first is the default")
+			fs.StringVar(&proxies, "trusted-proxies", "", "`CIDRs` of peers that may name the client, separated by commas")
+			fs.BoolVar(&cfg.ProxyProtocol, "proxy-protocol", false, "trusted proxies begin a connection with a PROXY header, v1 or v2")
+			fs.StringVar(&cfg.ForwardedHeader, "forwarded-header", "none", "`header` in which they name it: none, x-forwarded-for or forwarded")
+			fs.BoolVar(&cfg.ReusePort, "reuse-port", false, "take the addresses over, when ready, from a process that also says so")
 			fs.DurationVar(&cfg.Drain, "drain", 10*time.Second, "`time` to answer what is in flight at the end")
 			fs.DurationVar(&cfg.Flush, "flush", 10*time.Second, "`time` to publish what is in the spool at the end")
 		},
 		Check: func() error {
-			cfg.Control = strings.FieldsFunc(control, func(r rune) bool { return r == ',' || r == ' ' })
+			cfg.Control, cfg.TrustedProxies = split(control), split(proxies)
 			return cfg.Validate()
 		},
 		Run: func(ctx context.Context, log *slog.Logger) error {
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(collectAt)
+			}
 			registry := service.NewRegistry()
 			cfg.Log, cfg.Registerer = log, registry
 			node, err := dataplane.New(cfg)
@@ -51,4 +66,14 @@ func main() {
 			return service.Serve(ctx, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: registry, Run: node.Run, Close: node.Close})
 		},
 	}.Main(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// collectAt is the growth of the heap, in percent, at which the collector runs,
+// unless GOGC says otherwise. The table is a few large blocks without pointers:
+// a collection at 1M links takes half a millisecond, and memory is what counts.
+const collectAt = 20
+
+// split takes a list apart.
+func split(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }

@@ -34,7 +34,8 @@ type keeper struct {
 
 	saved     table.Version // what the current file holds
 	savedHash link.SetHash
-	keep      bool // the current file is whole: it may become the previous one
+	keep      bool      // the current file is whole: it may become the previous one
+	failed    time.Time // when the log was told that the file cannot be written; zero: it can
 }
 
 func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics, log *slog.Logger) *keeper {
@@ -87,7 +88,8 @@ func (k *keeper) changed() {
 // run writes what is live until ctx ends, and once more then. It waits for:
 //
 //   - another live state, which is written, and then a pause;
-//   - the time to mark the file as still the newest;
+//   - the time to mark the file as still the newest, or to write it if that
+//     has failed or it is gone;
 //   - the end.
 func (k *keeper) run(ctx context.Context) {
 	touch := time.NewTicker(touchInterval)
@@ -102,6 +104,7 @@ func (k *keeper) run(ctx context.Context) {
 		case <-pause:
 			dirty, pause = k.dirty, nil
 		case <-touch.C:
+			k.save()
 			k.touch()
 		case <-ctx.Done():
 			k.save()
@@ -129,8 +132,15 @@ func (k *keeper) save() time.Duration {
 	}
 	if err != nil {
 		k.metrics.saveFailures.Add(1)
-		k.log.Error("last known good state is not written", "err", err)
+		if time.Since(k.failed) > tellEvery {
+			k.failed = time.Now()
+			k.log.Error("last known good state is not written", "err", err)
+		}
 		return time.Since(start)
+	}
+	if !k.failed.IsZero() {
+		k.failed = time.Time{}
+		k.log.Info("last known good state is written again", "revision", t.Version().Revision)
 	}
 	k.metrics.saves.Add(1)
 	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
@@ -144,6 +154,7 @@ func (k *keeper) touch() {
 		return
 	}
 	if err := os.Chtimes(k.current(), time.Time{}, time.Unix(0, at)); err != nil {
-		k.log.Warn("last known good state is not marked as the newest", "err", err)
+		k.saved, k.keep = table.Version{}, false // somebody has removed it
+		k.save()
 	}
 }

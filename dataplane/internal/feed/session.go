@@ -140,10 +140,17 @@ func (s *session) handle(o outcome) error {
 	return nil
 }
 
+// connected notes that the stream is of use.
+func (s *session) connected() {
+	s.good = true
+	if !s.metrics.connected.Swap(true) {
+		s.cfg.Log.Info("control plane is connected", "target", s.target, "revision", heldVersion(s.cfg.Live).Revision)
+	}
+}
+
 // applied notes that a new state is live.
 func (s *session) applied(o outcome) {
-	s.good = true
-	s.metrics.connected.Store(true)
+	s.connected()
 	s.metrics.refusesOlder.Store(false)
 	s.metrics.confirm()
 	s.readyOnce.Do(func() { close(s.ready) })
@@ -158,8 +165,7 @@ func (s *session) applied(o outcome) {
 // heartbeat notes that the control plane lives, and that the node is at its
 // head if it is.
 func (s *session) heartbeat(h *feedv1.Heartbeat) {
-	s.good = true
-	s.metrics.connected.Store(true)
+	s.connected()
 	if d := h.GetInterval().AsDuration(); d > 0 {
 		s.patience = 3 * min(max(d, 10*time.Millisecond), maxInterval)
 	}
@@ -173,9 +179,10 @@ func (s *session) heartbeat(h *feedv1.Heartbeat) {
 func (s *session) behind(b *feedv1.Behind) error {
 	head, held := b.GetHead(), heldVersion(s.cfg.Live)
 	if head.GetEpoch() != 0 && held.Epoch != 0 && head.GetEpoch() != held.Epoch {
-		s.metrics.refusesOlder.Store(true)
-		s.cfg.Log.Error("control plane serves another epoch: its store was replaced; this node goes on with what it holds",
-			"target", s.target, "epoch", fmt.Sprintf("%016x", head.GetEpoch()), "held", fmt.Sprintf("%016x", held.Epoch))
+		if !s.metrics.refusesOlder.Swap(true) { // not at every attempt
+			s.cfg.Log.Error("control plane serves another epoch: its store was replaced; this node goes on with what it holds",
+				"target", s.target, "epoch", fmt.Sprintf("%016x", head.GetEpoch()), "held", fmt.Sprintf("%016x", held.Epoch))
+		}
 	}
 	return fmt.Errorf("control plane is behind: %s", b.GetReason())
 }

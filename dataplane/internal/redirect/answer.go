@@ -96,21 +96,32 @@ func appendRedirect(dst []byte, h *head, d *link.Decision, date string) []byte {
 }
 
 // page is an answer that is no redirect.
-type page struct{ before, after, body string }
+type page struct {
+	status            int
+	name, value, body string // name and value: one more header
+	before, after     string // of the Date, in HTTP/1
+}
 
-func newPage(status, extra, body string) page {
-	return page{
-		before: "HTTP/1.1 " + status + "\r\nDate: ",
-		after: "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: " + strconv.Itoa(len(body)) +
-			"\r\nCache-Control: no-store" + extra,
-		body: body,
+// Headers that every page has.
+const (
+	pageType  = "text/plain; charset=utf-8"
+	pageCache = "no-store"
+)
+
+func newPage(status, name, value, body string) page {
+	p := page{name: name, value: value, body: body, before: "HTTP/1.1 " + status + "\r\nDate: "}
+	p.status, _ = strconv.Atoi(status[:3])
+	p.after = "\r\nContent-Type: " + pageType + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\nCache-Control: " + pageCache
+	if name != "" {
+		p.after += "\r\n" + name + ": " + value
 	}
+	return p
 }
 
 var (
-	notFoundPage    = newPage("404 Not Found", "", "not found\n")
-	gonePage        = newPage("410 Gone", "", "gone\n")
-	unavailablePage = newPage("503 Service Unavailable", "\r\nRetry-After: 1", "this node has no links yet\n")
+	notFoundPage    = newPage("404 Not Found", "", "", "not found\n")
+	gonePage        = newPage("410 Gone", "", "", "gone\n")
+	unavailablePage = newPage("503 Service Unavailable", "Retry-After", "1", "this node has no links yet\n")
 )
 
 // append appends the page; an answer to HEAD goes without its body.

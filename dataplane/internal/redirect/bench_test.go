@@ -15,11 +15,12 @@ import (
 )
 
 // roundTrips gives a function that sends the request on one connection and
-// reads its whole answer, without an allocation of its own.
-func roundTrips(t testing.TB, n *node, request string) func() {
+// reads its whole answer, without an allocation of its own. What comes first is
+// sent once.
+func roundTrips(t testing.TB, n *node, request string, first ...string) func() {
 	t.Helper()
 	probe := n.dial(t)
-	probe.send(request)
+	probe.send(strings.Join(first, "") + request)
 	if err := probe.Conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -32,6 +33,9 @@ func roundTrips(t testing.TB, n *node, request string) func() {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nc.Close() })
+	if _, err := io.WriteString(nc, strings.Join(first, "")); err != nil {
+		t.Fatal(err)
+	}
 	out, in := []byte(request), make([]byte, len(answer))
 	return func() {
 		if _, err := nc.Write(out); err != nil {
@@ -45,20 +49,21 @@ func roundTrips(t testing.TB, n *node, request string) func() {
 
 // benchNode serves the links of the benchmarks, with clicks kept on disk as a
 // node does by default.
-func benchNode(t testing.TB) *node {
+func benchNode(t testing.TB, change ...func(*Config)) *node {
 	links := []*linkv1.Resource{aLink("*", "/go/summer-deal-2026", "https://store.example.com/p/123456?ref=aff_01")}
 	for i := range 1000 {
 		links = append(links, aLink("*", fmt.Sprintf("/go/%d", i), "https://store.example.com/"))
 	}
+	links = append(links, aLink("*", "/shop/*", "https://store.example.com/p?x=1"))
 	spool, err := click.Open(click.Config{Dir: t.TempDir(), Node: "n1", Region: "r1", Boot: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = spool.Close() })
-	return startNode(t, time.Second, func(c *Config) {
+	return startNode(t, time.Second, append(change, func(c *Config) {
 		c.Live.Store(newTable(t, links...))
 		c.Clicks = spool
-	})
+	})...)
 }
 
 func TestRequestsAllocateNothing(t *testing.T) {
@@ -70,6 +75,7 @@ func TestRequestsAllocateNothing(t *testing.T) {
 		"not found":     "GET /none HTTP/1.1\r\nHost: h\r\n\r\n",
 		"absolute form": "GET http://h/go/summer-deal-2026 HTTP/1.1\r\nHost: h\r\n\r\n",
 		"escaped path":  "GET /go/summer%2Ddeal-2026 HTTP/1.1\r\nHost: h\r\n\r\n",
+		"prefix link":   "GET /shop/shoes/%C3%A9%20 HTTP/1.1\r\nHost: h\r\n\r\n",
 		"HTTP/1.0":      "GET /go/1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
 	} {
 		trip := roundTrips(t, n, request)
@@ -129,7 +135,7 @@ func (discard) SetWriteDeadline(time.Time) error { return nil }
 // BenchmarkDecide is the work between the two system calls of a request.
 func BenchmarkDecide(b *testing.B) {
 	n := benchNode(b)
-	c := &conn{srv: n.Server, group: &group{srv: n.Server}, nc: discard{}}
+	c := &conn{srv: n.Server, group: &group{srv: n.Server}, socket: discard{}, nc: discard{}}
 	w := n.newWork().(*work)
 	size := copy(w.in, browser)
 	b.ReportAllocs()

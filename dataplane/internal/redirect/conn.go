@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -32,14 +33,21 @@ const (
 // past is a deadline that ends every wait.
 var past = time.Unix(1, 0)
 
-// conn is one connection. It belongs to its goroutine; only the read deadline
-// is also moved by the group, to wake it.
+// conn is one connection. It belongs to its goroutine; only the socket's read
+// deadline is also moved by the group, to wake it, and the group may close it.
 type conn struct {
-	srv   *Server
-	group *group
-	nc    net.Conn
-	raw   syscall.RawConn // nil when the poller does not know it
-	addr  netip.Addr
+	srv    *Server
+	group  *group
+	socket net.Conn
+	nc     net.Conn        // what requests come from: the socket, or TLS over it
+	raw    syscall.RawConn // nil when the poller does not know it
+	addr   netip.Addr      // whose connection it is: the peer's, or who that says
+
+	client      netip.Prefix // as whose it is counted
+	expectProxy bool         // a PROXY protocol header must come first
+	believed    bool         // what its requests say about their client
+	secure      bool         // nc is TLS
+	apart       atomic.Bool  // the group does not move its deadline
 
 	end      ending
 	served   bool   // at least one head was answered
@@ -51,10 +59,27 @@ type conn struct {
 
 // serve runs the connection until it ends.
 func (c *conn) serve() {
-	defer c.group.finish(c)
+	handed := false
+	defer func() {
+		if !handed {
+			c.group.finish(c)
+		}
+	}()
 	defer c.rescue()
+	var first []byte
+	if c.apart.Load() {
+		var ok bool
+		if first, ok = c.greet(); !ok {
+			return
+		}
+		if handed = c.handToHTTP2(); handed {
+			return
+		}
+		c.apart.Store(false)
+	}
 	c.last, _ = c.srv.clock.read()
 	c.arm(c.due(c.last))
+	c.begin(first)
 	wait := c.readBlocking
 	if c.raw = rawConn(c.nc); c.raw != nil {
 		ready := c.ready // the one closure of the connection
@@ -72,6 +97,18 @@ func (c *conn) serve() {
 	if c.end == closeSoon {
 		c.linger()
 	}
+}
+
+// begin answers what came with the PROXY protocol header.
+func (c *conn) begin(first []byte) {
+	if len(first) == 0 {
+		return
+	}
+	w := c.srv.works.Get().(*work)
+	n := copy(w.in, first)
+	c.keep(w, c.answer(w, 0, 0, n, c.group.draining.Load()))
+	w.forget()
+	c.srv.works.Put(w)
 }
 
 // rescue ends a connection whose goroutine panicked, and that one only.
@@ -131,6 +168,7 @@ func (c *conn) ready(fd uintptr) bool {
 func (c *conn) readBlocking() error {
 	w := c.srv.works.Get().(*work)
 	defer c.srv.works.Put(w)
+	w.forget() // an old table must not live as long as this connection waits
 	n := copy(w.in, c.rest)
 	m, err := c.nc.Read(w.in[n:])
 	if m > 0 {
@@ -168,10 +206,11 @@ func (c *conn) answer(w *work, fd uintptr, seen, n int, final bool) int {
 			if final && !full && !mayEnd(w.in[used:n]) {
 				w.head.closing = true
 			}
-			why = c.decide(w)
+			why = w.answer(c)
 		}
 		if why != accepted {
 			w.refuse(why)
+			w.write()
 			c.end = closeSoon
 		} else if w.head.closing {
 			c.end = closeNow

@@ -20,6 +20,12 @@ const (
 	numHeaders
 )
 
+// headerNames is how net/http calls the headers that are kept.
+var headerNames = [numHeaders]string{
+	userAgent: "User-Agent", referrer: "Referer", acceptLanguage: "Accept-Language",
+	secPurpose: "Sec-Purpose", purpose: "Purpose", xMoz: "X-Moz", secGPC: "Sec-Gpc",
+}
+
 // head is a request head as the parser left it. Its slices are parts of the
 // parsed bytes.
 type head struct {
@@ -27,11 +33,16 @@ type head struct {
 	oldMinor  bool // HTTP/1.0, and else 1.1
 	closing   bool // the connection ends after this request
 	keepAlive bool // HTTP/1.0 that asked to stay
+	https     bool // the target says so, in absolute form
 
 	host    []byte             // as it was asked for; empty only in HTTP/1.0
 	path    []byte             // of the target, still percent-encoded; starts with a slash
 	query   []byte             // without the question mark
 	headers [numHeaders][]byte // the first of each; nil when it is missing, trimmed
+
+	// From the first value of X-Forwarded-For to the end of its last, with the
+	// lines between; nil when it is missing. Likewise of Forwarded.
+	xForwardedFor, forwarded []byte
 }
 
 // seen is what the parser has to remember until the head is complete.
@@ -130,7 +141,7 @@ func (h *head) parseRequestLine(line []byte, s *seen) refusal {
 	}
 	if len(target) == 0 || target[0] != '/' {
 		var ok bool
-		if target, ok = splitAbsolute(target, s); !ok {
+		if target, h.https, ok = splitAbsolute(target, s); !ok {
 			return badTarget
 		}
 	}
@@ -149,18 +160,21 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // splitAbsolute takes scheme and authority off a target in absolute form. What
 // an authority may hold is for the host check; a user is refused by it too.
-func splitAbsolute(target []byte, s *seen) ([]byte, bool) {
-	const scheme = "http://"
-	if len(target) <= len(scheme) || !bytes.EqualFold(target[:len(scheme)], []byte(scheme)) {
-		return nil, false
+func splitAbsolute(target []byte, s *seen) (rest []byte, https, ok bool) {
+	scheme := "http://"
+	if len(target) > 4 && target[4]|0x20 == 's' {
+		scheme, https = "https://", true
 	}
-	rest := target[len(scheme):]
+	if len(target) <= len(scheme) || !bytes.EqualFold(target[:len(scheme)], []byte(scheme)) {
+		return nil, false, false
+	}
+	rest = target[len(scheme):]
 	end := bytes.IndexAny(rest, "/?")
 	if end < 0 {
 		end = len(rest)
 	}
 	s.authority = rest[:end]
-	return rest[end:], end > 0
+	return rest[end:], https, end > 0
 }
 
 // setTarget splits path and query. An empty path, which only an absolute form
@@ -242,6 +256,10 @@ func (h *head) setHeader(name, value []byte, s *seen) refusal {
 		case isName(name, "Sec-GPC", "sec-gpc"):
 			h.keep(secGPC, value)
 		}
+	case 9:
+		if isName(name, "Forwarded", "forwarded") {
+			extend(&h.forwarded, value)
+		}
 	case 10:
 		switch {
 		case isName(name, "User-Agent", "user-agent"):
@@ -261,8 +279,11 @@ func (h *head) setHeader(name, value []byte, s *seen) refusal {
 			s.length = true
 		}
 	case 15:
-		if isName(name, "Accept-Language", "accept-language") {
+		switch {
+		case isName(name, "Accept-Language", "accept-language"):
 			h.keep(acceptLanguage, value)
+		case isName(name, "X-Forwarded-For", "x-forwarded-for"):
+			extend(&h.xForwardedFor, value)
 		}
 	case 17:
 		if isName(name, "Transfer-Encoding", "transfer-encoding") {
@@ -276,6 +297,17 @@ func (h *head) keep(i header, value []byte) {
 	if h.headers[i] == nil {
 		h.headers[i] = value
 	}
+}
+
+// extend makes a span of a head reach to the end of a later value. Both are
+// parts of the same bytes, so what their capacities differ by is how far apart
+// they start.
+func extend(span *[]byte, value []byte) {
+	if *span == nil {
+		*span = value
+		return
+	}
+	*span = (*span)[:cap(*span)-cap(value)+len(value)]
 }
 
 // connection reads the options of a Connection header.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,12 +28,6 @@ const browser = "GET /go/summer-deal-2026?utm_source=mail HTTP/1.1\r\n" +
 	"Referer: https://www.example.org/articles/summer-deals\r\n" +
 	"Accept-Encoding: gzip, deflate, br, zstd\r\n" +
 	"Accept-Language: en-US,en;q=0.9,de;q=0.8\r\n\r\n"
-
-// headerNames is how net/http calls the headers that are kept.
-var headerNames = [numHeaders]string{
-	userAgent: "User-Agent", referrer: "Referer", acceptLanguage: "Accept-Language",
-	secPurpose: "Sec-Purpose", purpose: "Purpose", xMoz: "X-Moz", secGPC: "Sec-Gpc",
-}
 
 func TestParserKeepsWhatIsReadLater(t *testing.T) {
 	var h head
@@ -94,6 +89,7 @@ func TestNextControlFindsEveryControlByteAtEveryPlace(t *testing.T) {
 // what net/http refuses is refused, and what is accepted means the same.
 func FuzzHead(f *testing.F) {
 	f.Add([]byte(browser))
+	f.Add([]byte("GET /a HTTP/1.1\r\nx-forwarded-for: a\r\nHost: h\r\nForwarded:\r\nX-Forwarded-For:\t\r\nforwarded: for=b\r\n\r\n"))
 	for _, s := range readShapes(f) {
 		if len(s.request) < 2000 {
 			f.Add([]byte(s.request + getLast))
@@ -188,6 +184,31 @@ func sameRequest(t *testing.T, h *head, canonicalHost []byte, req *http.Request)
 			t.Fatalf("%s is %q, net/http: %q", name, h.headers[i], values)
 		}
 	}
+	for _, s := range []struct {
+		span []byte
+		name headerName
+	}{{h.xForwardedFor, xForwardedFor}, {h.forwarded, forwarded}} {
+		if got, want := valuesOf(s.span, s.name), req.Header.Values(s.name.usual); !slices.Equal(got, want) {
+			t.Fatalf("%s is %q, net/http: %q", s.name.usual, got, want)
+		}
+	}
+}
+
+// valuesOf takes the values of a header out of a span of a head.
+func valuesOf(span []byte, name headerName) (values []string) {
+	for i, line := range strings.Split(string(span), "\r\n") {
+		if i > 0 {
+			key, value, _ := strings.Cut(line, ":")
+			if !strings.EqualFold(key, name.usual) {
+				continue
+			}
+			line = value
+		} else if span == nil {
+			return nil
+		}
+		values = append(values, strings.Trim(line, " \t"))
+	}
+	return values
 }
 
 func BenchmarkParse(b *testing.B) {

@@ -25,28 +25,43 @@ const (
 	overAddrLimit
 )
 
-// admit takes a place for a connection from addr, if there is one.
-func (l *limits) admit(addr netip.Addr) admission {
-	client := clientOf(addr)
+// admit takes a place for a connection of a client, if there is one. The zero
+// Prefix is nobody's: it is counted in all only.
+func (l *limits) admit(client netip.Prefix) admission {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.total >= l.max:
+	if l.total >= l.max {
 		return overLimit
-	case l.byAddr[client] >= l.maxPerAddr:
-		return overAddrLimit
 	}
-	l.total++
-	l.byAddr[client]++
+	return l.take(client, 1)
+}
+
+// assign makes a connection that was nobody's the client's.
+func (l *limits) assign(client netip.Prefix) admission {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.take(client, 0)
+}
+
+func (l *limits) take(client netip.Prefix, more int) admission {
+	if client.IsValid() {
+		if l.byAddr[client] >= l.maxPerAddr {
+			return overAddrLimit
+		}
+		l.byAddr[client]++
+	}
+	l.total += more
 	return admitted
 }
 
 // release gives the place back.
-func (l *limits) release(addr netip.Addr) {
-	client := clientOf(addr)
+func (l *limits) release(client netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.total--
+	if !client.IsValid() {
+		return
+	}
 	if l.byAddr[client]--; l.byAddr[client] == 0 {
 		delete(l.byAddr, client)
 	}

@@ -44,7 +44,7 @@ var dates = regexp.MustCompile(`Date: [^\r]*`)
 // answersTo gives everything that is answered to the input, without dates.
 func answersTo(t *testing.T, s *Server, in, sizes []byte) string {
 	nc := &script{in: in, sizes: sizes}
-	c := &conn{srv: s, group: &group{srv: s}, nc: nc}
+	c := &conn{srv: s, group: &group{srv: s}, socket: nc, nc: nc}
 	for c.end == open {
 		if err := c.readBlocking(); err != nil {
 			break
@@ -59,14 +59,14 @@ func answersTo(t *testing.T, s *Server, in, sizes []byte) string {
 // FuzzPieces checks that the answers do not depend on the pieces in which the
 // requests arrive.
 func FuzzPieces(f *testing.F) {
-	cfg := Config{Live: &table.Live{}, Clicks: newRecorder(f), MaxHead: minHead}
+	cfg := Config{Live: &table.Live{}, Clicks: newRecorder(f), MaxHead: MinHead}
 	cfg.Live.Store(samples(f))
 	s, err := New(cfg)
 	if err != nil {
 		f.Fatal(err)
 	}
 	for i, shape := range readShapes(f) {
-		if len(shape.request) < 2*minHead {
+		if len(shape.request) < 2*MinHead {
 			f.Add([]byte(shape.request+getLast), []byte{byte(i), 0, 30})
 		}
 	}

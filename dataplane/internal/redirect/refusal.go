@@ -24,14 +24,14 @@ var refusals = [numRefusals]struct {
 	reason string
 	page   page
 }{
-	badRequestLine: {"request_line", newPage("400 Bad Request", "", "bad request line\n")},
-	badVersion:     {"version", newPage("505 HTTP Version Not Supported", "", "HTTP/1.0 and HTTP/1.1 are served here\n")},
-	badMethod:      {"method", newPage("405 Method Not Allowed", "\r\nAllow: GET, HEAD", "GET and HEAD are served here\n")},
-	badTarget:      {"target", newPage("400 Bad Request", "", "bad request target\n")},
-	badHost:        {"host", newPage("400 Bad Request", "", "bad Host\n")},
-	badHeader:      {"header", newPage("400 Bad Request", "", "bad header line\n")},
-	badExpect:      {"expect", newPage("417 Expectation Failed", "", "unknown expectation\n")},
-	hasBody:        {"body", newPage("400 Bad Request", "", "a request with a body is not served here\n")},
-	longTarget:     {"long_target", newPage("414 URI Too Long", "", "request target too long\n")},
-	longHead:       {"long_head", newPage("431 Request Header Fields Too Large", "", "request head too long\n")},
+	badRequestLine: {"request_line", newPage("400 Bad Request", "", "", "bad request line\n")},
+	badVersion:     {"version", newPage("505 HTTP Version Not Supported", "", "", "HTTP/1.0 and HTTP/1.1 are served here\n")},
+	badMethod:      {"method", newPage("405 Method Not Allowed", "Allow", "GET, HEAD", "GET and HEAD are served here\n")},
+	badTarget:      {"target", newPage("400 Bad Request", "", "", "bad request target\n")},
+	badHost:        {"host", newPage("400 Bad Request", "", "", "bad Host\n")},
+	badHeader:      {"header", newPage("400 Bad Request", "", "", "bad header line\n")},
+	badExpect:      {"expect", newPage("417 Expectation Failed", "", "", "unknown expectation\n")},
+	hasBody:        {"body", newPage("400 Bad Request", "", "", "a request with a body is not served here\n")},
+	longTarget:     {"long_target", newPage("414 URI Too Long", "", "", "request target too long\n")},
+	longHead:       {"long_head", newPage("431 Request Header Fields Too Large", "", "", "request head too long\n")},
 }

@@ -53,15 +53,22 @@ func aDomain(d *linkv1.Domain) *linkv1.Resource {
 	return &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: d}}
 }
 
+// withExpired is the samples and a link that is over.
+func withExpired(t testing.TB) *table.Table {
+	return samples(t, aLink("*", "/old", "https://store.example/", func(l *linkv1.Link) {
+		l.ExpiresAt = timestamppb.New(time.Now().Add(-time.Hour))
+	}))
+}
+
 // samples is the table of most tests.
-func samples(t testing.TB) *table.Table {
-	return newTable(t,
+func samples(t testing.TB, more ...*linkv1.Resource) *table.Table {
+	return newTable(t, append(more,
 		aLink("*", "/a", "https://store.example/a?ref=1"),
 		aLink("go.example", "/a", "https://store.example/go-a", func(l *linkv1.Link) { l.StatusCode = 301 }),
 		aLink("go.example", "/ü", "https://store.example/umlaut"),
 		aLink("*", "/last", "https://store.example/last"),
 		aDomain(&linkv1.Domain{Host: "all.example", NotFound: "https://store.example/", CacheControl: "max-age=60"}),
-	)
+	)...)
 }
 
 func newRecorder(t testing.TB) *click.Recorder {
@@ -244,10 +251,8 @@ func TestAnswersSayWhatTheLinkSays(t *testing.T) {
 }
 
 func TestExpiredLinkIsGone(t *testing.T) {
-	expired := aLink("*", "/old", "https://store.example/", func(l *linkv1.Link) {
-		l.ExpiresAt = timestamppb.New(time.Now().Add(-time.Hour))
-	})
-	n := startNode(t, time.Second, func(c *Config) { c.Live.Store(newTable(t, expired)) })
+	expired := withExpired(t)
+	n := startNode(t, time.Second, func(c *Config) { c.Live.Store(expired) })
 	c := n.dial(t)
 	c.send("GET /old HTTP/1.1\r\nHost: a\r\n\r\n")
 	c.expect(410)

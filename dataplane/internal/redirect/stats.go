@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -32,6 +33,7 @@ type connCounts struct {
 	accepted, overLimit, overAddrLimit        atomic.Uint64
 	headTimeouts, idleTimeouts, writeTimeouts atomic.Uint64
 	acceptErrors, panics, cut                 atomic.Uint64
+	proxyErrors, handshakeErrors              atomic.Uint64
 }
 
 // Stats is what a Server has done since New.
@@ -54,6 +56,14 @@ type Stats struct {
 	AcceptErrors  uint64 // failed accepts that were tried again, for want of descriptors above all
 	Panics        uint64 // connections closed by a defect in this program
 	Cut           uint64 // connections closed because the time to drain was over
+
+	ProxyErrors     uint64 // connections closed: no PROXY protocol header from a trusted proxy
+	HandshakeErrors uint64 // connections closed: no TLS was agreed on
+
+	Certificates       int       // that are served
+	BrokenCertificates int       // pairs of files that could not be loaded when they changed last
+	CertificateErrors  uint64    // how often that happened
+	CertificatesUntil  time.Time // when the first of them ends; zero without TLS
 }
 
 // Requests is the number of all answers.
@@ -77,6 +87,12 @@ func (s *Server) Stats() Stats {
 		Accepted: c.accepted.Load(), OverLimit: c.overLimit.Load(), OverAddrLimit: c.overAddrLimit.Load(),
 		HeadTimeouts: c.headTimeouts.Load(), IdleTimeouts: c.idleTimeouts.Load(), WriteTimeouts: c.writeTimeouts.Load(),
 		AcceptErrors: c.acceptErrors.Load(), Panics: c.panics.Load(), Cut: c.cut.Load(),
+		ProxyErrors: c.proxyErrors.Load(), HandshakeErrors: c.handshakeErrors.Load(),
+	}
+	if certs := s.certs.Load(); certs != nil {
+		set := certs.current.Load()
+		st.Certificates, st.BrokenCertificates = len(set.all), set.broken
+		st.CertificateErrors, st.CertificatesUntil = certs.errors.Load(), set.first
 	}
 	for o, k := range n[:numOutcomes] {
 		st.Redirects += k
@@ -105,13 +121,19 @@ var (
 		"Connections that the server closed on its own, by reason.", []string{"reason"}, nil)
 	acceptErrorsDesc = prometheus.NewDesc("aff_redirect_accept_errors_total",
 		"Failed accepts that were tried again.", nil, nil)
+	certsDesc = prometheus.NewDesc("aff_redirect_certificates",
+		"Certificates of the TLS listener: those that are served, and pairs of files that cannot be loaded.", []string{"state"}, nil)
+	certErrorsDesc = prometheus.NewDesc("aff_redirect_certificate_errors_total",
+		"Pairs of files that could not be loaded when they changed.", nil, nil)
+	certsUntilDesc = prometheus.NewDesc("aff_redirect_certificate_expiry_seconds",
+		"When the first certificate ends, in seconds since 1970.", nil, nil)
 )
 
 // collector reports a Server's Stats to Prometheus.
 type collector struct{ s *Server }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
 		ch <- d
 	}
 }
@@ -139,5 +161,16 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(endedDesc, st.WriteTimeouts, "write_timeout")
 	count(endedDesc, st.Panics, "panic")
 	count(endedDesc, st.Cut, "drain")
+	count(endedDesc, st.ProxyErrors, "proxy_header")
+	count(endedDesc, st.HandshakeErrors, "tls_handshake")
 	count(acceptErrorsDesc, st.AcceptErrors)
+	if !st.CertificatesUntil.IsZero() {
+		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+		}
+		gauge(certsDesc, float64(st.Certificates), "served")
+		gauge(certsDesc, float64(st.BrokenCertificates), "broken")
+		count(certErrorsDesc, st.CertificateErrors)
+		gauge(certsUntilDesc, float64(st.CertificatesUntil.Unix()))
+	}
 }

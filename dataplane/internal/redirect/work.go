@@ -24,6 +24,7 @@ type work struct {
 	match    link.Match
 	request  link.Request
 	decision link.Decision
+	page     *page // the answer; nil when it is the redirect that was decided
 	event    click.Event
 	counts   *counts
 }
@@ -54,11 +55,36 @@ func (w *work) begin(s *Server) {
 
 // forget lets go of the table and its bytes.
 func (w *work) forget() {
-	w.table, w.match, w.decision, w.event = nil, link.Match{}, link.Decision{}, click.Event{}
+	w.table, w.match, w.event = nil, link.Match{}, click.Event{}
+	w.decision.Reset()
+	w.head = head{}
 }
 
-// decide answers the head w.head into w.out. A redirect is recorded first.
-func (c *conn) decide(w *work) refusal {
+// answer answers the head w.head of a connection into w.out.
+func (w *work) answer(c *conn) refusal {
+	if w.head.https && !c.secure {
+		return badTarget
+	}
+	why := w.decide(c)
+	if why == accepted {
+		w.write()
+	}
+	return why
+}
+
+// write appends the answer to w.out.
+func (w *work) write() {
+	if w.page == nil {
+		w.out = appendRedirect(w.out, &w.head, &w.decision, w.date)
+		return
+	}
+	w.out = w.page.append(w.out, &w.head, w.date)
+}
+
+// decide finds the answer to the head w.head: w.page, or when that is nil the
+// redirect w.decision, which it has recorded then. It is the one meaning of a
+// request, whatever it came by; c only says by whom.
+func (w *work) decide(c *conn) refusal {
 	h := &w.head
 	var ok bool
 	if w.host, ok = link.AppendCanonicalHost(w.host[:0], h.host); !ok {
@@ -68,8 +94,7 @@ func (c *conn) decide(w *work) refusal {
 		return badTarget
 	}
 	if w.table == nil {
-		w.counts.add(countUnavailable)
-		w.out = unavailablePage.append(w.out, h, w.date)
+		w.show(countUnavailable, &unavailablePage)
 		return accepted
 	}
 	w.request = link.Request{Host: w.host, Path: w.path, Query: h.query, UnixMicro: w.wall}
@@ -78,22 +103,30 @@ func (c *conn) decide(w *work) refusal {
 	link.Resolve(&w.match, &w.request, d)
 	switch {
 	case d.Location != nil:
+		w.page = nil
 		w.record(c)
-		w.out = appendRedirect(w.out, h, d, w.date)
 	case d.Status == 410:
-		w.counts.add(countGone)
-		w.out = gonePage.append(w.out, h, w.date)
+		w.show(countGone, &gonePage)
 	default:
-		w.counts.add(countNotFound)
-		w.out = notFoundPage.append(w.out, h, w.date)
+		w.show(countNotFound, &notFoundPage)
 	}
 	return accepted
+}
+
+// show makes a page the answer.
+func (w *work) show(count int, p *page) {
+	w.counts.add(count)
+	w.page = p
 }
 
 // record makes the click of the decided redirect.
 func (w *work) record(c *conn) {
 	h, d, e := &w.head, &w.decision, &w.event
 	v := w.table.Version()
+	addr := c.addr
+	if c.believed {
+		addr = c.srv.trust.client(addr, h)
+	}
 	*e = click.Event{
 		Time:     w.wall,
 		Epoch:    v.Epoch,
@@ -111,7 +144,7 @@ func (w *work) record(c *conn) {
 		Head:        h.isHead,
 		Outcome:     uint8(d.Outcome),
 
-		Address:   c.addr,
+		Address:   addr,
 		UserAgent: h.headers[userAgent],
 		Referrer:  h.headers[referrer],
 		Languages: h.headers[acceptLanguage],
@@ -122,9 +155,8 @@ func (w *work) record(c *conn) {
 	w.counts.add(int(d.Outcome))
 }
 
-// refuse answers a head that is not served.
+// refuse makes the page of a refusal the answer.
 func (w *work) refuse(why refusal) {
-	w.counts.add(countRefused + int(why))
 	w.head.closing = true
-	w.out = refusals[why].page.append(w.out, &w.head, w.date)
+	w.show(countRefused+int(why), &refusals[why].page)
 }

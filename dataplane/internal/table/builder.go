@@ -69,7 +69,10 @@ func (b *Builder) Build(v Version) *Table {
 		b.trim()
 	}
 	t := &Table{version: v, contents: b.contents, line: b.line}
-	t.anyHost = t.contents.hosts.get(nameHash(anyHost), anyHost)
+	t.anyHost = noHost
+	if it := t.contents.hosts.get(nameHash(anyHost), anyHost); it != nil {
+		t.anyHost = it
+	}
 	*b = Builder{}
 	return t
 }
@@ -140,7 +143,7 @@ func (b *Builder) putDomain(key, id, value []byte) error {
 		b.domains++
 	}
 	b.rehash(key, it.v.value, it.v.domain != nil, value)
-	it.v.domain, it.v.value = d, value
+	it.v.domain, it.v.policy, it.v.value = d, d.Policy(), value
 	return nil
 }
 
@@ -205,7 +208,7 @@ func (b *Builder) Delete(key []byte) bool {
 		b.hash = b.hash.Sub(link.HashEntry(key, it.v.value))
 		b.domains--
 		it = b.hosts.edit(b.id, it.hash, id)
-		it.v.domain, it.v.value = nil, nil
+		it.v.domain, it.v.policy, it.v.value = nil, 0, nil
 		b.forget(it)
 	case link.Affiliates:
 		it := b.affiliates.get(nameHash(id), id)

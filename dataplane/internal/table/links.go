@@ -35,7 +35,7 @@ func (p *pending) prepare(id, value []byte) error {
 		return errName
 	}
 	p.host = nameHash(domain)
-	p.at = pathHash(p.host, path)
+	p.at = link.HashKey(p.host, path)
 	p.sum = hashLink(id, value)
 	return nil
 }
@@ -79,7 +79,8 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 
 // account adds an inserted link to the sums of the whole, and splits the shards
 // that have become too large.
-func (b *Builder) account(p *pending, domain []byte) {
+func (b *Builder) account(p *pending, value []byte) {
+	domain := p.compiled.Domain(value)
 	if p.size == 0 {
 		return
 	}
@@ -88,9 +89,9 @@ func (b *Builder) account(p *pending, domain []byte) {
 	b.puts++
 	if p.added {
 		b.links++
-		b.hosts.edit(b.id, p.host, domain).v.links++
+		b.hosts.edit(b.id, p.host, domain).v.count(b.id, p.compiled.Path(value), 1)
 	}
-	for s := b.shard(p.at); s.over(); s = b.shard(p.at) {
+	for s := b.shard(p.at); s.over() && s.parts(); s = b.shard(p.at) {
 		b.split(p.at, s)
 	}
 }
@@ -103,7 +104,7 @@ func (b *Builder) putLink(id, value []byte) error {
 	if err := b.insert(&p, id, value); err != nil {
 		return err
 	}
-	b.account(&p, p.compiled.Domain(value))
+	b.account(&p, value)
 	return nil
 }
 
@@ -114,7 +115,7 @@ func (b *Builder) deleteLink(id []byte) bool {
 	}
 	domain, path := id[:slash], id[slash:]
 	sum := nameHash(domain)
-	h := pathHash(sum, path)
+	h := link.HashKey(sum, path)
 	var c link.Compiled
 	slot, old := b.shard(h).find(h, domain, path, &c)
 	if old == nil {
@@ -130,7 +131,7 @@ func (b *Builder) deleteLink(id []byte) bool {
 		s.resize(s.live() + s.live()/32)
 	}
 	it := b.hosts.edit(b.id, sum, domain)
-	it.v.links--
+	it.v.count(b.id, path, -1)
 	b.forget(it)
 	return true
 }

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -43,16 +44,33 @@ func anAffiliate(tb testing.TB, id, name string) (key, value string) {
 	return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{Id: id, DisplayName: name}}})
 }
 
+// foldedPaths are some of which many are the same under some policy, and prefix
+// links over them and over each other.
+var foldedPaths = []string{
+	"/", "/*", "/a", "/A", "/a/", "/A/", "/a/*", "/A/*", "/a//", "/a//*", "/a*", "/a/b", "/a/B", "/A/b", "/A/B/", "/a/b/*", "/A/B/*", "/a/*/",
+	"/long/path/of/More/than/16/bytes", "/Long/path/of/more/than/16/bytes", "/Long/Path/*", "/é/A", "/é/a/*", "/p/*", "/P/1",
+}
+
+// asked are requests that may find those.
+var asked = append([]string{
+	"/b", "/a/c", "/A/C/", "/a/b/c", "/A/B/C/d", "/a//b", "/a/../a", "/a/b/..", "/a/b%2F..", "/P/1", "/p/1/", "/P/1/2", "/p", "/P/",
+	"/é/a", "/É/a", "/long/path", "/LONG/path/of/More/than/16/bytes/", "/long/path/" + strings.Repeat("X/", 50), strings.Repeat("/", 40), "/p/" + strings.Repeat("x", 9000),
+}, foldedPaths...)
+
 // random makes an entry of any kind out of a small world, so that keys repeat.
 func random(tb testing.TB, r *rand.Rand, paths int) (key, value string) {
 	hosts := []string{"*", "a.example", "b.example", "only-links.example"}
 	host := hosts[r.IntN(len(hosts))]
 	to := fmt.Sprintf("https://shop.example/%0*d", 1+r.IntN(60), r.IntN(10))
 	switch n := r.IntN(100); {
+	case n < 20:
+		return aLink(tb, host, foldedPaths[r.IntN(len(foldedPaths))], to, "")
 	case n < 85:
 		return aLink(tb, host, fmt.Sprintf("/p/%d", r.IntN(paths)), to, []string{"", "aff_1", "aff_2", "nobody"}[r.IntN(4)])
 	case n < 90:
-		return aDomain(tb, host, to)
+		return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{
+			Host: host, NotFound: to, CasePolicy: linkv1.CasePolicy(r.IntN(3)), TrailingSlash: linkv1.TrailingSlashPolicy(r.IntN(3)),
+		}}})
 	case n < 95:
 		return anAffiliate(tb, fmt.Sprintf("aff_%d", r.IntN(100)), to)
 	}
@@ -76,17 +94,59 @@ func (m model) count(prefix string) (n int) {
 }
 
 // lookup does what Lookup must do, by link.Candidates.
-func (m model) lookup(host, path string) (value, domain string) {
-	for _, name := range link.Candidates(host, path) {
-		v, ok := m[name]
-		switch kind, id, _ := link.ParseName(name); {
-		case ok && kind == link.Links && value == "":
-			value = v
-		case ok && kind == link.Domains && domain == "":
-			domain = id
+func (m model) lookup(f folded, host, path string) (value, domain string) {
+	var policy link.Policy
+	for _, name := range link.DomainCandidates(host) {
+		if v, ok := m[name]; ok {
+			d, err := link.CompileDomain([]byte(v))
+			if err != nil {
+				panic(err)
+			}
+			domain, policy = d.Host, d.Policy()
+			break
 		}
 	}
-	return value, domain
+	for _, name := range link.Candidates(host, path, policy) {
+		if !strings.HasPrefix(name, "links/") {
+			break
+		}
+		if v, ok := m.same(f, name, policy); ok {
+			return v, domain
+		}
+	}
+	return "", domain
+}
+
+// folded are the keys of the links that some policy may take for the same.
+type folded map[string][]string
+
+func fold(id string) string { return strings.ToLower(strings.TrimSuffix(id, "/")) }
+
+func (m model) fold() folded {
+	f := folded{}
+	for key := range m {
+		if id, isLink := strings.CutPrefix(key, "links/"); isLink {
+			f[fold(id)] = append(f[fold(id)], key)
+		}
+	}
+	return f
+}
+
+// same finds the link that the name of a candidate stands for.
+func (m model) same(f folded, name string, policy link.Policy) (value string, ok bool) {
+	if v, ok := m[name]; ok || policy == 0 {
+		return v, ok
+	}
+	best := ""
+	id := strings.TrimPrefix(name, "links/")
+	domain, path := link.SplitLinkID(id)
+	for _, key := range f[fold(id)] {
+		d, p := link.SplitLinkID(strings.TrimPrefix(key, "links/"))
+		if d == domain && policy.Same([]byte(p), []byte(path)) && (best == "" || key < best) {
+			best = key
+		}
+	}
+	return m[best], best != ""
 }
 
 // check compares a table with the model in every way there is to look at it.
@@ -96,6 +156,7 @@ func (m model) check(tb testing.TB, t *Table) {
 		tb.Fatalf("table has %d entries, %d links, %d opaque, hash %x; want %d, %d, %d, %x", t.Len(), t.Links(), t.Opaque(), t.Hash(),
 			len(m), m.count("links/"), m.count("policies/"), m.hash())
 	}
+	f := m.fold()
 	seen := 0
 	for key, value := range t.All() {
 		if want, ok := m[string(key)]; !ok || want != string(value) {
@@ -109,22 +170,25 @@ func (m model) check(tb testing.TB, t *Table) {
 	for key := range m {
 		if kind, id, _ := link.ParseName(key); kind == link.Links {
 			host, path := link.SplitLinkID(id)
-			m.checkLookup(tb, t, host, path)
-			m.checkLookup(tb, t, "b.example", path)
-			m.checkLookup(tb, t, "other.example", path)
+			m.checkLookup(tb, t, f, host, path)
+			m.checkLookup(tb, t, f, "b.example", path)
+			m.checkLookup(tb, t, f, "other.example", path)
 		}
 	}
 	for _, host := range []string{"*", "a.example", "other.example", ""} {
-		m.checkLookup(tb, t, host, "/no/such/path")
+		m.checkLookup(tb, t, f, host, "/no/such/path")
+		for _, path := range asked {
+			m.checkLookup(tb, t, f, host, path)
+		}
 	}
 	checkShape(tb, t)
 }
 
-func (m model) checkLookup(tb testing.TB, t *Table, host, path string) {
+func (m model) checkLookup(tb testing.TB, t *Table, f folded, host, path string) {
 	tb.Helper()
 	var got link.Match
 	t.Lookup([]byte(host), []byte(path), &got)
-	value, domain := m.lookup(host, path)
+	value, domain := m.lookup(f, host, path)
 	if string(got.Value) != value || (got.Value == nil) != (value == "") {
 		tb.Fatalf("Lookup(%q, %q) finds %q, want %q", host, path, got.Value, value)
 	}
@@ -154,6 +218,7 @@ func checkShape(tb testing.TB, t *Table) {
 		tb.Fatalf("%d shards with %d bits", len(c.shards), c.bits)
 	}
 	hosts := map[string]int{}
+	depths := map[string]*depthCounts{}
 	links := 0
 	for i := 0; i < len(c.shards); {
 		s, span := c.shards[i], 1<<(c.bits-c.shards[i].depth)
@@ -164,19 +229,27 @@ func checkShape(tb testing.TB, t *Table) {
 		}
 		n, live := 0, 0
 		s.each(func(_, size uint32, l *link.Compiled, value []byte) bool {
-			h := pathHash(nameHash(l.Domain(value)), l.Path(value))
+			h := link.HashKey(nameHash(l.Domain(value)), l.Path(value))
 			var again link.Compiled
 			if _, found := s.find(h, l.Domain(value), l.Path(value), &again); c.shard(h) != s || !bytes.Equal(found, value) {
 				tb.Fatalf("link %s%s is not where it should be", l.Domain(value), l.Path(value))
 			}
 			hosts[string(l.Domain(value))]++
+			if path := l.Path(value); link.IsPrefix(path) {
+				p := depths[string(l.Domain(value))]
+				if p == nil {
+					p = new(depthCounts)
+					depths[string(l.Domain(value))] = p
+				}
+				p.n[link.Depth(path)]++
+			}
 			n, live = n+1, live+int(size)
 			return true
 		})
 		if n != s.n || live != s.live() || bits.Len(uint(len(s.arena))) > int(s.offBits) && s.n > 0 || n > 0 && n >= len(s.index) {
 			tb.Fatalf("shard %d: %d links of %d bytes, says %d of %d; %d offset bits, %d slots", i, n, live, s.n, s.live(), s.offBits, len(s.index))
 		}
-		if s.n > maxLinks {
+		if s.n > max(maxLinks, s.most) {
 			tb.Fatalf("shard %d has %d links", i, s.n)
 		}
 		links += n
@@ -190,6 +263,15 @@ func checkShape(tb testing.TB, t *Table) {
 		items++
 		if it.v.links != hosts[it.name] || it.v.links == 0 && it.v.domain == nil {
 			tb.Fatalf("host %s has %d links, says %d", it.name, hosts[it.name], it.v.links)
+		}
+		got, want := it.v.counts, depths[it.name]
+		if (got == nil) != (want == nil) || got != nil && got.n != want.n {
+			tb.Fatalf("host %s has prefix links %+v, says %+v", it.name, want, got)
+		}
+		for d := range link.MaxPrefixDepth + 1 {
+			if (want != nil && want.n[d] > 0) != (it.v.depths>>d&1 > 0) {
+				tb.Fatalf("host %s has prefix links %+v, says %b", it.name, want, it.v.depths)
+			}
 		}
 		delete(hosts, it.name)
 		return true

@@ -76,7 +76,7 @@ func (b *Builder) putBlock(block []pending, workers int, entry func(int) (key, v
 		case !p.isLink:
 			p.err = b.put(key, value)
 		case p.err == nil:
-			b.account(p, p.compiled.Domain(value))
+			b.account(p, value)
 		}
 		left.add(putError(key, p.err))
 	}

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 	"slices"
@@ -43,13 +44,9 @@ type shard struct {
 	depth   uint8  // how many upper bits of the hash all its links share
 	n       int    // links
 	dead    int    // bytes of the arena that no slot points at
+	most    int    // links that a split would not part; 0: not known
 	owner   uint64 // the builder that may change the index in place
 	line    uint64 // the line of versions that may append to the arena in place
-}
-
-// pathHash is where a link is. The domain's own hash is the seed.
-func pathHash(domainHash uint64, path []byte) uint64 {
-	return xxh3.HashSeed(path, domainHash)
 }
 
 // nameHash is the hash of a host, or of a key of a registry.
@@ -60,7 +57,7 @@ func home(h uint64, slots int) int {
 	return int(uint64(uint32(h)) * uint64(slots) >> 32)
 }
 
-// find looks for a link. It gives its slot and its value, which aliases the
+// find looks for the link with these very bytes. It gives its slot and its value, which aliases the
 // arena, and fills c; or the free slot that ended the search, and nil, and
 // leaves c alone.
 func (s *shard) find(h uint64, domain, path []byte, c *link.Compiled) (slot int, value []byte) {
@@ -85,6 +82,47 @@ func (s *shard) find(h uint64, domain, path []byte, c *link.Compiled) (slot int,
 			i = 0
 		}
 	}
+}
+
+// findSame looks for a link whose path is the same under a policy, or for a
+// prefix link with such a stem. It gives its value and fills c, or gives nil and
+// leaves c alone. The same bytes win, else the smallest path.
+func (s *shard) findSame(h uint64, domain, path []byte, prefix bool, policy link.Policy, c *link.Compiled) (value []byte) {
+	if len(s.index) == 0 {
+		return nil
+	}
+	var best []byte
+	mask := uint32(1)<<s.offBits - 1
+	tag := uint32(h>>32) << s.offBits
+	for i := home(h, len(s.index)); s.index[i] != 0; {
+		v := s.index[i]
+		if (v^tag)&^mask == 0 {
+			l, candidate := s.entry(v&mask - 1)
+			if have, ok := pathOf(&l, candidate, prefix); ok && string(l.Domain(candidate)) == string(domain) {
+				if string(have) == string(path) {
+					*c = l
+					return candidate
+				}
+				if policy.Same(have, path) && (value == nil || bytes.Compare(have, best) < 0) {
+					*c, best, value = l, have, candidate
+				}
+			}
+		}
+		if i++; i == len(s.index) {
+			i = 0
+		}
+	}
+	return value
+}
+
+// pathOf gives the path of a link, or the stem of a prefix link; false if it is
+// not what is wanted.
+func pathOf(c *link.Compiled, value []byte, prefix bool) ([]byte, bool) {
+	path := c.Path(value)
+	if prefix && c.IsPrefix() {
+		path = path[:len(path)-len("/*")]
+	}
+	return path, prefix == c.IsPrefix()
 }
 
 // entry reads the entry at an offset.
@@ -124,7 +162,7 @@ func (s *shard) reindex(want int, next []byte, move func(off, size uint32, value
 	s.index = s.index[:cap(s.index)]
 	var last lastDomain
 	old.each(func(off, size uint32, c *link.Compiled, value []byte) bool {
-		h := pathHash(last.hash(c.Domain(value)), c.Path(value))
+		h := link.HashKey(last.hash(c.Domain(value)), c.Path(value))
 		s.occupy(h, move(off, size, value))
 		return true
 	})
@@ -159,7 +197,7 @@ func (s *shard) free(slot int) {
 			break
 		}
 		c, value := s.entry(v&mask - 1)
-		from := home(pathHash(nameHash(c.Domain(value)), c.Path(value)), n)
+		from := home(link.HashKey(nameHash(c.Domain(value)), c.Path(value)), n)
 		// It may move to the hole unless its home lies between hole and it.
 		if (i-from+n)%n >= (i-hole+n)%n {
 			s.index[hole] = v
@@ -205,7 +243,24 @@ func (s *shard) push(c *link.Compiled, value []byte) uint32 {
 
 // over says that the shard is to be split.
 func (s *shard) over() bool {
-	return s.depth < maxDepth && (s.n > maxLinks || s.n > minLinks && s.live() > maxArena)
+	return s.depth < maxDepth && s.n > s.most && (s.n > maxLinks || s.n > minLinks && s.live() > maxArena)
+}
+
+// parts says whether a split would part the links. It would not if most of
+// them have paths that only a policy tells from each other, and so one hash:
+// the next try is when there are twice as many.
+func (s *shard) parts() bool {
+	ones := 0
+	var last lastDomain
+	s.each(func(_, _ uint32, c *link.Compiled, value []byte) bool {
+		ones += int(link.HashKey(last.hash(c.Domain(value)), c.Path(value)) >> (63 - s.depth) & 1)
+		return true
+	})
+	if min(ones, s.n-ones) < s.n/8 {
+		s.most = 2 * s.n
+		return false
+	}
+	return true
 }
 
 // split divides the links by the next bit of their hash.
@@ -219,7 +274,7 @@ func (s *shard) split(owner, line uint64) (zero, one *shard) {
 	}
 	var last lastDomain
 	s.each(func(off, size uint32, c *link.Compiled, value []byte) bool {
-		h := pathHash(last.hash(c.Domain(value)), c.Path(value))
+		h := link.HashKey(last.hash(c.Domain(value)), c.Path(value))
 		p := parts[h>>bit&1]
 		if p.full() || cap(p.arena)-len(p.arena) < int(size) {
 			p.makeRoom(int(size))

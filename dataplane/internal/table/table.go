@@ -41,13 +41,6 @@ type contents struct {
 	opaque     int
 }
 
-// host is what is known about one host.
-type host struct {
-	links  int
-	domain *link.Domain // nil if there is none
-	value  []byte       // the domain's
-}
-
 // affiliate is a compiled affiliate and its value.
 type affiliate struct {
 	compiled *link.Affiliate
@@ -74,42 +67,6 @@ func (c *contents) len() int { return c.links + c.domains + c.affiliates.n + c.o
 
 // shard is the shard of a link's hash.
 func (c *contents) shard(h uint64) *shard { return c.shards[h>>(64-c.bits)] }
-
-// Lookup finds what may answer a request for a canonical host and path, in the
-// order of link.Candidates, and sets all of m. What m then points at belongs to
-// the table and never changes; it stays valid as long as it is held. An unknown
-// affiliate is as none. Lookup does not allocate.
-func (t *Table) Lookup(host, path []byte, m *link.Match) {
-	*m = link.Match{}
-	c := &t.contents
-	sum := nameHash(host)
-	if own := c.hosts.get(sum, host); own != nil {
-		m.Domain = own.v.domain
-		if own.v.links > 0 {
-			h := pathHash(sum, path)
-			_, m.Value = c.shard(h).find(h, host, path, &m.Link)
-		}
-	}
-	if t.anyHost != nil {
-		if m.Domain == nil {
-			m.Domain = t.anyHost.v.domain
-		}
-		if m.Value == nil && t.anyHost.v.links > 0 {
-			h := pathHash(t.anyHost.hash, path)
-			_, m.Value = c.shard(h).find(h, anyHost, path, &m.Link)
-		}
-	}
-	if m.Value == nil {
-		return
-	}
-	if id := m.Link.Affiliate(m.Value); len(id) > 0 {
-		if a := c.affiliates.get(nameHash(id), id); a != nil {
-			m.Affiliate = a.v.compiled
-		}
-	}
-}
-
-var anyHost = []byte(link.AnyHost)
 
 // All gives every key with its value, in no order. The value belongs to the
 // table and never changes; the key is valid until the next one is asked for.

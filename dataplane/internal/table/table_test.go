@@ -23,7 +23,13 @@ func small(tb testing.TB) (*Table, model) {
 	add(aLink(tb, "*", "/x", "https://shop.example/any", ""))
 	add(aLink(tb, "*", "/only", "https://shop.example/only", ""))
 	add(aDomain(tb, "*", "https://shop.example/"))
-	add(aDomain(tb, "b.example", "https://b.example/"))
+	add(aLink(tb, "*", "/p/*", "https://shop.example/p", ""))
+	add(aLink(tb, "b.example", "/X", "https://shop.example/X", ""))
+	add(aLink(tb, "b.example", "/p/Q/*", "https://shop.example/q", "aff_1"))
+	add(marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{
+		Host: "b.example", NotFound: "https://b.example/", CasePolicy: linkv1.CasePolicy_CASE_POLICY_IGNORE,
+		TrailingSlash: linkv1.TrailingSlashPolicy_TRAILING_SLASH_POLICY_IGNORE,
+	}}}))
 	add(anAffiliate(tb, "aff_1", "One"))
 	add("policies/x", "\xff\x00not to be read")
 	b := NewBuilder(len(m))
@@ -40,7 +46,7 @@ func TestLookupFollowsTheOrderOfCandidates(t *testing.T) {
 	m.check(t, table)
 	for _, host := range []string{"a.example", "b.example", "c.example", "*", "", "A.EXAMPLE", strings.Repeat("x", 4000)} {
 		for _, path := range []string{"/x", "/only", "/fallen", "/", "", "x", "/x/", "\x00", strings.Repeat("/x", 9000)} {
-			m.checkLookup(t, table, host, path)
+			m.checkLookup(t, table, m.fold(), host, path)
 		}
 	}
 }
@@ -214,10 +220,125 @@ func TestHostileHintCostsLittle(t *testing.T) {
 	}
 }
 
+func TestPolicyOfADomainChangesWithoutItsLinks(t *testing.T) {
+	m := model{}
+	b := NewBuilder(0)
+	put := func(key, value string) {
+		m[key] = value
+		if err := b.Put([]byte(key), []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range foldedPaths {
+		for _, host := range []string{"*", "a.example"} {
+			put(aLink(t, host, path, "https://shop.example/", ""))
+		}
+	}
+	table := b.Build(Version{})
+	for _, host := range []string{"a.example", "*", "a.example"} {
+		for folds := range int32(9) {
+			b = table.Edit()
+			put(marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{
+				Host: host, CasePolicy: linkv1.CasePolicy(folds % 3), TrailingSlash: linkv1.TrailingSlashPolicy(folds / 3),
+			}}}))
+			table = b.Build(Version{})
+			m.check(t, table)
+		}
+		b = table.Edit()
+		if !b.Delete([]byte("domains/" + host)) {
+			t.Fatal("there was no domain")
+		}
+		delete(m, "domains/"+host)
+		table = b.Build(Version{})
+		m.check(t, table)
+	}
+}
+
+func TestLinksThatDifferOnlyInCaseDoNotSplitShardsForEver(t *testing.T) {
+	const n = 1 << 13
+	m := model{}
+	b := NewBuilder(0)
+	path := []byte("/abcdefghijklm")
+	for i := range n {
+		for j := range 13 {
+			path[1+j] = 'a' + byte(j) - byte(i>>j&1)*0x20
+		}
+		key, value := aLink(t, "a.example", string(path), "https://shop.example/", "")
+		m[key] = value
+		if err := b.Put([]byte(key), []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 100 {
+		key, value := aLink(t, "a.example", fmt.Sprint("/", i), "https://shop.example/", "")
+		m[key] = value
+		if err := b.Put([]byte(key), []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	table := b.Build(Version{})
+	if n := len(table.contents.shards); n > 8 {
+		t.Errorf("%d shards", n)
+	}
+	checkShape(t, table)
+	for _, asked := range []string{"/abcdefghijklm", "/ABCDEFGHIJKLM", "/aBcDefghijklm", "/7"} {
+		m.checkLookup(t, table, m.fold(), "a.example", asked)
+	}
+}
+
+func TestHostilePathCostsAtMost33Probes(t *testing.T) {
+	b := NewBuilder(0)
+	for depth := range link.MaxPrefixDepth + 1 {
+		for _, host := range []string{"*", "a.example"} {
+			if err := b.Put(bytesOf(aLink(t, host, strings.Repeat("/a", depth)+"/*", "https://shop.example/", ""))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	table := b.Build(Version{})
+	host := []byte("a.example")
+	it := table.contents.hosts.get(nameHash(host), host)
+	if it.v.depths != 1<<33-1 {
+		t.Fatalf("depths are %b", it.v.depths)
+	}
+	var p link.Prefixes
+	p.Find([]byte(strings.Repeat("/a", 8000)), 0)
+	if p.Depths != it.v.depths {
+		t.Fatalf("%b depths are looked at", p.Depths)
+	}
+	b = table.Edit()
+	for depth := range link.MaxPrefixDepth + 1 {
+		b.Delete([]byte("links/a.example" + strings.Repeat("/a", depth) + "/*"))
+	}
+	table = b.Build(Version{})
+	if it := table.contents.hosts.get(nameHash(host), host); it != nil {
+		t.Fatalf("a host without anything is known: %+v", it)
+	}
+}
+
 func TestLookupDoesNotAllocate(t *testing.T) {
 	table, _ := small(t)
+	b := table.Edit()
+	for _, entry := range []*linkv1.Resource{
+		{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{Domain: "a.example", Path: "/go/*", Destination: "https://shop.example/"}}},
+		{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{Domain: "*", Path: "/*", Destination: "https://shop.example/"}}},
+		{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{Host: "f.example", CasePolicy: 2, TrailingSlash: 2}}},
+	} {
+		if err := b.Put(bytesOf(marshal(t, entry))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	table = b.Build(Version{})
 	var m link.Match
-	for _, c := range []struct{ host, path string }{{"a.example", "/x"}, {"b.example", "/only"}, {"c.example", "/none"}} {
+	for _, c := range []struct{ host, path string }{
+		{"a.example", "/x"},
+		{"b.example", "/only"},
+		{"c.example", "/none"},
+		{"a.example", "/go/a/b"},
+		{"a.example", "/else/a"},
+		{"f.example", "/ONLY/"},
+		{"f.example", "/Else/" + strings.Repeat("a/", 100)},
+	} {
 		host, path := bytesOf(c.host, c.path)
 		if n := testing.AllocsPerRun(100, func() { table.Lookup(host, path, &m) }); n != 0 {
 			t.Errorf("Lookup(%s%s) allocates %v times", host, path, n)
@@ -355,16 +476,18 @@ func FuzzLookup(f *testing.F) {
 	table, m := small(f)
 	f.Add([]byte("a.example"), []byte("/x"))
 	f.Add([]byte("*"), []byte("/only"))
+	f.Add([]byte("b.example"), []byte("/P/q/r%2F../s/"))
 	f.Add([]byte(""), []byte(""))
 	f.Fuzz(func(t *testing.T, host, path []byte) {
-		if bytes.IndexByte(host, '/') >= 0 {
-			// Not a host: "a/b" and "/c" would read as "a" and "/b/c" in a name.
+		if bytes.IndexByte(host, '/') >= 0 || !bytes.HasPrefix(path, []byte("/")) {
+			// Not a host, or no path: "a/b" and "/c" would read as "a" and
+			// "/b/c" in a name.
 			var m link.Match
 			if table.Lookup(host, path, &m); m.Value != nil && string(m.Link.Domain(m.Value)) != "*" {
 				t.Fatalf("Lookup(%q, %q) finds %q", host, path, m.Value)
 			}
 			return
 		}
-		m.checkLookup(t, table, string(host), string(path))
+		m.checkLookup(t, table, m.fold(), string(host), string(path))
 	})
 }

@@ -3,6 +3,8 @@ package publish
 import (
 	"context"
 	"math/rand/v2"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -57,7 +59,7 @@ func (p *Publisher) connect() error {
 		return err
 	}
 	if !nc.IsConnected() {
-		p.log.Warn("NATS does not answer yet: clicks stay in the spool", "url", nc.Opts.Url, "error", nc.LastError())
+		p.log.Warn("NATS does not answer yet: clicks stay in the spool", "url", redacted(p.config.URL))
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -70,6 +72,17 @@ func (p *Publisher) connect() error {
 		return err
 	}
 	return nil
+}
+
+// redacted are the URLs of servers without their passwords.
+func redacted(urls string) string {
+	all := strings.Split(urls, ",")
+	for i, one := range all {
+		if u, err := url.Parse(strings.TrimSpace(one)); err == nil && u.User != nil {
+			all[i] = u.Redacted()
+		}
+	}
+	return strings.Join(all, ",")
 }
 
 // reconnected forgets what it believed about the server and what is under way.

@@ -84,7 +84,7 @@ type Publisher struct {
 	pauseEnd time.Time // nothing is sent before
 	pause    time.Duration
 	warned   map[string]bool // lines about the stream that were logged
-	refused  bool            // the log says that batches are refused
+	refused  bool            // the log says that clicks do not get into the stream
 	flush    []chan struct{} // closed when everything is published
 	final    bool            // the last batch is cut
 
@@ -246,13 +246,18 @@ func (p *Publisher) closeSources() {
 	}
 }
 
-// refuse notes that sending makes no sense for a while, and says so once.
-func (p *Publisher) refuse(what string, err error) {
+// fail notes that clicks do not get into the stream, and says so once.
+func (p *Publisher) fail(what string, err error) {
 	p.errors.Add(1)
 	if !p.refused {
 		p.log.Error(what, "error", err)
 		p.refused = true
 	}
+}
+
+// refuse is fail when sending makes no sense for a while.
+func (p *Publisher) refuse(what string, err error) {
+	p.fail(what, err)
 	if now := time.Now(); now.After(p.pauseEnd) { // many batches may be refused at once
 		p.pauseEnd = now.Add(p.pause/2 + rand.N(p.pause))
 		p.pause = min(2*p.pause, maxPause)
@@ -271,8 +276,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		return
 	}
 	if len(p.inFlight) > 0 && !p.inFlight[0].sent.IsZero() && now.Sub(p.inFlight[0].sent) > p.config.Timeout {
-		p.errors.Add(1)
-		p.log.Warn("no answer from the stream: clicks are sent again", "batches", len(p.inFlight))
+		p.fail("no answer from the stream: clicks are sent again until there is one", fmt.Errorf("%d batches wait for it", len(p.inFlight)))
 		p.ready = false // look for it, then send all that is not acknowledged
 		for _, b := range p.inFlight {
 			b.sent = time.Time{}

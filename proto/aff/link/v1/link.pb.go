@@ -314,9 +314,12 @@ type RestPolicy int32
 const (
 	// Not said: append.
 	RestPolicy_REST_POLICY_UNSPECIFIED RestPolicy = 0
-	// It is appended to the destination's path.
+	// It is appended to the destination's path, before its query and fragment,
+	// with one slash between them and percent-encoded where a URL needs it.
+	// Without a rest the destination stays as it is. Where the URL would be longer
+	// than 16 KiB, it is as if there were no link.
 	RestPolicy_REST_POLICY_APPEND RestPolicy = 1
-	// It is dropped.
+	// It is dropped: the destination stays as it is.
 	RestPolicy_REST_POLICY_DROP RestPolicy = 2
 )
 
@@ -650,7 +653,11 @@ type Link struct {
 	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
 	// Canonical path: starts with "/", percent-decoded wherever that is
 	// unambiguous, what remains escaped in upper-case hex. With a final "/*" it
-	// is a prefix link. Required. At most 8192 bytes.
+	// is a prefix link: "/go/*" matches "/go/" and every path below it, unless
+	// what follows has a segment "." or "..". A link to the path itself wins over
+	// prefix links, and the longest of those over the others; each time first the
+	// host's own, then those of "*". At most 32 segments stand before the "/*". A
+	// "*" anywhere else is a byte like any other. Required. At most 8192 bytes.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Absolute http or https URL without user information, control characters
 	// or backslashes. Braces make it a template: "{sub1}". Required. At most
@@ -686,7 +693,8 @@ type Link struct {
 	Cap *Cap `protobuf:"bytes,14,opt,name=cap,proto3" json:"cap,omitempty"`
 	// The link is kept, and not served.
 	Disabled bool `protobuf:"varint,15,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	// What the rest of the path does on a prefix link.
+	// What the rest of the path does on a prefix link; on another link it is an
+	// error. Default: append.
 	Rest RestPolicy `protobuf:"varint,16,opt,name=rest,proto3,enum=aff.link.v1.RestPolicy" json:"rest,omitempty"`
 	// What a split is sticky by. Default: client address and user agent.
 	Sticky StickyKey `protobuf:"varint,17,opt,name=sticky,proto3,enum=aff.link.v1.StickyKey" json:"sticky,omitempty"`
@@ -895,9 +903,14 @@ type Domain struct {
 	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// Where a request without a link goes. Default: 404.
 	NotFound string `protobuf:"bytes,2,opt,name=not_found,json=notFound,proto3" json:"not_found,omitempty"`
-	// Whether paths match in any case. Default: exact.
+	// Whether paths match in any case, for requests to the host, also where a
+	// link of "*" answers them. Links keep their paths as they are written; of
+	// those that are the same under the policies, the one that is written as the
+	// request wins, else the one whose path is the smallest byte by byte. Default:
+	// exact.
 	CasePolicy CasePolicy `protobuf:"varint,3,opt,name=case_policy,json=casePolicy,proto3,enum=aff.link.v1.CasePolicy" json:"case_policy,omitempty"`
-	// Whether "/a/" finds "/a". Default: exact.
+	// Whether "/a/" and "/a" are the same path, likewise. "/a" is then also below
+	// "/a/*". Default: exact.
 	TrailingSlash TrailingSlashPolicy `protobuf:"varint,4,opt,name=trailing_slash,json=trailingSlash,proto3,enum=aff.link.v1.TrailingSlashPolicy" json:"trailing_slash,omitempty"`
 	// For links without a status code. Default: 302.
 	StatusCode int32 `protobuf:"varint,5,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`

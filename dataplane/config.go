@@ -1,0 +1,171 @@
+package dataplane
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/redirect"
+)
+
+// Config is a node's. Where a default is named, the zero value stands for it.
+type Config struct {
+	Node    string   // unique in the fleet: 1 to 128 of A-Z a-z 0-9 _ -. Required
+	Region  string   // likewise. Default: local
+	Control []string // host:port of control planes, at least one
+	NATS    string   // URLs of NATS servers, separated by commas. Required
+	Listen  string   // host:port for redirects. Default: :8080
+	DataDir string   // last known good state and spool. Required
+
+	ClickLevel   string        // memory or process. Default: process
+	ClickAddress string        // full or truncated. Default: truncated
+	SpoolBytes   int64         // limit of the spool. Default: 1 GiB
+	StreamBytes  int64         // limit of the stream AFF_CLICKS, if this node creates it. Default: 10 GiB, or what the server has
+	Drain        time.Duration // to answer what is in flight at the end. Default: 10 s
+	Flush        time.Duration // to publish what is in the spool at the end. Default: 10 s
+
+	MaxHead         int           // bytes of a request head. Default: 16 KiB
+	HeadTimeout     time.Duration // from a head's first byte to its last, and for a TLS handshake. Default: 5 s
+	IdleTimeout     time.Duration // that a connection may be without a request. Default: 75 s
+	MaxConns        int           // connections at a time, of each listener's clients together. Default: 65,536, at most 3/4 of the descriptors
+	MaxConnsPerAddr int           // of these from one IPv4 address or IPv6 /64; trusted proxies are exempt. Default: a quarter
+
+	ListenTLS string // host:port for redirects over TLS, with HTTP/2 and HTTP/1. Default: none
+	TLSCerts  string // folder of NAME.crt and NAME.key, read again when they change; the first serves hosts that none is for
+
+	TrustedProxies  []string // addresses and CIDR prefixes of peers that may say for whom they ask. Default: none
+	ProxyProtocol   bool     // connections from TrustedProxies begin with a PROXY protocol header, v1 or v2
+	ForwardedHeader string   // in which TrustedProxies name the client: none, x-forwarded-for or forwarded. Default: none
+
+	// Share the addresses with another process that does so too (Linux only).
+	// They open when the node is ready to answer, and from then on the newer
+	// process has all new connections, so that it takes over from an older one
+	// without a refused request. Without it an address in use is an error.
+	ReusePort bool
+
+	Build      string                // the program's version
+	Registerer prometheus.Registerer // default: none
+	Log        *slog.Logger          // default: slog.Default()
+}
+
+// Validate says what is wrong with the settings. It reads the certificates, and
+// touches nothing else.
+func (c *Config) Validate() error {
+	switch {
+	case !isToken(c.Node):
+		return fmt.Errorf("node: %q must have 1 to 128 of A-Z a-z 0-9 _ -", c.Node)
+	case c.Region != "" && !isToken(c.Region):
+		return fmt.Errorf("region: %q must have 1 to 128 of A-Z a-z 0-9 _ -", c.Region)
+	case len(c.Control) == 0:
+		return errors.New("control: at least one control plane is needed, as host:port")
+	case c.NATS == "":
+		return errors.New("nats: a URL is needed, such as nats://127.0.0.1:4222")
+	case c.DataDir == "":
+		return errors.New("data-dir: a folder is needed")
+	case c.Drain < 0 || c.Flush < 0:
+		return errors.New("drain, flush: they must not be negative")
+	}
+	if err := c.validateListeners(); err != nil {
+		return err
+	}
+	for _, target := range c.Control {
+		if _, _, err := net.SplitHostPort(target); err != nil {
+			return fmt.Errorf("control: %q is not host:port", target)
+		}
+	}
+	if c.ClickAddress != "" {
+		if _, err := click.ParseAddressForm(c.ClickAddress); err != nil {
+			return fmt.Errorf("click-address: %w", err)
+		}
+	}
+	switch click.Level(c.ClickLevel) {
+	case "", click.Memory, click.Process:
+	default:
+		return fmt.Errorf("click-level: %q is not memory or process", c.ClickLevel)
+	}
+	return nil
+}
+
+// validateListeners says what is wrong with how redirects are listened for.
+func (c *Config) validateListeners() error {
+	switch {
+	case c.MaxHead != 0 && (c.MaxHead < redirect.MinHead || c.MaxHead > redirect.MaxHead):
+		return fmt.Errorf("max-head: %d is not %d to %d bytes", c.MaxHead, redirect.MinHead, redirect.MaxHead)
+	case c.HeadTimeout < 0:
+		return fmt.Errorf("head-timeout: %v must not be negative", c.HeadTimeout)
+	case c.IdleTimeout < 0:
+		return fmt.Errorf("idle-timeout: %v must not be negative", c.IdleTimeout)
+	case c.MaxConns < 0:
+		return fmt.Errorf("max-conns: %d must not be negative", c.MaxConns)
+	case c.MaxConnsPerAddr < 0:
+		return fmt.Errorf("max-conns-per-addr: %d must not be negative", c.MaxConnsPerAddr)
+	case c.ListenTLS != "" && c.TLSCerts == "":
+		return errors.New("tls-certs: a folder is needed for --listen-tls")
+	case c.ListenTLS == "" && c.TLSCerts != "":
+		return errors.New("listen-tls: an address is needed for --tls-certs")
+	case c.ReusePort && !redirect.Shareable:
+		return errors.New("reuse-port: it works on Linux only")
+	}
+	for _, l := range []struct{ flag, addr string }{{"listen", c.Listen}, {"listen-tls", c.ListenTLS}} {
+		if _, _, err := net.SplitHostPort(l.addr); l.addr != "" && err != nil {
+			return fmt.Errorf("%s: %q is not host:port", l.flag, l.addr)
+		}
+	}
+	if c.TLSCerts != "" {
+		if _, err := redirect.OpenCerts(c.TLSCerts); err != nil {
+			return fmt.Errorf("tls-certs: %w", err)
+		}
+	}
+	header, err := c.forwardedHeader()
+	if err != nil {
+		return fmt.Errorf("forwarded-header: %w", err)
+	}
+	if _, err := redirect.ParseProxies(c.TrustedProxies); err != nil {
+		return fmt.Errorf("trusted-proxies: %w", err)
+	}
+	speaks := c.ProxyProtocol || header != redirect.NoForwardedHeader
+	switch {
+	case speaks && len(c.TrustedProxies) == 0:
+		return errors.New("trusted-proxies: without any, --proxy-protocol and --forwarded-header have no effect")
+	case !speaks && len(c.TrustedProxies) > 0:
+		return errors.New("trusted-proxies: say how they name a client, with --proxy-protocol or --forwarded-header")
+	}
+	return nil
+}
+
+func (c *Config) forwardedHeader() (redirect.ForwardedHeader, error) {
+	return redirect.ParseForwardedHeader(cmp.Or(c.ForwardedHeader, "none"))
+}
+
+// isToken says whether s may be part of a subject: NATS separates those by
+// dots.
+func isToken(s string) bool {
+	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
+	}) < 0
+}
+
+func (c *Config) setDefaults() {
+	if c.Region == "" {
+		c.Region = "local"
+	}
+	if c.Listen == "" {
+		c.Listen = ":8080"
+	}
+	if c.Drain == 0 {
+		c.Drain = 10 * time.Second
+	}
+	if c.Flush == 0 {
+		c.Flush = 10 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+}

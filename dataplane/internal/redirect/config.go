@@ -1,0 +1,108 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/table"
+)
+
+// Config is a Server's. The zero values of the optional fields work.
+type Config struct {
+	Live   *table.Live     // Required. While it holds no table, requests get 503
+	Clicks *click.Recorder // Required. Records every redirect before it is written
+
+	MaxHead      int           // bytes of a request head, MinHead to MaxHead. Default: 16 KiB
+	HeadTimeout  time.Duration // from a head's first byte to its last. Default: 5 s
+	IdleTimeout  time.Duration // without a request. Default: 75 s
+	WriteTimeout time.Duration // until a client has read its answers. Default: 10 s
+
+	// Connections at a time; one more is closed at once. Default: 65,536, but at
+	// most three quarters of the descriptors that the process may open.
+	MaxConns int
+	// Connections at a time from one IPv4 address or IPv6 /64. Behind a load
+	// balancer, whose address is everybody's, name that in TrustedProxies.
+	// Default: a quarter of MaxConns.
+	MaxConnsPerAddr int
+
+	// Peers that are believed about whose connections and requests they pass on.
+	// What comes from them is not counted by MaxConnsPerAddr, unless the PROXY
+	// protocol says for whom it comes.
+	TrustedProxies []netip.Prefix
+	// A connection from a trusted proxy must begin with a PROXY protocol header,
+	// version 1 or 2. Others are served as they are, and have none.
+	ProxyProtocol bool
+	// The header in which a trusted proxy says for whom it asks. Default: none.
+	ForwardedHeader ForwardedHeader
+
+	Registerer prometheus.Registerer // optional
+	Report     func(error)           // what an operator should look at, each once. Optional
+}
+
+// What MaxHead may be, in bytes.
+const (
+	MinHead = 1 << 10
+	MaxHead = 1 << 20
+)
+
+func (c *Config) setDefaults() error {
+	defaults := []struct {
+		d       *time.Duration
+		name    string
+		regular time.Duration
+	}{
+		{&c.HeadTimeout, "head", 5 * time.Second},
+		{&c.IdleTimeout, "idle", 75 * time.Second},
+		{&c.WriteTimeout, "write", 10 * time.Second},
+	}
+	for _, t := range defaults {
+		if *t.d == 0 {
+			*t.d = t.regular
+		}
+		if *t.d < 0 {
+			return fmt.Errorf("%s timeout %v: it must be positive", t.name, *t.d)
+		}
+	}
+	if c.MaxHead == 0 {
+		c.MaxHead = 16 << 10
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = min(65536, descriptors()/4*3)
+	}
+	if c.MaxConnsPerAddr == 0 {
+		c.MaxConnsPerAddr = max(1, c.MaxConns/4)
+	}
+	switch {
+	case c.Live == nil:
+		return errors.New("a live table is required")
+	case c.Clicks == nil:
+		return errors.New("a click recorder is required")
+	case c.MaxHead < MinHead || c.MaxHead > MaxHead:
+		return fmt.Errorf("a head of at most %d bytes: it must be %d to %d", c.MaxHead, MinHead, MaxHead)
+	case c.MaxConns < 0 || c.MaxConnsPerAddr < 0:
+		return errors.New("a limit of connections must not be negative")
+	case c.ForwardedHeader >= numForwardedHeaders:
+		return fmt.Errorf("forwarded header %d: there is none", c.ForwardedHeader)
+	case len(c.TrustedProxies) == 0 && (c.ProxyProtocol || c.ForwardedHeader != NoForwardedHeader):
+		return errors.New("a client address from a proxy: there is no trusted proxy")
+	}
+	if c.Report == nil {
+		c.Report = func(error) {}
+	}
+	return nil
+}
+
+// descriptors gives how many files this process may have open.
+func descriptors() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(min(limit.Cur, 1<<30))
+}

@@ -1,0 +1,207 @@
+// Package contest measures redirect servers side by side: nginx, peers in Go,
+// and affnode, each alone on one core, with the same links and the same
+// requests, in one go. What is measured on different machines or on different
+// days is not for it: only the ratios within a run are worth comparing.
+//
+// A run belongs to one goroutine. It needs Linux, nginx, wrk and two cores that
+// have nothing else to do.
+package contest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/affleet/affleet/deploy/bench/linkset"
+)
+
+// Config is a run's. All fields are required.
+type Config struct {
+	Bin    string // folder of the fleet's programs
+	Dir    string // an empty folder
+	Rounds int
+	Links  int
+
+	Warm   time.Duration // before each closed loop
+	Closed time.Duration // with as many requests as the server takes
+	Open   time.Duration // at the fixed rate
+}
+
+// The cores: servers that are measured have one, what drives them the other.
+const (
+	serverCore    = "0"
+	generatorCore = "1"
+)
+
+// set is the links.
+var set = linkset.Set{Seed: 1}
+
+// Missing says what this machine lacks, and how to install it; nil if nothing.
+func Missing() error {
+	if runtime.GOOS != "linux" || runtime.NumCPU() < 2 {
+		return fmt.Errorf("redirect servers are compared on Linux with at least 2 cores; this is %s with %d", runtime.GOOS, runtime.NumCPU())
+	}
+	var programs, packages []string
+	for _, need := range []struct{ program, from string }{
+		{"nginx", "nginx-light"}, {"wrk", "wrk"}, {"taskset", "util-linux"}, {"nice", "coreutils"},
+	} {
+		if _, err := exec.LookPath(need.program); err != nil {
+			programs, packages = append(programs, need.program), append(packages, need.from)
+		}
+	}
+	if len(programs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s not found; install with: apt-get install %s", strings.Join(programs, ", "), strings.Join(packages, " "))
+}
+
+// sample is what one turn of a server gives.
+type sample struct {
+	cpu            float64 // µs per request
+	rps            float64
+	busy           float64 // share of its core that the server used
+	foreign        float64 // share of the cores that others used, the larger one
+	p50, p99, p999 float64 // µs, at the fixed rate
+	resident       float64 // MB, at the end of the turn
+}
+
+// Result is a run's.
+type Result struct {
+	Config   Config
+	Rate     float64 // requests per second of the open loop
+	Load     [2]string
+	Versions string
+
+	servers   []*server // in the order of the report
+	edits     edits
+	generator float64 // share of its core that the open loop's generator used, median
+	realTime  bool
+}
+
+// Run measures.
+func Run(ctx context.Context, cfg Config) (*Result, error) {
+	r := &Result{Config: cfg, Load: [2]string{load()}, Versions: versions(ctx), realTime: true}
+	s, err := newStage(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	r.servers = s.servers
+	for _, c := range s.servers {
+		if err := c.check(s); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	if r.Rate, err = s.calibrate(ctx); err != nil {
+		return nil, err
+	}
+	progress("offered rate of the open loop: %.0f/s", r.Rate)
+	var generator []float64
+	for round := range cfg.Rounds {
+		if err := s.edit(ctx, &r.edits); err != nil {
+			return nil, fmt.Errorf("edits: %w", err)
+		}
+		for i := range s.servers {
+			c := s.servers[(i+round)%len(s.servers)] // nobody is always the first
+			got, own, err := s.quietTurn(ctx, c, r.Rate)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+			progress("round %d  %-28s %5.2f µs  %6.0f/s  busy %3.0f%%  p50 %4.0f  p99 %5.0f  p99.9 %6.0f µs  %4.0f MB  others %.1f%%",
+				round+1, c.name, got.cpu, got.rps, 100*got.busy, got.p50, got.p99, got.p999, got.resident, 100*got.foreign)
+			c.samples = append(c.samples, got)
+			generator = append(generator, own.CPU/own.Seconds)
+			r.realTime = r.realTime && own.RealTime
+		}
+	}
+	r.generator = spreadOf(generator).median
+	r.Load[1] = load()
+	return r, nil
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}
+
+const (
+	// quiet is the share of a core that other programs may take.
+	quiet = 0.03
+	// tries is how often a turn is repeated because they took more.
+	tries = 3
+)
+
+// quietTurn gives the quietest of a few turns.
+func (s *stage) quietTurn(ctx context.Context, c *server, rate float64) (best sample, own openLoop, err error) {
+	for try := range tries {
+		got, o, err := s.turn(ctx, c, rate)
+		if err != nil {
+			return best, own, err
+		}
+		if try == 0 || got.foreign < best.foreign {
+			best, own = got, o
+		}
+		if best.foreign <= quiet {
+			break
+		}
+	}
+	return best, own, nil
+}
+
+// turn lets a server run alone: closed loop, then open loop.
+func (s *stage) turn(ctx context.Context, c *server, rate float64) (sample, openLoop, error) {
+	if err := c.begin(s); err != nil {
+		return sample{}, openLoop{}, err
+	}
+	if _, err := s.measure(c, func() (uint64, error) { return s.wrk(ctx, c.addr, s.cfg.Warm) }); err != nil {
+		return sample{}, openLoop{}, fmt.Errorf("warm-up: %w", err)
+	}
+	closed, err := s.measure(c, func() (uint64, error) { return s.wrk(ctx, c.addr, s.cfg.Closed) })
+	if err != nil {
+		return sample{}, openLoop{}, err
+	}
+	var own openLoop
+	open, err := s.measure(c, func() (_ uint64, err error) {
+		own, err = s.openLoop(ctx, c.addr, rate)
+		return own.Answered, err
+	})
+	if err != nil {
+		return sample{}, openLoop{}, fmt.Errorf("open loop: %w", err)
+	}
+	pid := c.pid()
+	memory, err := resident(pid)
+	if err != nil {
+		return sample{}, openLoop{}, err
+	}
+	micros := func(ns int64) float64 { return float64(ns) / 1e3 }
+	got := sample{
+		cpu:  closed.cpu.Seconds() * 1e6 / float64(closed.requests),
+		rps:  float64(closed.requests) / closed.wall.Seconds(),
+		busy: closed.cpu.Seconds() / closed.wall.Seconds(), foreign: max(closed.foreign, open.foreign),
+		p50: micros(own.P50), p99: micros(own.P99), p999: micros(own.P999),
+		resident: memory,
+	}
+	return got, own, c.end()
+}
+
+// calibrate gives half of what nginx takes.
+func (s *stage) calibrate(ctx context.Context) (float64, error) {
+	c := s.nginx
+	if err := c.begin(s); err != nil {
+		return 0, err
+	}
+	if _, err := s.wrk(ctx, c.addr, s.cfg.Warm); err != nil {
+		return 0, err
+	}
+	m, err := s.measure(c, func() (uint64, error) { return s.wrk(ctx, c.addr, s.cfg.Closed) })
+	if err != nil {
+		return 0, err
+	}
+	return float64(m.requests) / m.wall.Seconds() / 2, c.end()
+}

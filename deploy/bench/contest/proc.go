@@ -1,0 +1,120 @@
+package contest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// tick is the unit of times in /proc: USER_HZ, on every machine that matters.
+const tick = 10 * time.Millisecond
+
+// cpuOf is the user and system time of a process, all threads.
+func cpuOf(pid int) (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name, in parentheses, may hold anything.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, stat)
+	}
+	user, err := strconv.Atoi(string(fields[11]))
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.Atoi(string(fields[12]))
+	return time.Duration(user+system) * tick, err
+}
+
+// resident is a process's memory in MB.
+func resident(pid int) (float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		var kB float64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kB); n == 1 {
+			return kB * 1024 / 1e6, nil
+		}
+	}
+	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+}
+
+// coresBusy is the time that the two cores have worked since the start.
+func coresBusy() (busy [2]time.Duration) {
+	stat, _ := os.ReadFile("/proc/stat") // Missing has seen that this is Linux
+	for line := range strings.Lines(string(stat)) {
+		var core, user, nice, system, idle, wait, irq, softirq, steal int
+		if n, _ := fmt.Sscanf(line, "cpu%d %d %d %d %d %d %d %d %d", &core, &user, &nice, &system, &idle, &wait, &irq, &softirq, &steal); n == 9 && core < 2 {
+			busy[core] = time.Duration(user+nice+system+steal) * tick
+		}
+	}
+	return busy
+}
+
+// childrenOf are the children of a process.
+func childrenOf(pid int) (children []int) {
+	list, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // none if it is gone
+	for _, field := range strings.Fields(string(list)) {
+		if child, err := strconv.Atoi(field); err == nil {
+			children = append(children, child)
+		}
+	}
+	return children
+}
+
+// pinned are the arguments of nice that run a program on one core, in front of
+// all that is not measured where that is allowed.
+func pinned(core, program string, args ...string) []string {
+	return append([]string{"-n", "-20", "taskset", "-c", core, program}, args...)
+}
+
+// repin moves a process that runs, with all its threads.
+func repin(pid int, core string) error {
+	if out, err := exec.Command("taskset", "-a", "-c", "-p", core, strconv.Itoa(pid)).CombinedOutput(); err != nil {
+		return fmt.Errorf("taskset: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// freeze and thaw keep a process from running meanwhile.
+func freeze(pid int) error { return syscall.Kill(pid, syscall.SIGSTOP) }
+func thaw(pid int) error   { return syscall.Kill(pid, syscall.SIGCONT) }
+
+// load is the machine's load average.
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg") // Missing has seen that this is Linux
+	fields := strings.Fields(string(text))
+	return strings.Join(fields[:min(3, len(fields))], " ")
+}
+
+// versions names what is compared and what compares.
+func versions(ctx context.Context) string {
+	line := func(program, flag string) string {
+		out, _ := exec.CommandContext(ctx, program, flag).CombinedOutput() // wrk's exit code is 1
+		first, _, _ := strings.Cut(string(out), "\n")
+		first, _, _ = strings.Cut(first, " [")
+		return strings.TrimPrefix(strings.TrimSpace(first), "nginx version: ")
+	}
+	return strings.Join([]string{line("nginx", "-v"), line("wrk", "-v"), "Linux " + line("uname", "-r")}, ", ")
+}
+
+// childrenCPU is the time of this process, and of its children that have
+// ended.
+func childrenCPU() (sum time.Duration) {
+	for _, who := range []int{syscall.RUSAGE_CHILDREN, syscall.RUSAGE_SELF} {
+		var used syscall.Rusage
+		_ = syscall.Getrusage(who, &used) // it fails only for a bad argument
+		sum += time.Duration(used.Utime.Nano() + used.Stime.Nano())
+	}
+	return sum
+}

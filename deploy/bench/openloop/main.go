@@ -1,0 +1,225 @@
+//go:build linux
+
+// Command openloop sends requests at a fixed rate, whether or not they are
+// answered in time, and prints how long the answers took, as JSON:
+//
+//	openloop --addr 127.0.0.1:8080 --rate 50000 --duration 6s
+//
+// Each request has its moment in a schedule that is fixed beforehand, and its
+// latency counts from that moment, also when no connection was free: a server
+// that stalls is charged for all that came meanwhile (no coordinated omission).
+// Requests are not pipelined. What it reports contains its own delays; what
+// those are, shows a run against a server that does nothing.
+//
+// It is one thread over epoll, and asks for real-time priority, so that what
+// else runs on its core does not look like the server's latency.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/affleet/affleet/deploy/bench/browser"
+	"github.com/affleet/affleet/deploy/bench/linkset"
+)
+
+// Result is what is printed. Times are in ns.
+type Result struct {
+	Answered uint64 // all of them, with those of the warm-up
+	Timed    int
+	P50      int64
+	P99      int64
+	P999     int64
+	Max      int64
+	CPU      float64 // seconds of its own
+	Seconds  float64
+	RealTime bool // real-time priority was granted
+}
+
+// distinct requests, sent one after the other, and then again.
+const distinct = 1 << 16
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "openloop:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	addr := flag.String("addr", "127.0.0.1:8080", "`address` of the server")
+	rate := flag.Float64("rate", 10_000, "requests per second")
+	duration := flag.Duration("duration", 5*time.Second, "`time` that is measured")
+	beat := flag.Duration("beat", 100*time.Microsecond, "`time` for which requests are gathered, to come at once")
+	warm := flag.Duration("warm", time.Second, "`time` before, at the same rate")
+	connections := flag.Int("connections", 64, "`number` of connections")
+	links := flag.Int("links", 1_000_000, "`number` of links of the set that are asked for")
+	flag.Parse()
+	runtime.LockOSThread()
+	g := &generator{interval: float64(time.Second) / *rate, beat: max(1, int64(*beat))}
+	g.requests = slices.Collect(browser.Requests(linkset.Set{Seed: 1}, *links, distinct, 1))
+	g.skip = int(*rate * warm.Seconds())
+	g.total = g.skip + int(*rate*duration.Seconds())
+	g.latencies = make([]int64, 0, g.total)
+	if err := g.connect(*addr, *connections); err != nil {
+		return err
+	}
+	runtime.GC()
+	debug.SetGCPercent(-1)
+	realTime := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1}, 0) == nil
+	begin, before := time.Now(), cpu()
+	if err := g.run(); err != nil {
+		return err
+	}
+	took, used := time.Since(begin), cpu()-before
+	slices.Sort(g.latencies)
+	at := func(share float64) int64 {
+		return g.latencies[min(len(g.latencies)-1, int(share*float64(len(g.latencies))))]
+	}
+	return json.NewEncoder(os.Stdout).Encode(Result{
+		Answered: g.answered, Timed: len(g.latencies),
+		P50: at(0.50), P99: at(0.99), P999: at(0.999), Max: at(1),
+		CPU: used.Seconds(), Seconds: took.Seconds(), RealTime: realTime,
+	})
+}
+
+// cpu is what the thread has used.
+func cpu() time.Duration {
+	var used unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_THREAD, &used) // it fails only for a bad address
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// generator is the one thread's.
+type generator struct {
+	requests [][]byte
+	interval float64 // ns between two requests
+	beat     int64   // ns: requests come together in the first moment of it
+	skip     int     // requests that are not timed
+	total    int
+
+	poll  int
+	conns map[int32]*conn
+	idle  []*conn // the one that was used last is the last
+
+	start     time.Time
+	next      int // the next request's place in the schedule
+	answered  uint64
+	latencies []int64
+}
+
+// conn is a connection with at most one request under way.
+type conn struct {
+	fd      int
+	request int
+	buf     [4096]byte
+	n       int
+}
+
+func (g *generator) connect(addr string, n int) (err error) {
+	tcp, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return err
+	}
+	if g.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	g.conns = make(map[int32]*conn, n)
+	for range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: tcp.Port, Addr: [4]byte(tcp.IP.To4())}); err != nil {
+			return os.NewSyscallError("connect", err)
+		}
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+		if err := unix.EpollCtl(g.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
+			return os.NewSyscallError("epoll_ctl", err)
+		}
+		c := &conn{fd: fd}
+		g.conns[int32(fd)] = c
+		g.idle = append(g.idle, c)
+	}
+	return nil
+}
+
+// due is a request's moment, in ns from the start.
+func (g *generator) due(request int) int64 {
+	moment := int64(float64(request) * g.interval)
+	return moment - moment%g.beat
+}
+
+func (g *generator) run() error {
+	events := make([]unix.EpollEvent, len(g.conns))
+	g.start = time.Now()
+	for g.answered < uint64(g.total) {
+		if err := g.send(); err != nil {
+			return err
+		}
+		wait := time.Second // for answers
+		if g.next < g.total && len(g.idle) > 0 {
+			wait = max(0, time.Duration(g.due(g.next))-time.Since(g.start))
+		}
+		n, err := pollFor(g.poll, events, wait)
+		if err != nil {
+			return err
+		}
+		if n == 0 && wait == time.Second {
+			return fmt.Errorf("no answer for %v, with %d requests under way", wait, len(g.conns)-len(g.idle))
+		}
+		for _, e := range events[:max(n, 0)] {
+			if err := g.receive(g.conns[e.Fd]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// send sends what is due, as far as there are connections.
+func (g *generator) send() error {
+	for now := int64(time.Since(g.start)); g.next < g.total && len(g.idle) > 0 && g.due(g.next) <= now; g.next++ {
+		c := g.idle[len(g.idle)-1]
+		g.idle = g.idle[:len(g.idle)-1]
+		c.request, c.n = g.next, 0
+		r := g.requests[g.next%len(g.requests)]
+		if n, err := write(c.fd, r); err != nil || n != len(r) {
+			return fmt.Errorf("send request: %d of %d bytes: %w", n, len(r), err)
+		}
+	}
+	return nil
+}
+
+// receive reads what there is of the answer.
+func (g *generator) receive(c *conn) error {
+	n, err := read(c.fd, c.buf[c.n:])
+	if err != nil || n == 0 {
+		return fmt.Errorf("read answer: connection ended: %w", err)
+	}
+	c.n += n
+	whole, err := complete(c.buf[:c.n])
+	if err != nil || !whole {
+		return err
+	}
+	g.answered++
+	if c.request >= g.skip {
+		g.latencies = append(g.latencies, int64(time.Since(g.start))-g.due(c.request))
+	}
+	g.idle = append(g.idle, c)
+	return nil
+}

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/controlplane/internal/store"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
@@ -20,8 +21,10 @@ const (
 	// progressEvery is the time between messages of an import that has no
 	// errors to tell.
 	progressEvery = 200 * time.Millisecond
-	// maxRowErrors is how many errors one message holds.
-	maxRowErrors = 1000
+	// How many errors one message holds, and about how many bytes of them:
+	// whichever comes first. Clients take 4 MiB by default.
+	maxRowErrors  = 1000
+	rowErrorBytes = 1 << 20
 )
 
 // Import writes the rows of the stream and tells of each that failed, and how
@@ -91,6 +94,7 @@ type importProgress struct {
 	stream   adminv1.LinkService_ImportServer
 	progress *adminv1.ImportProgress
 	errors   []*adminv1.RowError
+	bytes    int   // of errors
 	told     int64 // rows that the client knows of
 	sent     time.Time
 }
@@ -99,7 +103,7 @@ type importProgress struct {
 func (p *importProgress) add(results []store.RowResult) error {
 	for i := range results {
 		p.count(&results[i])
-		if len(p.errors) >= maxRowErrors {
+		if len(p.errors) >= maxRowErrors || p.bytes >= rowErrorBytes {
 			if err := p.send(false); err != nil {
 				return err
 			}
@@ -118,7 +122,8 @@ func (p *importProgress) count(r *store.RowResult) {
 	switch {
 	case r.Err != nil:
 		to.Failed++
-		p.errors = append(p.errors, rowError(r))
+		e := rowError(r)
+		p.errors, p.bytes = append(p.errors, e), p.bytes+proto.Size(e)
 	case r.Outcome == store.Created:
 		to.Created++
 	case r.Outcome == store.Updated:
@@ -130,7 +135,7 @@ func (p *importProgress) count(r *store.RowResult) {
 
 func (p *importProgress) send(done bool) error {
 	err := p.stream.Send(&adminv1.ImportResponse{Errors: p.errors, Progress: p.progress, Done: done})
-	p.errors, p.told, p.sent = nil, p.progress.GetRows(), time.Now()
+	p.errors, p.bytes, p.told, p.sent = nil, 0, p.progress.GetRows(), time.Now()
 	if err != nil {
 		return fmt.Errorf("send progress: %w", err)
 	}

@@ -386,8 +386,12 @@ func TestEtcdDownIsUnavailableSoonAndWorksAgainAfterwards(t *testing.T) {
 		},
 	}
 	for name, call := range calls {
-		if e := wantKind(t, call(), link.Unavailable); !strings.Contains(e.Hint, server.Endpoint()) {
+		e := wantKind(t, call(), link.Unavailable)
+		if !strings.Contains(e.Hint, server.Endpoint()) {
 			t.Errorf("%s: the hint does not say where etcd is expected: %q", name, e.Hint)
+		}
+		if e.Message != "etcd does not answer" { // a write reads first, and got no further
+			t.Errorf("it says %q", e.Message)
 		}
 	}
 	if took := time.Since(began); took > time.Duration(len(calls))*s.timeout+2*time.Second {

@@ -18,8 +18,8 @@ import (
 	"github.com/affleet/affleet/proto/link"
 )
 
-// keeping runs a keeper of one link until the test's bubble ends.
-func keeping(t *testing.T, dir string) (k *keeper, log *bytes.Buffer) {
+// keeping runs a keeper of one link until stop gives what it logged.
+func keeping(t *testing.T, dir string) (k *keeper, stop func() string) {
 	t.Helper()
 	value, err := link.Marshal(&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
 		Domain: "go.example.com", Path: "/a", Destination: "https://store.example/",
@@ -33,25 +33,26 @@ func keeping(t *testing.T, dir string) (k *keeper, log *bytes.Buffer) {
 	}
 	live := new(table.Live)
 	live.Store(b.Build(table.Version{Epoch: 1, Revision: 2}))
-	log = new(bytes.Buffer)
+	log := new(bytes.Buffer)
 	k = newKeeper(dir, time.Second, live, newMetrics(live, nil), slog.New(slog.NewTextHandler(log, nil)))
 	k.metrics.confirm()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); k.run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
-	return k, log
+	return k, func() string { cancel(); <-done; return log.String() }
 }
 
 func TestStateFileIsWrittenAgainWhenSomebodyRemovesIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k, _ := keeping(t, t.TempDir())
+		k, stop := keeping(t, t.TempDir())
+		defer stop()
 		k.changed()
 		synctest.Wait()
 		if err := os.Remove(k.current()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(touchInterval + time.Second)
+		synctest.Wait()
 		if _, err := readStateFile(k.current()); err != nil {
 			t.Errorf("nothing has changed since, and: %v", err)
 		}
@@ -64,22 +65,25 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 		if err := os.WriteFile(dir, nil, 0o600); err != nil { // in the way
 			t.Fatal(err)
 		}
-		k, log := keeping(t, dir)
+		k, stop := keeping(t, dir)
 		k.changed()
 		time.Sleep(10 * time.Minute)
-		if n := strings.Count(log.String(), "is not written"); n == 0 || n > 11 {
-			t.Errorf("ten minutes are %d lines:\n%s", n, log)
-		}
+		synctest.Wait()
 		if err := os.Remove(dir); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(touchInterval + time.Second)
+		synctest.Wait()
 		if _, err := readStateFile(k.current()); errors.Is(err, fs.ErrNotExist) {
 			t.Error("it is tried once, and never again while nothing changes")
 		} else if err != nil {
 			t.Error(err)
 		}
-		if !strings.Contains(log.String(), "is written again") {
+		log := stop()
+		if n := strings.Count(log, "is not written"); n == 0 || n > 11 {
+			t.Errorf("ten minutes are %d lines:\n%s", n, log)
+		}
+		if !strings.Contains(log, "is written again") {
 			t.Errorf("the log does not say that it is mended:\n%s", log)
 		}
 	})

@@ -11,6 +11,7 @@
 //	HashEntry                 when it travels: its share of a state's set hash
 //	Compile                   when a node takes it in: where in its bytes the parts are
 //	Candidates                when a request comes: which resources may answer it
+//	Policy, Prefixes, HashKey how a table finds those without writing their names
 //	Resolve                   the answer, and why
 //
 // A resource is known by its name, which is also its key in etcd and in the

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,6 +144,48 @@ func BenchmarkLookup(b *testing.B) {
 		run("miss", host, 'x', false)
 		run("other_host", []byte("www.example.org"), 'g', false)
 	}
+}
+
+// BenchmarkLookupByPolicy is a lookup of a link under each policy, and of prefix
+// links: one segment deep, and at every depth there may be, where the path has
+// more slashes than that and only the shortest matches.
+func BenchmarkLookupByPolicy(b *testing.B) {
+	t := benchTable(b, 1000)
+	put := func(r *linkv1.Resource) {
+		e := t.Edit()
+		if err := e.Put(bytesOf(marshal(b, r))); err != nil {
+			b.Fatal(err)
+		}
+		t = e.Build(Version{})
+	}
+	key, _ := newBenchSet(b).set(7)
+	path := strings.TrimPrefix(string(key), "links/"+benchHost)
+	host := []byte(benchHost)
+	run := func(name, path string) {
+		asked := []byte(path)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			var m link.Match
+			for b.Loop() {
+				if t.Lookup(host, asked, &m); m.Value == nil {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+	run("exact", path)
+	put(&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{Domain: benchHost, Path: "/shop/*", Destination: "https://shop.example/"}}})
+	run("exact_beside_prefix", path)
+	run("prefix", "/shop/summer/shoes-2026")
+	put(&linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{Host: benchHost, CasePolicy: 2, TrailingSlash: 2}}})
+	run("ignored", strings.ToUpper(path)+"/")
+	run("prefix_ignored", "/SHOP/summer/shoes-2026")
+	for depth := range link.MaxPrefixDepth {
+		put(&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+			Domain: benchHost, Path: strings.Repeat("/b", 1+depth) + "/*", Destination: "https://shop.example/",
+		}}})
+	}
+	run("hostile", "/shop"+strings.Repeat("/a", 8000))
 }
 
 // BenchmarkBuild1M builds a table of a million links from their stored bytes;

@@ -220,6 +220,11 @@ func (s *subscription) run() error {
 			}
 		}
 	}()
+	// The head that the node has to reach until it is up to date: what it is
+	// sent first may be a snapshot from some time ago.
+	if err := s.beat(); err != nil {
+		return err
+	}
 	heartbeat := time.NewTicker(s.cfg.Heartbeat)
 	defer heartbeat.Stop()
 	s.retry = time.NewTimer(time.Hour)

@@ -245,6 +245,16 @@ func (n *testNode) ends() error {
 	}
 }
 
+func TestStreamBeginsWithTheHeadThatTheNodeHasToReach(t *testing.T) {
+	r := startReplica(t, etcdtest.Start(t), "a")
+	v := r.write(map[string]string{"/one": dest(1)})
+	waitHead(t, r, v)
+	m, err := newNode(t, "n1", "eu").connect(r).stream.Recv()
+	if err != nil || m.GetHeartbeat().GetHead().GetRevision() != v.GetRevision() {
+		t.Fatalf("the first message is %v, %v; want the head %v", m, err, v)
+	}
+}
+
 func TestWriteReachesTheNodeAsOneDelta(t *testing.T) {
 	r := startReplica(t, etcdtest.Start(t), "a")
 	r.write(map[string]string{"/one": dest(1)})

@@ -22,7 +22,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -165,6 +164,11 @@ func (n *Node) Healthy() error {
 		return errors.New("no state yet: waiting for a control plane")
 	}
 	select {
+	case <-n.feed.Ready():
+	default:
+		return errors.New("the state is not complete yet: it is being received")
+	}
+	select {
 	case <-n.opened:
 		return nil
 	default:
@@ -214,18 +218,6 @@ func (n *Node) Run(ctx context.Context) error {
 		err = errors.Join(err, failed)
 	}
 	return errors.Join(err, n.clicks.Close())
-}
-
-// trim gives memory back to the system, once, when the first state is loaded:
-// what loading took is free then, and would stay with the process for minutes.
-// It waits for the collector, which nobody else does.
-func (n *Node) trim(ctx context.Context) error {
-	select {
-	case <-n.Ready():
-		debug.FreeOSMemory()
-	case <-ctx.Done():
-	}
-	return nil
 }
 
 // status is what the control plane is told every few seconds.

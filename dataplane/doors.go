@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"net"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -67,14 +68,43 @@ func (n *Node) openDoors() error {
 	return err
 }
 
+// How long a state must not have changed before a claimed address is opened,
+// and how long that is waited for where it changes all the time.
+const (
+	settled   = 300 * time.Millisecond
+	unsettled = 5 * time.Second
+)
+
+// settle waits until the node has a state that is not older than what the one
+// that it takes over from serves. The first state is a snapshot from some time
+// ago, and what came since follows at once; nothing says that it is all.
+func (n *Node) settle(ctx context.Context) {
+	select {
+	case <-n.Ready():
+	case <-ctx.Done():
+		return
+	}
+	tick := time.NewTicker(settled / 10)
+	defer tick.Stop()
+	version, since, start := n.live.Load().Version(), time.Now(), time.Now()
+	for time.Since(since) < settled && time.Since(start) < unsettled {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if v := n.live.Load().Version(); v != version {
+			version, since = v, time.Now()
+		}
+	}
+}
+
 // serve answers redirects until ctx ends. A claimed address is opened only when
-// the node has a state: whoever serves it now goes on for that long.
+// the node has a state that is up to date: whoever serves it now goes on for
+// that long.
 func (n *Node) serve(ctx context.Context) error {
 	if n.cfg.ReusePort {
-		select {
-		case <-n.Ready():
-		case <-ctx.Done():
-		}
+		n.settle(ctx)
 	}
 	for i, d := range n.doors {
 		err := ctx.Err()

@@ -124,7 +124,8 @@ func validID(s string) bool {
 // tellEvery is how often an outage is logged that goes on.
 const tellEvery = time.Minute
 
-// Ready is closed when a verified state is live.
+// Ready is closed when a verified state is live: the last known good one, or
+// one that is not older than what the control plane had when it was reached.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
 
 // Run keeps the table up to date until ctx ends, and returns nil then. Whatever

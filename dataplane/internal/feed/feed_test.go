@@ -28,6 +28,25 @@ func TestNodeAppliesSnapshotAndDeltas(t *testing.T) {
 	wantHolds(t, n.live, 12, s)
 }
 
+func TestNodeIsReadyOnceItServesTheHeadThatItWasTold(t *testing.T) {
+	c := startControl(t)
+	n := startNode(t, "", c.address)
+	p := c.accept()
+	s := state{"/a": "https://x.test/a"}
+	p.send(heartbeat(12, time.Second))
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	p.send(heartbeat(13, time.Second)) // later heads do not put it off
+	select {
+	case <-n.Ready():
+		t.Fatal("ready at revision 10, when the head was 12")
+	default:
+	}
+	p.send(s.delta(10, 12, map[string]string{"/b": "https://x.test/b"}))
+	p.wantApplied(12)
+	<-n.Ready()
+}
+
 func TestNodeResumesWithWhatItHolds(t *testing.T) {
 	c := startControl(t)
 	n := startNode(t, "", c.address)

@@ -37,8 +37,9 @@ type session struct {
 
 	sending  sync.Mutex // of stream.Send
 	silence  *time.Timer
-	patience time.Duration // three heartbeats
-	good     bool          // something useful came
+	patience time.Duration   // three heartbeats
+	good     bool            // something useful came
+	goal     *linkv1.Version // the control plane's head when the stream began, as its first heartbeat says
 }
 
 // session connects to a control plane and follows it until the stream ends. It
@@ -153,7 +154,7 @@ func (s *session) applied(o outcome) {
 	s.connected()
 	s.metrics.refusesOlder.Store(false)
 	s.metrics.confirm()
-	s.readyOnce.Do(func() { close(s.ready) })
+	s.caughtUp()
 	if s.keeper != nil {
 		s.keeper.changed()
 	}
@@ -169,10 +170,25 @@ func (s *session) heartbeat(h *feedv1.Heartbeat) {
 	if d := h.GetInterval().AsDuration(); d > 0 {
 		s.patience = 3 * min(max(d, 10*time.Millisecond), maxInterval)
 	}
+	if s.goal == nil {
+		s.goal = h.GetHead()
+	}
+	s.caughtUp()
 	held := heldVersion(s.cfg.Live)
 	if held.Epoch != 0 && held.Epoch == h.GetHead().GetEpoch() && held.Revision >= h.GetHead().GetRevision() {
 		s.metrics.confirm()
 	}
+}
+
+// caughtUp makes the node ready once it serves what the control plane had when
+// the stream began. A control plane of the release before does not say what
+// that is; then the first state has to do.
+func (s *session) caughtUp() {
+	held := heldVersion(s.cfg.Live)
+	if held.Epoch == 0 || s.goal != nil && (held.Epoch != s.goal.GetEpoch() || held.Revision < s.goal.GetRevision()) {
+		return
+	}
+	s.readyOnce.Do(func() { close(s.ready) })
 }
 
 // behind gives the reason for going elsewhere.

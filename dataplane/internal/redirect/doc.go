@@ -1,6 +1,7 @@
-// Package redirect answers HTTP/1.1 and HTTP/1.0 requests with redirects: it
-// reads request heads from TCP connections, asks the current table, records
-// the click and writes the answer.
+// Package redirect answers requests with redirects: it reads request heads of
+// HTTP/1.1 and HTTP/1.0 from TCP connections, plain or with TLS, asks the
+// current table, records the click and writes the answer. HTTP/2 comes to the
+// same decision by way of net/http.
 //
 // # The path of a request
 //
@@ -17,6 +18,24 @@
 // all this nothing is allocated, no lock is taken and no system call is made
 // but those on the socket.
 //
+// A connection with TLS runs in the same loop, with the same parser, but reads
+// through crypto/tls, and so keeps its work while it waits. Where HTTP/2 was
+// agreed on, net/http has the connection, and work.decide is where both meet.
+//
+// # Whose request it is
+//
+// The address of a click is the peer's, unless the peer is a trusted proxy. Such
+// a one says whose connection it passes on in a PROXY protocol header, which it
+// must send when that is set, or whose request, in X-Forwarded-For or
+// Forwarded; of those the right-most address that is not trusted counts. What
+// strangers say of themselves is never believed: their PROXY header is a bad
+// request, and their headers are passed over.
+//
+// # Taking over
+//
+// A Claim lets a new process serve an address that an old one still serves. A
+// listener that is closed loses nothing: see Serve and Claim.
+//
 // # Strictness
 //
 // Only GET and HEAD without a body are served. Where a head is malformed, has
@@ -26,8 +45,8 @@
 //
 // # When not to use it
 //
-// It speaks plain HTTP/1 only: no TLS, no HTTP/2, no handlers. Anything other
-// than redirects (health, metrics, an API) belongs on another listener.
+// It knows no handlers: anything other than redirects (health, metrics, an API)
+// belongs on another listener.
 //
 // # Concurrency
 //

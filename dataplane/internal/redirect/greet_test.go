@@ -140,7 +140,8 @@ func TestLimitPerAddressIsTheClientsBehindAProxy(t *testing.T) {
 	c := n.dial(t)
 	c.send(strings.Replace(v1, "198.51.100.7", "198.51.100.1", 1))
 	c.expectEnd()
-	if st := n.Stats(); st.OverAddrLimit != 1 || st.Open != 6 {
+	n.awaitOpen(6)
+	if st := n.Stats(); st.OverAddrLimit != 1 {
 		t.Errorf("got %+v", st)
 	}
 }

@@ -54,10 +54,10 @@ func (g *group) serve(ctx context.Context, ln net.Listener, drain time.Duration)
 	}
 	g.drain(drain - last)
 	both.Wait()
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 	}
-	return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+	return nil
 }
 
 // wake begins to drain: connections end when they have nothing left to answer.

@@ -131,6 +131,14 @@ func serveOn(t testing.TB, ln net.Listener, drain time.Duration, change ...func(
 	return n
 }
 
+// awaitOpen waits until so many connections are open: clients see the end of
+// one a moment before it is counted.
+func (n *node) awaitOpen(want int) {
+	for n.Stats().Open != want {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // client is one connection to a node.
 type client struct {
 	net.Conn

@@ -303,7 +303,8 @@ func TestPlainHTTPOnTheTLSListenerIsClosed(t *testing.T) {
 			t.Errorf("%q: got %q", first, b)
 		}
 	}
-	if st := n.Stats(); st.HandshakeErrors != 3 || st.Open != 0 {
+	n.awaitOpen(0)
+	if st := n.Stats(); st.HandshakeErrors != 3 {
 		t.Errorf("got %+v", st)
 	}
 }
@@ -562,7 +563,5 @@ func TestIdleTLSConnectionsAreClosed(t *testing.T) {
 			t.Errorf("%s: %v", protocol, err)
 		}
 	}
-	for n.Stats().Open > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	n.awaitOpen(0)
 }

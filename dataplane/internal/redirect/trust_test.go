@@ -117,7 +117,7 @@ func TestHTTP2HeadersMeanTheSameClient(t *testing.T) {
 	peer := netip.MustParseAddr("10.0.0.200")
 	for _, tt := range forwardedCases {
 		tr := trust{proxies: mustProxies(t, "10.0.0.0/8", "fd00::/8"), header: tt.header}
-		r := &http.Request{Method: "GET", Host: "h", RequestURI: "/a", Header: http.Header{}}
+		r := &http.Request{Method: http.MethodGet, Host: "h", RequestURI: "/a", Header: http.Header{}}
 		if tt.values != nil {
 			r.Header[[numForwardedHeaders]string{"", "X-Forwarded-For", "Forwarded"}[tt.header]] = tt.values
 		}

@@ -8,6 +8,7 @@
 //
 //	node                                   control plane
 //	  Hello{version held, set hash}  ->
+//	                                 <-    Heartbeat: the head to be reached
 //	                                 <-    Delta from that version on, or
 //	                                       SnapshotBegin, Chunk..., End, or
 //	                                       Behind

@@ -1,0 +1,40 @@
+package dataplane
+
+import (
+	"context"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	trimEvery = 5 * time.Second
+	trimFrom  = 20_000 // entries more or less than at the last time
+)
+
+// trim gives memory back to the system once the table has become much larger or
+// smaller and stays as it is: what it took to load it, and to write the last
+// known good state, is free then, and would stay with the process for long. It
+// waits for a collection of garbage and for the system, which no redirect does.
+func (n *Node) trim(ctx context.Context) error {
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	var last, trimmed int // entries
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		entries := 0
+		if t := n.live.Load(); t != nil {
+			entries = t.Len()
+		}
+		if differ(entries, trimmed) >= trimFrom && differ(entries, last) < trimFrom {
+			debug.FreeOSMemory()
+			trimmed = entries
+		}
+		last = entries
+	}
+}
+
+func differ(a, b int) int { return max(a-b, b-a) }

@@ -11,7 +11,7 @@ LDFLAGS := -X github.com/affleet/affleet/deploy/service.Version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench fuzz lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench bench-redirect fuzz lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -29,8 +29,11 @@ test: ## run every test with the race detector
 e2e: ## run the whole system as separate processes (part of test)
 	go test -count 1 -timeout 15m ./deploy/e2e/...
 
-bench: ## measure the figures of the whole system (ARGS="--only import --rounds 1")
+bench: ## measure all figures (ARGS="--only import --rounds 1")
 	go run ./deploy/bench $(ARGS)
+
+bench-redirect: ## measure affnode beside nginx and others (part of bench; ARGS=--quick)
+	go run ./deploy/bench --only redirect $(ARGS)
 
 fuzz: ## run every fuzz target for FUZZTIME
 	@set -e; for pkg in $$(grep -rlE '^func Fuzz' --include '*_test.go' . | xargs -n1 dirname | sort -u); do \

@@ -80,8 +80,8 @@ func (t *tier) close() error {
 	return nil
 }
 
-// Start starts a fleet and returns when every node serves the control plane's
-// state.
+// Start starts a fleet and returns when every node serves what the store
+// holds.
 func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 	opts.setDefaults()
 	f := &Fleet{DataDir: opts.DataDir, control: newTier(ctx), nodes: newTier(ctx)}
@@ -121,6 +121,9 @@ func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 		if err := f.await(ctx, n.Ready()); err != nil {
 			return nil, err
 		}
+	}
+	if err := f.settle(ctx, len(nodes)); err != nil {
+		return nil, fmt.Errorf("wait for the nodes: %w", err)
 	}
 	return f, nil
 }

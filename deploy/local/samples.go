@@ -33,8 +33,28 @@ func (f *Fleet) writeSamples(ctx context.Context) error {
 	return nil
 }
 
+// settle waits until so many nodes serve what the store holds now. A node that
+// is ready serves what its control plane had, which may be a moment behind.
+func (f *Fleet) settle(ctx context.Context, nodes int) error {
+	conn, err := f.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	page, err := adminv1.NewLinkServiceClient(conn).List(ctx, &adminv1.ListRequest{PageSize: 1})
+	if err != nil {
+		return err
+	}
+	_, err = adminv1.NewFleetServiceClient(conn).WaitForVersion(ctx, &adminv1.WaitForVersionRequest{Version: page.GetVersion(), MinNodes: int32(nodes)})
+	return err
+}
+
+func (f *Fleet) dial() (*grpc.ClientConn, error) {
+	return grpc.NewClient(f.Control, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
 func (f *Fleet) isEmpty(ctx context.Context) (bool, error) {
-	conn, err := grpc.NewClient(f.Control, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := f.dial()
 	if err != nil {
 		return false, err
 	}

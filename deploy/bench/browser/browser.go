@@ -43,15 +43,8 @@ func request(r *rand.Rand, path string) []byte {
 // chromium is Chrome and Edge on desktops and on Android.
 func chromium(b []byte, r *rand.Rand) []byte {
 	major := 120 + min(r.IntN(14), r.IntN(14))
-	system, platform, mobile := pick(r, desktops), "", 0
-	switch system[0] {
-	case 'W':
-		platform = "Windows"
-	case 'M':
-		platform = "macOS"
-	default:
-		platform = "Linux"
-	}
+	system, mobile := pick(r, desktops), 0
+	platform := map[byte]string{'W': "Windows", 'M': "macOS", 'X': "Linux"}[system[0]]
 	brand, suffix := "Google Chrome", ""
 	switch n := r.IntN(10); {
 	case n < 5:

@@ -10,8 +10,8 @@ import (
 // The chart's measures, in px, and colours that can be read on white and on
 // black.
 const (
-	chartWidth = 860
-	labelWidth = 172
+	chartWidth = 900
+	labelWidth = 208
 	panelWidth = 300
 	panelGap   = 52
 	rowHeight  = 34
@@ -30,6 +30,7 @@ type panel struct {
 	title    string
 	figure   func(sample) float64
 	decimals int
+	offered  bool // at the offered rate
 }
 
 // SVG is a chart of the CPU and of the p99 of each server, with the quartiles
@@ -49,8 +50,8 @@ func (r *Result) SVG() string {
 		p(`<text x="%d" y="%d" text-anchor="end"%s>%s</text>`, labelWidth-12, headHeight+i*rowHeight+rowHeight/2+4, weight, html.EscapeString(chartLabels[c.label]))
 	}
 	for i, panel := range []panel{
-		{"CPU per redirect, µs", cpu, 1},
-		{fmt.Sprintf("p99 at %.0fk redirects/s, µs", r.Rate/1000), p99, 0},
+		{"CPU per redirect, µs", cpu, 1, false},
+		{fmt.Sprintf("Typical p99 at %.0fk redirects/s, µs", r.Rate/1000), sliceP99, 0, true},
 	} {
 		r.panel(p, panel, labelWidth+i*(panelWidth+panelGap))
 	}
@@ -69,7 +70,9 @@ var chartLabels = map[string]string{
 func (r *Result) panel(p func(string, ...any), panel panel, x int) {
 	top := 0.0
 	for _, c := range r.servers {
-		top = max(top, spreadOf(c.of(panel.figure)).high)
+		if !panel.offered || r.keepsUp(c) {
+			top = max(top, spreadOf(c.of(panel.figure)).high)
+		}
 	}
 	const valueWidth = 48 // right of the longest bar
 	step := niceStep(top)
@@ -82,14 +85,18 @@ func (r *Result) panel(p func(string, ...any), panel panel, x int) {
 		p(`<text x="%.1f" y="%d" font-size="11" text-anchor="middle">%g</text>`, at, headHeight-14, v)
 	}
 	for i, c := range r.servers {
+		if panel.offered && !r.keepsUp(c) {
+			p(`<text x="%d" y="%d" font-style="italic">does not take this rate</text>`, x+6, headHeight+i*rowHeight+rowHeight/2+5)
+			continue
+		}
 		s := spreadOf(c.of(panel.figure))
 		colour, y := restColour, headHeight+i*rowHeight+(rowHeight-barHeight)/2
 		if c.admin != "" {
 			colour = ourColour
 		}
-		p(`<rect x="%d" y="%d" width="%.1f" height="%d" rx="2" fill="%s"/>`, x, y, s.median*scale, barHeight, colour)
+		p(`<rect x="%d" y="%d" width="%.1f" height="%d" rx="2" fill="%s" fill-opacity="0.6"/>`, x, y, s.median*scale, barHeight, colour)
 		middle, low, high := y+barHeight/2, float64(x)+s.low*scale, float64(x)+s.high*scale
-		p(`<path d="M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8" stroke="%s" stroke-width="1.5" fill="none"/>`, low, middle, high, low, middle-4, high, middle-4, inkColour)
+		p(`<path d="M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8" stroke="%s" stroke-width="2" fill="none"/>`, low, middle, high, low, middle-4, high, middle-4, colour)
 		p(`<text x="%.1f" y="%d">%.*f</text>`, high+7, middle+5, panel.decimals, s.median)
 	}
 }

@@ -10,6 +10,7 @@ package contest
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -47,7 +48,7 @@ func Missing() error {
 	}
 	var programs, packages []string
 	for _, need := range []struct{ program, from string }{
-		{"nginx", "nginx-light"}, {"wrk", "wrk"}, {"taskset", "util-linux"}, {"nice", "coreutils"},
+		{"nginx", "nginx-light"}, {"wrk", "wrk"}, {"taskset", "util-linux"},
 	} {
 		if _, err := exec.LookPath(need.program); err != nil {
 			programs, packages = append(programs, need.program), append(packages, need.from)
@@ -66,6 +67,7 @@ type sample struct {
 	busy           float64 // share of its core that the server used
 	foreign        float64 // share of the cores that others used, the larger one
 	p50, p99, p999 float64 // µs, at the fixed rate
+	sliceP99       float64 // µs: median over slices of 100 ms
 	resident       float64 // MB, at the end of the turn
 }
 
@@ -79,6 +81,7 @@ type Result struct {
 	servers   []*server // in the order of the report
 	edits     edits
 	generator float64 // share of its core that the open loop's generator used, median
+	stalls    float64 // ms in which it was not let run, median
 	realTime  bool
 }
 
@@ -103,7 +106,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		return nil, err
 	}
 	progress("offered rate of the open loop: %.0f/s", r.Rate)
-	var generator []float64
+	var generator, stalls []float64
 	for round := range cfg.Rounds {
 		if err := s.edit(ctx, &r.edits); err != nil {
 			return nil, fmt.Errorf("edits: %w", err)
@@ -112,16 +115,17 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			c := s.servers[(i+round)%len(s.servers)] // nobody is always the first
 			got, own, err := s.quietTurn(ctx, c, r.Rate)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", c.name, err)
+				return nil, fmt.Errorf("%s: %w\n%s", c.name, err, c.log())
 			}
-			progress("round %d  %-28s %5.2f µs  %6.0f/s  busy %3.0f%%  p50 %4.0f  p99 %5.0f  p99.9 %6.0f µs  %4.0f MB  others %.1f%%",
-				round+1, c.name, got.cpu, got.rps, 100*got.busy, got.p50, got.p99, got.p999, got.resident, 100*got.foreign)
+			progress("round %d  %-28s %5.2f µs  %6.0f/s  busy %3.0f%%  p50 %4.0f  p99 %5.0f (typically %4.0f)  p99.9 %6.0f µs  %4.0f MB  others %.1f%%",
+				round+1, c.name, got.cpu, got.rps, 100*got.busy, got.p50, got.p99, got.sliceP99, got.p999, got.resident, 100*got.foreign)
 			c.samples = append(c.samples, got)
 			generator = append(generator, own.CPU/own.Seconds)
+			stalls = append(stalls, float64(own.Stalls)/1e6)
 			r.realTime = r.realTime && own.RealTime
 		}
 	}
-	r.generator = spreadOf(generator).median
+	r.generator, r.stalls = spreadOf(generator).median, spreadOf(stalls).median
 	r.Load[1] = load()
 	return r, nil
 }
@@ -134,12 +138,35 @@ const (
 	// quiet is the share of a core that other programs may take.
 	quiet = 0.03
 	// tries is how often a turn is repeated because they took more.
-	tries = 3
+	tries = 2
+	// patience is for a moment that is quiet.
+	patience = 5 * time.Second
 )
+
+// awaitQuiet waits until others do next to nothing, or patience ends.
+func awaitQuiet(ctx context.Context) error {
+	const glance = 500 * time.Millisecond
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		before := coresBusy()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(glance):
+		}
+		now := coresBusy()
+		if max(now[0]-before[0], now[1]-before[1]) <= glance/10 {
+			break
+		}
+	}
+	return nil
+}
 
 // quietTurn gives the quietest of a few turns.
 func (s *stage) quietTurn(ctx context.Context, c *server, rate float64) (best sample, own openLoop, err error) {
 	for try := range tries {
+		if err := awaitQuiet(ctx); err != nil {
+			return best, own, err
+		}
 		got, o, err := s.turn(ctx, c, rate)
 		if err != nil {
 			return best, own, err
@@ -184,24 +211,26 @@ func (s *stage) turn(ctx context.Context, c *server, rate float64) (sample, open
 		cpu:  closed.cpu.Seconds() * 1e6 / float64(closed.requests),
 		rps:  float64(closed.requests) / closed.wall.Seconds(),
 		busy: closed.cpu.Seconds() / closed.wall.Seconds(), foreign: max(closed.foreign, open.foreign),
-		p50: micros(own.P50), p99: micros(own.P99), p999: micros(own.P999),
+		p50: micros(own.P50), p99: micros(own.P99), p999: micros(own.P999), sliceP99: micros(own.SliceP99),
 		resident: memory,
 	}
 	return got, own, c.end()
 }
 
-// calibrate gives half of what nginx takes.
+// calibrate gives half of what a core that is full takes with nginx, the
+// best of a few tries.
 func (s *stage) calibrate(ctx context.Context) (float64, error) {
 	c := s.nginx
 	if err := c.begin(s); err != nil {
 		return 0, err
 	}
-	if _, err := s.wrk(ctx, c.addr, s.cfg.Warm); err != nil {
-		return 0, err
+	best := 0.0
+	for range 4 {
+		m, err := s.measure(c, func() (uint64, error) { return s.wrk(ctx, c.addr, s.cfg.Warm) })
+		if err != nil {
+			return 0, err
+		}
+		best = max(best, float64(m.requests)/m.cpu.Seconds())
 	}
-	m, err := s.measure(c, func() (uint64, error) { return s.wrk(ctx, c.addr, s.cfg.Closed) })
-	if err != nil {
-		return 0, err
-	}
-	return float64(m.requests) / m.wall.Seconds() / 2, c.end()
+	return math.Round(best / 2), c.end()
 }

@@ -57,7 +57,7 @@ var wrkResult = regexp.MustCompile(`RESULT (\d+) (\d+)`)
 // wrk asks as fast as it is answered, and gives the number of answers. All must
 // be good.
 func (s *stage) wrk(ctx context.Context, addr string, d time.Duration) (uint64, error) {
-	out, err := exec.CommandContext(ctx, "nice", pinned(generatorCore, "wrk", "-t1", "-c"+strconv.Itoa(connections),
+	out, err := exec.CommandContext(ctx, "taskset", pinned(generatorCore, "wrk", "-t1", "-c"+strconv.Itoa(connections),
 		"-d"+strconv.Itoa(int(d.Seconds()))+"s", "-s", s.script, "http://"+addr+"/")...).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("wrk: %w\n%s", err, out)
@@ -80,13 +80,15 @@ const connections = 64
 type openLoop struct {
 	Answered       uint64
 	P50, P99, P999 int64
+	SliceP99       int64
 	CPU, Seconds   float64
 	RealTime       bool
+	Stalls         int64
 }
 
 func (s *stage) openLoop(ctx context.Context, addr string, rate float64) (openLoop, error) {
 	var got openLoop
-	out, err := exec.CommandContext(ctx, "nice", pinned(generatorCore, filepath.Join(s.cfg.Bin, "openloop"), "--addr", addr,
+	out, err := exec.CommandContext(ctx, "taskset", pinned(generatorCore, filepath.Join(s.cfg.Bin, "openloop"), "--addr", addr,
 		"--rate", fmt.Sprint(rate), "--duration", s.cfg.Open.String(), "--links", strconv.Itoa(s.cfg.Links),
 		"--connections", strconv.Itoa(connections))...).Output()
 	if err != nil {

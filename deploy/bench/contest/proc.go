@@ -72,10 +72,9 @@ func childrenOf(pid int) (children []int) {
 	return children
 }
 
-// pinned are the arguments of nice that run a program on one core, in front of
-// all that is not measured where that is allowed.
+// pinned are the arguments of taskset that run a program on one core.
 func pinned(core, program string, args ...string) []string {
-	return append([]string{"-n", "-20", "taskset", "-c", core, program}, args...)
+	return append([]string{"-c", core, program}, args...)
 }
 
 // repin moves a process that runs, with all its threads.

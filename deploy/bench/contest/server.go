@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -93,6 +95,12 @@ func (c *server) check(s *stage) error {
 		}
 	}
 	return c.end()
+}
+
+// log is what the server says of itself.
+func (c *server) log() string {
+	file, _ := os.ReadFile(filepath.Join(c.process.Dir, "error.log")) // nginx's; others have none
+	return c.process.Output() + string(file)
 }
 
 // begin wakes the server up.

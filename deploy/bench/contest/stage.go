@@ -33,15 +33,7 @@ func newStage(ctx context.Context, cfg Config) (*stage, error) {
 			return nil, fmt.Errorf("build %s: %w\n%s", program, err, out)
 		}
 	}
-	s := &stage{cfg: cfg, servers: []*server{
-		{name: "affnode, every click published", label: "affnode", clicks: true},
-		{name: "affnode, clicks in memory, no broker", label: "affnode, memory", restarts: true},
-		{name: "nginx `map`, access log off", label: "nginx", worker: true},
-		{name: "nginx `map`, access log buffered", label: "nginx, log", worker: true},
-		{name: "fasthttp, Go map", label: "fasthttp"},
-		{name: "net/http, Go map", label: "net/http"},
-		{name: "fixed answer, nothing parsed (floor)", label: fixed},
-	}}
+	s := &stage{cfg: cfg, servers: servers()}
 	s.node, s.nginx = s.servers[0], s.servers[2]
 	var err error
 	if s.fleet, err = processes.New(cfg.Bin, cfg.Dir, 1, len(s.servers)); err != nil {
@@ -51,6 +43,20 @@ func newStage(ctx context.Context, cfg Config) (*stage, error) {
 		c.addr = s.fleet.NodeAddr[i]
 	}
 	return s, s.writeRequests()
+}
+
+// servers are those that take part, in the order of the report, which compares
+// the first two with the third.
+func servers() []*server {
+	return []*server{
+		{name: "affnode, every click published", label: "affnode", clicks: true},
+		{name: "affnode, clicks in memory, no broker", label: "affnode, memory", restarts: true},
+		{name: "nginx `map`, access log off", label: "nginx", worker: true},
+		{name: "nginx `map`, access log buffered", label: "nginx, log", worker: true},
+		{name: "fasthttp, Go map", label: "fasthttp"},
+		{name: "net/http, Go map", label: "net/http"},
+		{name: "fixed answer, nothing parsed (floor)", label: fixed},
+	}
 }
 
 // close ends everything.
@@ -146,10 +152,14 @@ func (s *stage) start(i int, c *server) error {
 		}
 		program, args = "nginx", []string{"-p", dir, "-c", filepath.Join(dir, "nginx.conf")}
 	default:
-		program, args = filepath.Join(s.cfg.Bin, "peer"), []string{c.label, c.addr, strconv.Itoa(s.cfg.Links)}
+		links := s.cfg.Links
+		if c.label == fixed {
+			links = 0
+		}
+		program, args = filepath.Join(s.cfg.Bin, "peer"), []string{c.label, c.addr, strconv.Itoa(links)}
 	}
 	var err error
-	c.process, err = processes.Start(dir, "nice", pinned(serverCore, program, args...)...)
+	c.process, err = processes.Start(dir, "taskset", pinned(serverCore, program, args...)...)
 	return err
 }
 
@@ -161,7 +171,7 @@ const nobody = "nats://127.0.0.1:9"
 const nginxConf = `daemon off;
 worker_processes 1;
 pid nginx.pid;
-error_log error.log;
+error_log error.log notice;
 events { worker_connections 4096; }
 http {
   map_hash_max_size %d;

@@ -39,11 +39,17 @@ type Result struct {
 	P50      int64
 	P99      int64
 	P999     int64
+	SliceP99 int64 // median of the p99 of each slice
 	Max      int64
 	CPU      float64 // seconds of its own
 	Seconds  float64
-	RealTime bool // real-time priority was granted
+	RealTime bool  // real-time priority was granted
+	Stalls   int64 // ns for which it was not let run when it should have, in pieces of more than 1 ms
 }
+
+// slice is the time over which the machine's other work does not change much:
+// the median over slices tells what is typical where that work comes in bursts.
+const slice = 100 * time.Millisecond
 
 // distinct requests, sent one after the other, and then again.
 const distinct = 1 << 16
@@ -69,7 +75,7 @@ func run() error {
 	g.requests = slices.Collect(browser.Requests(linkset.Set{Seed: 1}, *links, distinct, 1))
 	g.skip = int(*rate * warm.Seconds())
 	g.total = g.skip + int(*rate*duration.Seconds())
-	g.latencies = make([]int64, 0, g.total)
+	g.latencies = make([]int64, g.total-g.skip)
 	if err := g.connect(*addr, *connections); err != nil {
 		return err
 	}
@@ -81,15 +87,22 @@ func run() error {
 		return err
 	}
 	took, used := time.Since(begin), cpu()-before
-	slices.Sort(g.latencies)
-	at := func(share float64) int64 {
-		return g.latencies[min(len(g.latencies)-1, int(share*float64(len(g.latencies))))]
+	var inSlices []int64
+	for s := range slices.Chunk(g.latencies, max(1, int(*rate*slice.Seconds()))) {
+		inSlices = append(inSlices, percentile(s, 0.99))
 	}
 	return json.NewEncoder(os.Stdout).Encode(Result{
 		Answered: g.answered, Timed: len(g.latencies),
-		P50: at(0.50), P99: at(0.99), P999: at(0.999), Max: at(1),
-		CPU: used.Seconds(), Seconds: took.Seconds(), RealTime: realTime,
+		P50: percentile(g.latencies, 0.50), P99: percentile(g.latencies, 0.99), P999: percentile(g.latencies, 0.999), Max: slices.Max(g.latencies),
+		SliceP99: percentile(inSlices, 0.50),
+		CPU:      used.Seconds(), Seconds: took.Seconds(), RealTime: realTime, Stalls: g.stalls,
 	})
+}
+
+// percentile of at least one latency, by the nearest rank.
+func percentile(of []int64, share float64) int64 {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[min(len(sorted)-1, int(share*float64(len(sorted))))]
 }
 
 // cpu is what the thread has used.
@@ -112,9 +125,10 @@ type generator struct {
 	idle  []*conn // the one that was used last is the last
 
 	start     time.Time
-	next      int // the next request's place in the schedule
+	stalls    int64 // ns
+	next      int   // the next request's place in the schedule
 	answered  uint64
-	latencies []int64
+	latencies []int64 // by place in the schedule
 }
 
 // conn is a connection with at most one request under way.
@@ -175,9 +189,13 @@ func (g *generator) run() error {
 		if g.next < g.total && len(g.idle) > 0 {
 			wait = max(0, time.Duration(g.due(g.next))-time.Since(g.start))
 		}
+		asleep := time.Now()
 		n, err := pollFor(g.poll, events, wait)
 		if err != nil {
 			return err
+		}
+		if late := time.Since(asleep) - wait; late > time.Millisecond {
+			g.stalls += int64(late)
 		}
 		if n == 0 && wait == time.Second {
 			return fmt.Errorf("no answer for %v, with %d requests under way", wait, len(g.conns)-len(g.idle))
@@ -218,7 +236,7 @@ func (g *generator) receive(c *conn) error {
 	}
 	g.answered++
 	if c.request >= g.skip {
-		g.latencies = append(g.latencies, int64(time.Since(g.start))-g.due(c.request))
+		g.latencies[c.request-g.skip] = int64(time.Since(g.start)) - g.due(c.request)
 	}
 	g.idle = append(g.idle, c)
 	return nil

@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/deploy/processes"
+)
+
+// startSharing starts a node with a name, data and admin address of its own
+// that shares the first node's address.
+func (f *fleet) startSharing(i int) *processes.Process {
+	f.t.Helper()
+	p, err := processes.Start(f.t.TempDir(), filepath.Join(binaries, "affnode"),
+		"--control", strings.Join(f.ControlAddr, ","), "--nats", "nats://"+f.NATSAddr,
+		"--listen", f.NodeAddr[0], "--reuse-port", "--admin", f.NodeAdmin[i],
+		"--node", "node-"+strconv.Itoa(i+1), "--data-dir", "data", "--drain", "5s")
+	f.must(err)
+	f.t.Cleanup(func() {
+		p.Kill()
+		if f.t.Failed() {
+			f.t.Logf("%s:\n%s", p, p.Output())
+		}
+	})
+	return p
+}
+
+func (f *fleet) ready(i int) {
+	f.t.Helper()
+	f.eventually(fmt.Sprintf("node %d is ready", i+1), func() bool { return status(f.NodeAdmin[i], "/readyz") == http.StatusOK })
+}
+
+// askOnce opens a connection, asks for a path, and wants a redirect and a
+// clean end.
+func askOnce(addr, path string) error {
+	nc, err := net.DialTimeout("tcp", addr, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	if err := nc.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: e2e\r\nConnection: close\r\n\r\n", path); err != nil {
+		return err
+	}
+	in := bufio.NewReader(nc)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusFound {
+		return fmt.Errorf("got %s", resp.Status)
+	}
+	if _, err := in.ReadByte(); err != io.EOF {
+		return fmt.Errorf("at the end: got %w", err)
+	}
+	return nil
+}
+
+func TestNewNodeTakesOverUnderLoadWithoutALostRequest(t *testing.T) {
+	f := newFleet(t, 1, 2)
+	f.must(f.StartEtcd())
+	f.must(f.StartNATS())
+	f.must(f.StartControl(0))
+	old := f.startSharing(0)
+	f.ready(0)
+	f.do("link", "create", "/a", "https://store.com/a", "--wait")
+
+	var asked atomic.Int64
+	var clients sync.WaitGroup
+	done := make(chan struct{})
+	for range 4 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := askOnce(f.NodeAddr[0], "/a"); err != nil {
+					t.Errorf("connection %d: %v", asked.Load(), err)
+				}
+				if asked.Add(1) > 1_000_000 {
+					return
+				}
+			}
+		})
+	}
+	const takeovers = 4
+	for i := 1; i <= takeovers; i++ {
+		next := f.startSharing(i % 2)
+		f.ready(i % 2)
+		before := asked.Load()
+		if code, err := old.Stop(); code != 0 {
+			t.Errorf("SIGTERM ends with exit code %d %v, want 0", code, err)
+		}
+		f.eventually("the new node answers", func() bool { return asked.Load() > before+100 })
+		old = next
+	}
+	close(done)
+	clients.Wait()
+	t.Logf("%d connections over %d takeovers", asked.Load(), takeovers)
+	f.clicks(int(asked.Load()))
+}
+
+func TestNodeThatTakesOverIsNotAskedBeforeItHasAState(t *testing.T) {
+	f := newFleet(t, 1, 2)
+	f.must(f.StartEtcd())
+	f.must(f.StartNATS())
+	f.must(f.StartControl(0))
+	f.startSharing(0)
+	f.ready(0)
+	f.do("link", "create", "/a", "https://store.com/a", "--wait")
+	f.Control[0].Kill()
+	f.startSharing(1)
+	f.eventually("the new node lives", func() bool { return status(f.NodeAdmin[1], "/livez") == http.StatusOK })
+	for range 200 {
+		if err := askOnce(f.NodeAddr[0], "/a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := status(f.NodeAdmin[1], "/readyz"); got != http.StatusServiceUnavailable {
+		t.Errorf("a node without state is ready: %d", got)
+	}
+}
+
+func TestAddressIsSharedOnlyWhenBothSaySo(t *testing.T) {
+	f := newFleet(t, 1, 2)
+	f.must(f.StartNode(0))
+	f.eventually("the node listens", func() bool { return status(f.NodeAddr[0], "/") != 0 })
+	second := f.startSharing(1)
+	if code, err := second.Wait(); code != 1 {
+		t.Errorf("exit code %d %v, want 1", code, err)
+	}
+	if out := second.Output(); strings.Count(out, "\n") != 1 || !strings.Contains(out, f.NodeAddr[0]) {
+		t.Errorf("it says:\n%s", out)
+	}
+}
+
+func TestCheckConfigSaysWhatIsWrongWithTheListeners(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"--max-head=100", 2, "max-head"},
+		{"--max-conns=-1", 2, "max-conns"},
+		{"--max-conns-per-addr=-1", 2, "max-conns-per-addr"},
+		{"--head-timeout=-1s", 2, "head-timeout"},
+		{"--idle-timeout=-1s", 2, "idle-timeout"},
+		{"--listen=8080", 2, "listen"},
+		{"--listen-tls=:443", 2, "tls-certs"},
+		{"--tls-certs=x", 2, "listen-tls"},
+		{"--listen-tls=:443 --tls-certs=none", 2, "tls-certs"},
+		{"--proxy-protocol", 2, "trusted-proxies"},
+		{"--trusted-proxies=10.0.0.0/8", 2, "trusted-proxies"},
+		{"--trusted-proxies=10.0.0.1/8 --proxy-protocol", 2, "10.0.0.0/8"},
+		{"--forwarded-header=via", 2, "forwarded-header"},
+		{"--trusted-proxies=10.0.0.0/8,::1 --proxy-protocol --forwarded-header=forwarded --reuse-port", 0, "valid"},
+	} {
+		p, err := processes.Start(t.TempDir(), filepath.Join(binaries, "affnode"), append(strings.Fields(c.args), "--check-config")...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, err := p.Wait()
+		if code != c.code || !strings.Contains(p.Output(), c.says) {
+			t.Errorf("%s: exit code %d %v, want %d and %q:\n%s", p, code, err, c.code, c.says, p.Output())
+		}
+	}
+}

@@ -245,7 +245,14 @@ func (s *Server) Close() error {
 func (s *Server) Run(ctx context.Context) error {
 	s.cfg.Log.Info("control plane starts", "listen", s.Addr().String(), "advertise", s.advertised(), "etcd", s.cfg.Etcd, "build", s.cfg.Build)
 	parts, ctx := errgroup.WithContext(ctx)
-	parts.Go(func() error { return s.log.Run(ctx) })
+	parts.Go(func() error {
+		select {
+		case <-s.replicas.Listed(): // no node connects before the others can ask for it
+			return s.log.Run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	parts.Go(func() error { return s.replicas.Run(ctx) })
 	parts.Go(func() error {
 		select {

@@ -88,6 +88,7 @@ func startReplica(t *testing.T, client *clientv3.Client, id string) *testReplica
 		_ = r.conn.Close()
 	})
 	t.Cleanup(r.stop)
+	<-directory.Listed()
 	<-r.log.Ready()
 	return r
 }

@@ -26,6 +26,7 @@ import (
 type peers interface {
 	Peers() []replica.Peer
 	Changed() <-chan struct{}
+	Refresh(ctx context.Context) error
 }
 
 // fleetConfig says who this replica is and how it reaches the others.

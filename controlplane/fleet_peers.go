@@ -83,6 +83,19 @@ func (f *fleet) peers() ([]replica.Peer, <-chan struct{}) {
 	return peers, changed
 }
 
+// refreshPeers makes peers all that are listed now. Without etcd they stay what
+// is known.
+func (f *fleet) refreshPeers(ctx context.Context) {
+	if f.cfg.Peers == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.cfg.PeerTimeout)
+	defer cancel()
+	if err := f.cfg.Peers.Refresh(ctx); err != nil {
+		f.cfg.Logger.Debug("the list of replicas may be old", "err", err)
+	}
+}
+
 // peer gives another replica's FleetService.
 func (f *fleet) peer(p replica.Peer) (adminv1.FleetServiceClient, error) {
 	conn, err := f.conns.get(p.Address)

@@ -124,6 +124,7 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 	var pollers sync.WaitGroup
 	defer pollers.Wait()
 	defer cancel()
+	f.refreshPeers(ctx)
 	initial, _ := f.peers()
 	others.expect(initial)
 	pollers.Go(func() {

@@ -50,9 +50,13 @@ type Directory struct {
 	client *clientv3.Client
 	cfg    Config
 
-	mu      sync.Mutex
-	peers   []Peer // by id; replaced, never changed
-	changed chan struct{}
+	listed     chan struct{} // closed when the others can find this one
+	listedOnce sync.Once
+
+	mu       sync.Mutex
+	peers    []Peer // by id; replaced, never changed
+	revision int64  // of etcd, that peers are from
+	changed  chan struct{}
 }
 
 // New makes an empty directory.
@@ -72,7 +76,7 @@ func New(client *clientv3.Client, cfg Config) (*Directory, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Directory{client: client, cfg: cfg, changed: make(chan struct{})}, nil
+	return &Directory{client: client, cfg: cfg, listed: make(chan struct{}), changed: make(chan struct{})}, nil
 }
 
 // Peers are the other replicas, by id. The slice must not be changed.
@@ -87,6 +91,20 @@ func (d *Directory) Changed() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.changed
+}
+
+// Listed is closed once this replica is in the list that the others read.
+func (d *Directory) Listed() <-chan struct{} { return d.listed }
+
+// Refresh reads the list, so that Peers has every replica that was listed before
+// the call: a watch may be told of a new one with a delay.
+func (d *Directory) Refresh(ctx context.Context) error {
+	list, revision, err := d.read(ctx)
+	if err != nil {
+		return err
+	}
+	d.set(list, revision)
+	return nil
 }
 
 // Run keeps this replica listed, and the list up to date, until ctx ends; then
@@ -139,6 +157,7 @@ func (d *Directory) register(ctx context.Context) error {
 	if _, err := d.client.Put(call, prefix+d.cfg.ID, d.cfg.Address, clientv3.WithLease(lease.ID)); err != nil {
 		return fmt.Errorf("put address: %w", err)
 	}
+	d.listedOnce.Do(func() { close(d.listed) })
 	alive, err := d.client.KeepAlive(ctx, lease.ID)
 	if err != nil {
 		return fmt.Errorf("keep lease: %w", err)
@@ -148,22 +167,31 @@ func (d *Directory) register(ctx context.Context) error {
 	return errors.New("the lease ended")
 }
 
+// read reads the list: addresses by key.
+func (d *Directory) read(ctx context.Context) (list map[string]string, revision int64, err error) {
+	got, err := d.client.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, 0, fmt.Errorf("read replicas: %w", err)
+	}
+	list = make(map[string]string)
+	for _, kv := range got.Kvs {
+		list[string(kv.Key)] = string(kv.Value)
+	}
+	return list, got.Header.Revision, nil
+}
+
 // watch reads the list and follows it.
 func (d *Directory) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	call, stop := context.WithTimeout(ctx, d.cfg.TTL)
 	defer stop()
-	got, err := d.client.Get(call, prefix, clientv3.WithPrefix())
+	list, revision, err := d.read(call)
 	if err != nil {
-		return fmt.Errorf("read: %w", err)
+		return err
 	}
-	list := make(map[string]string)
-	for _, kv := range got.Kvs {
-		list[string(kv.Key)] = string(kv.Value)
-	}
-	d.set(list)
-	events := d.client.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(got.Header.Revision+1))
+	d.restart(list, revision)
+	events := d.client.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
 	for answer := range events {
 		if err := answer.Err(); err != nil {
 			return fmt.Errorf("watch: %w", err)
@@ -174,14 +202,23 @@ func (d *Directory) watch(ctx context.Context) error {
 			} else {
 				list[string(e.Kv.Key)] = string(e.Kv.Value)
 			}
+			revision = e.Kv.ModRevision
 		}
-		d.set(list)
+		d.set(list, revision)
 	}
 	return errors.New("watch: ended")
 }
 
-// set makes list, without this replica, the peers.
-func (d *Directory) set(list map[string]string) {
+// restart makes list the peers, also when etcd has gone back.
+func (d *Directory) restart(list map[string]string, revision int64) {
+	d.mu.Lock()
+	d.revision = 0
+	d.mu.Unlock()
+	d.set(list, revision)
+}
+
+// set makes list, without this replica, the peers, unless a later one is known.
+func (d *Directory) set(list map[string]string, revision int64) {
 	var peers []Peer
 	for _, key := range slices.Sorted(maps.Keys(list)) {
 		if id := strings.TrimPrefix(key, prefix); id != d.cfg.ID {
@@ -190,6 +227,10 @@ func (d *Directory) set(list map[string]string) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if revision < d.revision {
+		return
+	}
+	d.revision = revision
 	if !slices.Equal(peers, d.peers) {
 		d.peers = peers
 		close(d.changed)

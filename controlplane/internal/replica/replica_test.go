@@ -63,6 +63,35 @@ func TestReplicasFindEachOther(t *testing.T) {
 	until(t, a, "b")
 }
 
+// A watch is behind for a while when it begins after an event.
+func TestRefreshKnowsAReplicaThatTheWatchHasNotToldYet(t *testing.T) {
+	client := etcdtest.Start(t)
+	a, err := New(client, Config{ID: "a", Address: "a:7070"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := start(t, client, "b")
+	<-b.Listed()
+	if err := a.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, "b")
+	later := a.revision
+	a.set(nil, later-1) // what a late watch says
+	until(t, a, "b")
+	a.restart(nil, later-1) // what etcd says after a restore
+	until(t, a)
+	if err := a.Refresh(canceled(t)); err == nil {
+		t.Error("a list that could not be read is taken for one")
+	}
+}
+
+func canceled(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
+}
+
 func TestReplicaIsListedAgainAfterItsLeaseIsLost(t *testing.T) {
 	client := etcdtest.Start(t)
 	a, _ := start(t, client, "a")

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	trimEvery = 5 * time.Second
+	trimEvery = time.Second
 	trimFrom  = 20_000 // entries more or less than at the last time
 )
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -80,6 +81,7 @@ func (g *group) accept(ctx context.Context, ln net.Listener) error {
 		if err == nil {
 			pause = 0
 			g.start(nc)
+			runtime.Gosched() // many at once must not hold up those that are there
 			continue
 		}
 		if !passing(err) {

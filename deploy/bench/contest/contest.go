@@ -80,6 +80,7 @@ type Result struct {
 
 	servers   []*server // in the order of the report
 	edits     edits
+	besides   []*beside
 	generator float64 // share of its core that the open loop's generator used, median
 	stalls    float64 // ms in which it was not let run, median
 	realTime  bool
@@ -88,6 +89,10 @@ type Result struct {
 // Run measures.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	r := &Result{Config: cfg, Load: [2]string{load()}, Versions: versions(ctx), realTime: true}
+	// What this program does itself, it does beside the generator.
+	if err := repin(os.Getpid(), generatorCore); err != nil {
+		return nil, err
+	}
 	s, err := newStage(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -123,6 +128,14 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			generator = append(generator, own.CPU/own.Seconds)
 			stalls = append(stalls, float64(own.Stalls)/1e6)
 			r.realTime = r.realTime && own.RealTime
+		}
+	}
+	r.besides = besides(s.servers, r.Rate)
+	for range min(cfg.Rounds, besideRounds) {
+		for _, b := range r.besides {
+			if err := b.measure(ctx, s); err != nil {
+				return nil, fmt.Errorf("%s beside %s: %w\n%s", b.server.name, b.what, err, b.server.log())
+			}
 		}
 	}
 	r.generator, r.stalls = spreadOf(generator).median, spreadOf(stalls).median

@@ -86,6 +86,8 @@ func (r *Result) goals() []goal {
 		{"p99 at the same offered rate", 1, false, ratio(node, nginx, p99)},
 		{"the same, typically: median over slices of 100 ms", 1, false, ratio(node, nginx, sliceP99)},
 		{"resident memory with the links loaded", 0.6, false, spread{loaded, loaded, loaded}},
+		{fmt.Sprintf("typical p99 beside %d slow connections, to that without", slowConnections), 1.2, false, r.besides[0].ratio(loopSlice)},
+		{fmt.Sprintf("p99.9 beside %d deltas a second, to that without", deltaRate), 2, false, r.besides[3].ratio(loopP999)},
 		{"an edit: how many times sooner, from the call that writes it", 500, true, spreadOf(r.edits.pairs)},
 		{"an edit: how many times sooner, from the write's acknowledgement", 500, true, spreadOf(r.edits.ackedPairs)},
 	}
@@ -111,6 +113,7 @@ func (r *Result) Markdown(made string) string {
 		p("| %s | %s %.*f | %s | %s |\n", g.what, sign, decimals, g.limit, g.got.show(decimals), mark)
 	}
 	r.tables(p)
+	r.besideTable(p)
 	p("\n## Method\n\n%s", r.method())
 	return b.String()
 }
@@ -162,6 +165,7 @@ func (r *Result) method() string {
 	p("The open loop (deploy/bench/openloop) has a fixed schedule, in beats of 100 µs, over %d connections; a latency counts from the schedule (no coordinated omission). The typical p99 is the median over slices of 100 ms: other work on the machine comes in bursts. The generator %s, used %.0f%% of its core, and was kept from running for %.1f ms of a run. Its own floor is the row of the fixed answer.", connections, priority, 100*r.generator, r.stalls)
 	p("requests/s are what wrk could drive on the other core; where the server's core is not fully busy, wrk was the limit. Requests per CPU second say what the server could do.")
 	p("An edit of nginx: one line of the map file is changed, SIGHUP to the master, until a new connection has the new answer and the old worker has ended. Of affnode: Update in the admin API (etcd with fsync), while a connection asks for the link again and again; median of %d per round.", nodeEdits)
+	p("Slow connections (deploy/bench/slow): %d that send the beginning of a head and then a byte each %v, evenly spread; the server closes them after %s, and they are opened again, about %d a second. Deltas: Update of one link after the other in the admin API, while a quarter of the rate is asked for, so that etcd and the control plane have room on the generator's core.", slowConnections, slowEvery, headTimeout, slowConnections/5)
 	p("nginx: `map_hash_max_size` %d, `map_hash_bucket_size` 256, `return 302 $target`, no check for a path without a link, `keepalive_requests` without limit; log: `buffer=64k flush=1s`. It does not tell hosts apart here; affnode does.", 2*c.Links)
 	return b.String()
 }

@@ -27,7 +27,7 @@ type stage struct {
 }
 
 func newStage(ctx context.Context, cfg Config) (*stage, error) {
-	for _, program := range []string{"openloop", "peer"} {
+	for _, program := range []string{"openloop", "peer", "slow"} {
 		out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(cfg.Bin, program), "github.com/affleet/affleet/deploy/bench/"+program).CombinedOutput()
 		if err != nil {
 			return nil, fmt.Errorf("build %s: %w\n%s", program, err, out)
@@ -140,6 +140,7 @@ func (s *stage) start(i int, c *server) error {
 		program, args = filepath.Join(s.cfg.Bin, "affnode"), []string{
 			"--control", s.fleet.ControlAddr[0], "--listen", c.addr, "--admin", c.admin,
 			"--node", "node-" + strconv.Itoa(i), "--data-dir", "data", "--log-level", "warn",
+			"--max-conns-per-addr", "10000",
 		}
 		if c.clicks {
 			args = append(args, "--click-level", "process", "--nats", "nats://"+s.fleet.NATSAddr)
@@ -170,15 +171,17 @@ const nobody = "nats://127.0.0.1:9"
 // a path without a link is left out, which favours it.
 const nginxConf = `daemon off;
 worker_processes 1;
+worker_rlimit_nofile 30000;
 pid nginx.pid;
 error_log error.log notice;
-events { worker_connections 4096; }
+events { worker_connections 20000; }
 http {
   map_hash_max_size %d;
   map_hash_bucket_size 256;
   include links.map;
   access_log %s;
   keepalive_requests 1000000000;
+  client_header_timeout ` + headTimeout + `;
   server_tokens off;
   client_body_temp_path tmp; proxy_temp_path tmp; fastcgi_temp_path tmp; uwsgi_temp_path tmp; scgi_temp_path tmp;
   server {

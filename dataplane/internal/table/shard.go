@@ -136,11 +136,13 @@ func (s *shard) entry(off uint32) (link.Compiled, []byte) {
 // it takes, until f gives false.
 func (s *shard) each(f func(off, size uint32, c *link.Compiled, value []byte) bool) bool {
 	mask := uint32(1)<<s.offBits - 1
+	var c link.Compiled // one for all: f makes it escape
+	var value []byte
 	for _, v := range s.index {
 		if v == 0 {
 			continue
 		}
-		c, value := s.entry(v&mask - 1)
+		c, value = s.entry(v&mask - 1)
 		if !f(v&mask-1, uint32(entryHead+len(value)), &c, value) {
 			return false
 		}

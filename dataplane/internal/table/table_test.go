@@ -346,6 +346,18 @@ func TestLookupDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// What is written to disk after each change must not be garbage to collect.
+func TestListingAllEntriesDoesNotAllocateForEach(t *testing.T) {
+	table, seen := benchTable(t, 5000), 0
+	if n := testing.AllocsPerRun(10, func() {
+		for range table.All() {
+			seen++
+		}
+	}); n > 100 || seen < 5000 {
+		t.Errorf("%v allocations for %d entries", n, seen)
+	}
+}
+
 func TestReadersSeeWholeVersionsWhileAWriterEdits(t *testing.T) {
 	const links, versions, readers = 3000, 300, 3
 	// Every version sets the same time on all links that it touches: no link may

@@ -777,8 +777,12 @@ type Status struct {
 	SpoolClicks int64 `protobuf:"varint,6,opt,name=spool_clicks,json=spoolClicks,proto3" json:"spool_clicks,omitempty"`
 	// Clicks that could not be recorded since it started.
 	DroppedClicks uint64 `protobuf:"varint,7,opt,name=dropped_clicks,json=droppedClicks,proto3" json:"dropped_clicks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Entries that it holds and cannot serve: they do not compile, say because
+	// they use what only a newer node knows. A request for one is answered as if
+	// it did not exist.
+	UnservedEntries int64 `protobuf:"varint,8,opt,name=unserved_entries,json=unservedEntries,proto3" json:"unserved_entries,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -856,6 +860,13 @@ func (x *Status) GetSpoolClicks() int64 {
 func (x *Status) GetDroppedClicks() uint64 {
 	if x != nil {
 		return x.DroppedClicks
+	}
+	return 0
+}
+
+func (x *Status) GetUnservedEntries() int64 {
+	if x != nil {
+		return x.UnservedEntries
 	}
 	return 0
 }
@@ -1532,7 +1543,7 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\bRejected\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12+\n" +
-	"\x04code\x18\x03 \x01(\x0e2\x17.aff.feed.v1.RejectCodeR\x04code\"\x95\x02\n" +
+	"\x04code\x18\x03 \x01(\x0e2\x17.aff.feed.v1.RejectCodeR\x04code\"\xc0\x02\n" +
 	"\x06Status\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12/\n" +
 	"\bset_hash\x18\x02 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\x12\x14\n" +
@@ -1540,7 +1551,8 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\banswered\x18\x04 \x01(\x04R\banswered\x12.\n" +
 	"\x13requests_per_second\x18\x05 \x01(\x01R\x11requestsPerSecond\x12!\n" +
 	"\fspool_clicks\x18\x06 \x01(\x03R\vspoolClicks\x12%\n" +
-	"\x0edropped_clicks\x18\a \x01(\x04R\rdroppedClicks\"/\n" +
+	"\x0edropped_clicks\x18\a \x01(\x04R\rdroppedClicks\x12)\n" +
+	"\x10unserved_entries\x18\b \x01(\x03R\x0funservedEntries\"/\n" +
 	"\x05Entry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\"\x8b\x01\n" +

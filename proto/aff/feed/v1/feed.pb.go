@@ -53,7 +53,7 @@ const (
 	RejectCode_REJECT_CODE_BAD_ENTRY RejectCode = 3
 	// The frame itself makes no sense, or is larger than the node allows.
 	RejectCode_REJECT_CODE_BAD_FRAME RejectCode = 4
-	// It would take the node to an older version or another epoch.
+	// It would take the node to an older version, or a delta to another epoch.
 	RejectCode_REJECT_CODE_OLDER RejectCode = 5
 	// It removes or adds more than the node's guard allows, and is not released.
 	RejectCode_REJECT_CODE_GUARDED RejectCode = 6
@@ -929,13 +929,17 @@ func (x *Entry) GetValue() []byte {
 // SnapshotBegin opens a whole state. The node builds it beside the one that it
 // serves.
 type SnapshotBegin struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Version *v1.Version            `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of another epoch than the node's: an operator has begun it, and the control
+	// plane knows it for a later one. The node takes it whatever its revision.
+	Version *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// How many entries follow.
 	Entries int64 `protobuf:"varint,2,opt,name=entries,proto3" json:"entries,omitempty"`
 	// How many bytes of keys and values follow.
 	Bytes int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// An operator, or the writer, has released it: the node's guard lets it pass.
+	// An operator, or the writer, has released it, or the control plane knows what
+	// the node holds and that it grew in steps which its guard let pass: the
+	// node's guard lets it pass.
 	Released      bool `protobuf:"varint,4,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1141,7 +1145,7 @@ type Delta struct {
 	SetHash *SetHash `protobuf:"bytes,5,opt,name=set_hash,json=setHash,proto3" json:"set_hash,omitempty"`
 	// How many entries the node must hold after it.
 	Entries int64 `protobuf:"varint,6,opt,name=entries,proto3" json:"entries,omitempty"`
-	// An operator, or the writer, has released it: the node's guard lets it pass.
+	// As SnapshotBegin's.
 	Released      bool `protobuf:"varint,7,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -54,7 +54,7 @@ func million(b *testing.B) (messages [][]byte) {
 func apply(b *testing.B, messages [][]byte) *table.Live {
 	b.Helper()
 	live := &table.Live{}
-	a := applier{live: live}
+	a := newApplier(live, Guard{})
 	for _, m := range messages {
 		if o := a.take(m); o.rejection != nil || o.err != nil {
 			b.Fatal(o)
@@ -76,7 +76,7 @@ func BenchmarkMillion(b *testing.B) {
 		}
 	})
 	b.Run("delta", func(b *testing.B) {
-		a := applier{live: live}
+		a := newApplier(live, Guard{})
 		held := live.Load()
 		e := entry("/new", "https://x.test/")
 		hash := held.Hash().Add(link.HashEntry([]byte(e.Key), e.Value))
@@ -101,7 +101,7 @@ func BenchmarkMillion(b *testing.B) {
 	})
 	b.Run("read file", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := readStateFile(path); err != nil {
+			if _, err := readFile(path); err != nil {
 				b.Fatal(err)
 			}
 		}

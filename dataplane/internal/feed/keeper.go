@@ -16,6 +16,8 @@ import (
 const (
 	currentName  = "state.aff"
 	previousName = "state.aff.prev"
+	noteName     = "state.aff.try"    // see tripwire
+	epochsName   = "state.aff.epochs" // see epochs
 )
 
 // touchInterval is how often an unchanged file is marked as still the newest.
@@ -43,21 +45,25 @@ func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics,
 }
 
 func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }
+func (k *keeper) note() string     { return filepath.Join(k.dir, noteName) }
+func (k *keeper) epochs() string   { return filepath.Join(k.dir, epochsName) }
 func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
 
-// boot makes the state of the newest good file live, and says whether there is
-// one.
-func (k *keeper) boot() bool {
+// boot gives the state of the newest good file to the applier, and says whether
+// there is one.
+func (k *keeper) boot(a *applier) bool {
 	if k.live.Load() != nil {
 		return true
 	}
+	defer a.wire.done()
 	for _, path := range []string{k.current(), k.previous()} {
-		t, err := readStateFile(path)
+		t, err := readStateFile(path, &a.guard, func(h fileHeader) error { return a.wire.arm(h.version) })
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			k.log.Error("last known good state is not used", "file", path, "reason", err)
+			k.log.Error("last known good state is not used", "file", path, "reason", err,
+				"hint", "the previous one is tried, then a control plane")
 			continue
 		}
 		if path == k.current() {
@@ -69,9 +75,9 @@ func (k *keeper) boot() bool {
 			stale = max(time.Since(info.ModTime()), 0)
 			k.metrics.confirmed.Store(time.Now().Add(-stale).UnixNano())
 		}
-		k.live.Store(t)
-		k.log.Info("last known good state is served", "file", path,
-			"revision", t.Version().Revision, "entries", t.Len(), "stale", stale.Round(time.Second))
+		a.publish(t)
+		k.log.Info("serving the state of "+stale.Round(time.Second).String()+" ago, from its file", "file", path,
+			"revision", t.Version().Revision, "entries", t.Len(), "unserved", t.Unserved())
 		return true
 	}
 	return false
@@ -117,7 +123,7 @@ func (k *keeper) run(ctx context.Context) {
 // save writes what is live, unless the file holds that, and says how long it
 // took.
 func (k *keeper) save() time.Duration {
-	t := k.live.Load()
+	t := verified(k.live)
 	if t == nil || t.Version() == k.saved && t.Hash() == k.savedHash {
 		return 0
 	}

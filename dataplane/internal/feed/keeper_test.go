@@ -53,7 +53,7 @@ func TestStateFileIsWrittenAgainWhenSomebodyRemovesIt(t *testing.T) {
 		}
 		time.Sleep(touchInterval + time.Second)
 		synctest.Wait()
-		if _, err := readStateFile(k.current()); err != nil {
+		if _, err := readFile(k.current()); err != nil {
 			t.Errorf("nothing has changed since, and: %v", err)
 		}
 	})
@@ -74,7 +74,7 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 		}
 		time.Sleep(touchInterval + time.Second)
 		synctest.Wait()
-		if _, err := readStateFile(k.current()); errors.Is(err, fs.ErrNotExist) {
+		if _, err := readFile(k.current()); errors.Is(err, fs.ErrNotExist) {
 			t.Error("it is tried once, and never again while nothing changes")
 		} else if err != nil {
 			t.Error(err)

@@ -65,7 +65,7 @@ func startReplica(t *testing.T, client *clientv3.Client, id string) *testReplica
 	dial := func(address string) (*grpc.ClientConn, error) {
 		return grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	}
-	r.fleet = newFleet(r.log, fleetConfig{Replica: id, Peers: directory, Dial: dial, Logger: quiet})
+	r.fleet = newFleet(r.log, fleetConfig{Replica: id, Operations: r.store, Peers: directory, Dial: dial, Logger: quiet})
 	r.feed = newFeed(r.log, r.fleet, feedConfig{
 		Logger: quiet, Heartbeat: 50 * time.Millisecond, CatchUp: 100 * time.Millisecond, RetryRejected: 10 * time.Millisecond,
 	})

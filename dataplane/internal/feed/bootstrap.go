@@ -45,7 +45,7 @@ func parseSource(s string) (source, error) {
 		return source{url: s}, nil
 	}
 	host, port, err := net.SplitHostPort(s)
-	if err != nil || strings.ContainsAny(host, `/\`) {
+	if address := err == nil && !strings.ContainsAny(host, `/\`); !address {
 		return source{file: s}, nil // as "state.aff", or "./a:1"
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
@@ -67,7 +67,7 @@ func (c *Client) bootstrap(ctx context.Context) {
 		return
 	}
 	start := time.Now()
-	t, at, err := c.fetch(ctx)
+	t, at, err := c.fetch(ctx, firstByte, nextByte)
 	c.applier.wire.done()
 	if err != nil {
 		if _, ok := c.boots.due(tellEvery); ok {
@@ -90,8 +90,9 @@ func (c *Client) bootstrap(ctx context.Context) {
 }
 
 // fetch reads and verifies the state of the place, and says when it was known to
-// be the newest.
-func (c *Client) fetch(ctx context.Context) (t *table.Table, at time.Time, err error) {
+// be the newest. A download is given up after a time without its first byte, or
+// without another one.
+func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table.Table, at time.Time, err error) {
 	from, err := parseSource(c.cfg.Bootstrap)
 	if err != nil {
 		return nil, at, err
@@ -106,7 +107,7 @@ func (c *Client) fetch(ctx context.Context) (t *table.Table, at time.Time, err e
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(firstByte, func() { cancel(errors.New("nothing came for some time")) })
+	silence := time.AfterFunc(first, func() { cancel(errors.New("nothing came for some time")) })
 	defer silence.Stop()
 	defer func() {
 		if cause := context.Cause(ctx); err != nil && cause != nil {
@@ -128,7 +129,7 @@ func (c *Client) fetch(ctx context.Context) (t *table.Table, at time.Time, err e
 		return nil, at, fmt.Errorf("%s answers %s: %s", from.url, resp.Status, strings.TrimSpace(string(why)))
 	}
 	at, _ = http.ParseTime(resp.Header.Get("Last-Modified"))
-	body := &watched{r: resp.Body, heard: func() { silence.Reset(nextByte) }}
+	body := &watched{r: resp.Body, heard: func() { silence.Reset(next) }}
 	t, err = readState(bufio.NewReaderSize(body, 1<<20), &c.applier.guard, admit)
 	return t, at, err
 }

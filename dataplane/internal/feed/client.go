@@ -224,7 +224,7 @@ func (c *Client) holdsState() { c.readyOnce.Do(func() { close(c.ready) }) }
 // again as it took in what a control plane sent.
 func (c *Client) sitOut(ctx context.Context) {
 	wait := c.applier.wire.quarantine()
-	if wait == 0 {
+	if wait == 0 || c.cfg.Live.Load() == nil {
 		return
 	}
 	c.metrics.quarantined.Store(true)

@@ -340,7 +340,9 @@ func FuzzTakeDown(f *testing.F) {
 	s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
 	base := heldTable(f, s)
 	for _, e := range [][]*feedv1.Entry{
-		{deleted("/a")}, {entry("/a", "https://y.test/")}, {{Key: "affiliates/x"}},
+		{deleted("/a")},
+		{entry("/a", "https://y.test/")},
+		{{Key: "affiliates/x"}},
 		{linkEntry(f, &linkv1.Link{Domain: "go.test", Path: "/b", Destination: "https://x.test/b", Disabled: true})},
 	} {
 		b, _ := proto.Marshal(&feedv1.TakeDown{Version: version(11), Entries: e})

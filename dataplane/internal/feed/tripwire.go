@@ -17,10 +17,10 @@ const (
 	// maxCrashes is after how many ends of the process in a row a state is not
 	// tried again. It is more than one because a process also ends for other
 	// reasons.
-	maxCrashes = 3
+	maxCrashes = 5
 	// settleAfter is how long a state is served until it is not what ends the
 	// process.
-	settleAfter = 10 * time.Second
+	settleAfter = 5 * time.Second
 	// A row of crashes is over after this time.
 	crashMemory = time.Hour
 	// How long a node that comes up after maxCrashes follows no control plane;

@@ -36,6 +36,7 @@ type outcome struct {
 	kind       kind
 	applied    *table.Table // what is verified now
 	unserved   unserved     // of that, what came with the frame
+	saveSoon   bool         // the file is to be written before its time
 	rejection  *rejection
 	heartbeat  *feedv1.Heartbeat
 	behind     *feedv1.Behind
@@ -58,6 +59,7 @@ type applier struct {
 	down  overlay
 	past  *epochs
 	wire  *tripwire
+	tail  *journal
 	snap  *incoming
 	buf   []byte // what chunks are decompressed into
 	list  []pair // what they hold
@@ -67,7 +69,7 @@ type applier struct {
 // guard has its defaults.
 func newApplier(live *table.Live, guard Guard) applier {
 	guard.setDefaults()
-	return applier{live: live, guard: guard, past: &epochs{}, wire: &tripwire{}}
+	return applier{live: live, guard: guard, past: &epochs{}, wire: &tripwire{}, tail: &journal{}}
 }
 
 // reset forgets a snapshot under way: a new stream begins.
@@ -199,7 +201,8 @@ func (a *applier) delta(b []byte) outcome {
 			return guarded(kindDelta, d.to, err)
 		}
 	}
-	return outcome{kind: kindDelta, applied: a.publish(builder.Build(d.to)), unserved: left}
+	full := a.tail.add(d.to, b)
+	return outcome{kind: kindDelta, applied: a.publish(builder.Build(d.to)), unserved: left, saveSoon: full}
 }
 
 // publish makes a verified table live, but for what was taken down.

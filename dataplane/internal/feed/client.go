@@ -49,8 +49,10 @@ type Config struct {
 
 	// Time between two statuses. Default: 5 s.
 	StatusInterval time.Duration
-	// Least time between two writes of the file. Default: 5 s. It is longer
-	// where writing takes long: at most a twentieth of the time is spent so.
+	// Least time between two writes of the file. Default: 30 s; what comes in
+	// between is in a journal beside it, and a journal that grows long is a
+	// reason to write sooner. It is longer where writing takes long: at most a
+	// twentieth of the time is spent so.
 	SaveInterval time.Duration
 	// Waiting time after a failed attempt: a random part of the first, doubled
 	// each time up to the second. Default: 100 ms, 5 s.
@@ -110,7 +112,7 @@ func New(cfg Config) (*Client, error) {
 		_ = conn.Close()
 	}
 	setDefault(&cfg.StatusInterval, 5*time.Second)
-	setDefault(&cfg.SaveInterval, 5*time.Second)
+	setDefault(&cfg.SaveInterval, 30*time.Second)
 	setDefault(&cfg.MinBackoff, 100*time.Millisecond)
 	setDefault(&cfg.MaxBackoff, 5*time.Second)
 	if cfg.Log == nil {
@@ -164,10 +166,13 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // fails is tried again; what is live stays.
 func (c *Client) Run(ctx context.Context) error {
 	var saving sync.WaitGroup
-	defer saving.Wait()
+	defer func() {
+		saving.Wait()
+		c.applier.tail.close()
+		c.applier.wire.close()
+	}()
 	if c.keeper != nil {
 		c.applier.wire = openTripwire(c.keeper.note(), time.Now())
-		defer c.applier.wire.close()
 		c.applier.past = openEpochs(c.keeper.epochs(), c.cfg.Log)
 		if c.keeper.boot(&c.applier) {
 			c.holdsState()

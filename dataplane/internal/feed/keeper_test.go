@@ -46,7 +46,7 @@ func TestStateFileIsWrittenAgainWhenSomebodyRemovesIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, stop := keeping(t, t.TempDir())
 		defer stop()
-		k.changed()
+		k.changed(false)
 		synctest.Wait()
 		if err := os.Remove(k.current()); err != nil {
 			t.Fatal(err)
@@ -66,7 +66,7 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, stop := keeping(t, dir)
-		k.changed()
+		k.changed(false)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		if err := os.Remove(dir); err != nil {

@@ -196,7 +196,7 @@ func (s *session) applied(o outcome) {
 	s.tellUnserved(o)
 	s.caughtUp()
 	if s.keeper != nil {
-		s.keeper.changed()
+		s.keeper.changed(o.saveSoon)
 	}
 	if o.kind == kindSnapshot {
 		s.cfg.Log.Info("snapshot applied", "target", s.target, "revision", o.applied.Version().Revision, "entries", o.applied.Len())

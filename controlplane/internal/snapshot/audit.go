@@ -168,3 +168,6 @@ func (l *Log) Audit(ctx context.Context) error {
 	poke(l.resync)
 	return nil
 }
+
+// Builds counts the snapshots that were built.
+func (l *Log) Builds() uint64 { return l.metrics.builds.Load() }

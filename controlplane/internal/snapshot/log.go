@@ -214,7 +214,7 @@ func (l *Log) follow(ctx context.Context) error {
 	}
 	err = l.watch(watching)
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(context.Cause(watching), errNewEpoch):
 		return nil
 	case errors.Is(err, store.ErrCompacted):
 		l.cfg.Logger.Warn("revisions are compacted away, reading everything again", "after", l.View().seen)
@@ -254,13 +254,28 @@ func (l *Log) watch(ctx context.Context) error {
 	return errors.New("ended")
 }
 
+// errNewEpoch ends a watch because there is nothing more to wait for in it.
+var errNewEpoch = errors.New("the fleet has another epoch")
+
 // attend does, until ctx ends, what others ask for while the source is watched:
 // it ends the watch to have everything read anew, and notes what is held back.
+// It also looks for the new epoch that ends an alarm: a watch from a revision
+// that the source does not have gives nothing.
 func (l *Log) attend(ctx context.Context, end context.CancelCauseFunc) {
+	tick := time.NewTicker(l.cfg.ProgressInterval)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+			if _, _, back := l.WentBack(); !back {
+				continue
+			}
+			if epochs, err := l.src.Epochs(ctx); err == nil && epochs.Current != l.View().epoch {
+				end(errNewEpoch)
+				return
+			}
 		case <-l.resync:
 			end(errResync)
 			return

@@ -171,9 +171,9 @@ func (s *Server) assemble() (err error) {
 			MaxEntries: s.cfg.MaxEntries + s.cfg.MaxEntries/20, MaxBytes: s.cfg.MaxBytes + s.cfg.MaxBytes/20,
 		},
 		AuditInterval: s.cfg.AuditInterval,
-		Progress:   func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(ctx)) },
-		Logger:     s.cfg.Log,
-		Registerer: s.cfg.Registerer,
+		Progress:      func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(ctx)) },
+		Logger:        s.cfg.Log,
+		Registerer:    s.cfg.Registerer,
 	})
 	id := strings.ToLower(rand.Text()[:8])
 	s.replicas, err = replica.New(s.etcd, replica.Config{ID: id, Address: s.advertised(), Logger: s.cfg.Log})

@@ -361,4 +361,3 @@ func (s *subscription) refused(m *feedv1.Rejected) error {
 	s.rejections++
 	return nil
 }
-

@@ -60,7 +60,9 @@ func main() {
 // percent is a share that is written as "20%". All links may go: not guarded.
 type percent float64
 
-func (p *percent) String() string { return strconv.FormatFloat(100*max(float64(*p), 0), 'f', -1, 64) + "%" }
+func (p *percent) String() string {
+	return strconv.FormatFloat(100*max(float64(*p), 0), 'f', -1, 64) + "%"
+}
 
 func (p *percent) Set(text string) error {
 	n, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)

@@ -228,14 +228,14 @@ func (c *Client) holdsState() { c.readyOnce.Do(func() { close(c.ready) }) }
 // sitOut waits, with what the node holds, when the process has ended again and
 // again as it took in what a control plane sent.
 func (c *Client) sitOut(ctx context.Context) {
-	wait := c.applier.wire.quarantine()
+	wait, over := c.applier.wire.quarantine()
 	if wait == 0 || c.cfg.Live.Load() == nil {
 		return
 	}
 	c.metrics.quarantined.Store(true)
 	defer c.metrics.quarantined.Store(false)
 	c.cfg.Log.Error("the process has ended several times in a row as it took in a state: no control plane is followed for a while",
-		"for", wait, "held", heldVersion(c.cfg.Live).Revision, "crashed_on", c.applier.wire.crashed.Revision,
+		"for", wait, "held", heldVersion(c.cfg.Live).Revision, "crashed_on", over.Revision,
 		"hint", "see why it ended in the log of the process before; a stop in order, with SIGTERM, ends the waiting")
 	select {
 	case <-ctx.Done():

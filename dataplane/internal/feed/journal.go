@@ -31,7 +31,8 @@ const (
 	// Beyond these a new file is written soon.
 	journalRecords = 5000
 	journalBytes   = 16 << 20
-	// Beyond this nothing is added until that is done.
+	// Beyond these nothing is added until that is done.
+	maxRecords = 50_000
 	maxJournal = 128 << 20
 )
 
@@ -138,7 +139,7 @@ func (j *journal) add(to table.Version, delta []byte) (full bool) {
 	if j.path == "" || j.broken {
 		return false
 	}
-	if len(delta) > maxMessage || j.size+int64(len(delta)) > maxJournal {
+	if len(j.records) >= maxRecords || len(delta) > maxMessage || j.size+int64(len(delta)) > maxJournal {
 		j.broken = true
 		return true
 	}

@@ -76,7 +76,7 @@ func TestJournalThatIsTornCountsUpToThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for cut := range len(whole) {
+	for cut := range whole {
 		for name, b := range map[string][]byte{
 			"torn":    whole[:cut],
 			"damaged": append(append(bytes.Clone(whole[:cut]), whole[cut]^0x40), whole[cut+1:]...),

@@ -198,7 +198,6 @@ func TestNodeComesBackWhenItIsToldTo(t *testing.T) {
 			p.wantApplied(10)
 			if sent.IsZero() {
 				p.end <- nil
-				sent = time.Time{}
 				p := full.accept()
 				sent = time.Now()
 				p.send(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_RetryLater{RetryLater: &feedv1.RetryLater{After: durationpb.New(after)}}})

@@ -44,8 +44,10 @@ type tripwire struct {
 	file    *os.File // nil: not opened yet
 	crashed table.Version
 	crashes int // in a row
+	armed   table.Version
 	noted   bool
 	busy    bool // a state is being taken in
+	pending bool // settled is to fire
 	settled *time.Timer
 }
 
@@ -71,14 +73,15 @@ func openTripwire(path string, now time.Time) *tripwire {
 	return w
 }
 
-// quarantine is how long the node is not to follow a control plane.
-func (w *tripwire) quarantine() time.Duration {
+// quarantine is how long the node is not to follow a control plane, and over
+// which state the process has ended.
+func (w *tripwire) quarantine() (time.Duration, table.Version) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.crashes < maxCrashes {
-		return 0
+		return 0, w.crashed
 	}
-	return min(minQuarantine<<min(w.crashes-maxCrashes, 10), maxQuarantine)
+	return min(minQuarantine<<min(w.crashes-maxCrashes, 10), maxQuarantine), w.crashed
 }
 
 // arm notes that a state is being taken in. It is an error if the process has
@@ -92,17 +95,22 @@ func (w *tripwire) arm(v table.Version) error {
 	if w.crashes >= maxCrashes && v == w.crashed {
 		return fmt.Errorf("the process has ended %d times while it took in revision %d, or just after: it is not tried again", w.crashes, v.Revision)
 	}
-	w.busy = true
+	w.busy, w.armed = true, v
+	w.note(v, w.crashes+1)
+	return nil
+}
+
+// note writes a note.
+func (w *tripwire) note(v table.Version, crashes int) {
 	b := make([]byte, noteSize)
 	copy(b, noteMagic)
 	binary.LittleEndian.PutUint64(b[8:], v.Epoch)
 	binary.LittleEndian.PutUint64(b[16:], uint64(v.Revision))
-	binary.LittleEndian.PutUint64(b[24:], uint64(w.crashes+1))
+	binary.LittleEndian.PutUint64(b[24:], uint64(crashes))
 	binary.LittleEndian.PutUint64(b[32:], uint64(time.Now().Unix()))
 	binary.LittleEndian.PutUint64(b[noteSize-8:], xxh3.Hash(b[:noteSize-8]))
 	w.write(b)
 	w.noted = true
-	return nil
 }
 
 // done notes that the state was taken in, or was not. What it does to the
@@ -114,17 +122,27 @@ func (w *tripwire) done() {
 		return
 	}
 	w.busy = false
-	if w.settled == nil {
+	switch {
+	case w.settled == nil:
 		w.settled = time.AfterFunc(settleAfter, w.settle)
-	} else if w.crashes == 0 { // the first one that holds ends a row of crashes
+	case w.crashes == 0 || !w.pending: // the first one that holds ends a row of crashes
 		w.settled.Reset(settleAfter)
 	}
+	w.pending = true
 }
 
-// settle wipes the note: the process goes on.
+// settle wipes the note: the process goes on. A state from before the one that
+// the process has ended over says nothing about that one.
 func (w *tripwire) settle() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.pending = false
+	if w.crashes > 0 && later(w.crashed, w.armed) {
+		if w.path != "" && !w.busy {
+			w.note(w.crashed, w.crashes)
+		}
+		return
+	}
 	w.crashes, w.crashed = 0, table.Version{}
 	if !w.busy && w.noted {
 		w.write(make([]byte, noteSize))

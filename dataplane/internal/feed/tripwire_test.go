@@ -36,7 +36,7 @@ func TestStateThatEndsTheProcessAgainAndAgainIsNotTriedAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), noteName)
 	for i := range maxCrashes {
 		w := openTripwire(path, time.Now())
-		if w.quarantine() != 0 {
+		if wait, _ := w.quarantine(); wait != 0 {
 			t.Fatalf("after %d crashes the node follows no control plane", i)
 		}
 		if err := w.arm(bad); err != nil {
@@ -47,16 +47,16 @@ func TestStateThatEndsTheProcessAgainAndAgainIsNotTriedAgain(t *testing.T) {
 	if err := w.arm(bad); err == nil || !strings.Contains(err.Error(), "revision 11") {
 		t.Errorf("it is tried again: %v", err)
 	}
-	if w.quarantine() != minQuarantine {
-		t.Errorf("the node sits out %v", w.quarantine())
+	if wait, over := w.quarantine(); wait != minQuarantine || over != bad {
+		t.Errorf("the node sits out %v over %v", wait, over)
 	}
 	if err := w.arm(table.Version{Epoch: 1, Revision: 12}); err != nil {
 		t.Errorf("another one is not tried: %v", err)
 	}
-	if w = openTripwire(path, time.Now()); w.quarantine() != 2*minQuarantine {
-		t.Errorf("after one more crash the node sits out %v", w.quarantine())
+	if wait, _ := openTripwire(path, time.Now()).quarantine(); wait != 2*minQuarantine {
+		t.Errorf("after one more crash the node sits out %v", wait)
 	}
-	if w = openTripwire(path, time.Now().Add(2*crashMemory)); w.quarantine() != 0 {
+	if wait, _ := openTripwire(path, time.Now().Add(2*crashMemory)).quarantine(); wait != 0 {
 		t.Error("the note is never forgotten")
 	}
 }
@@ -94,6 +94,36 @@ func TestRowOfCrashesEndsWithAStateThatHolds(t *testing.T) {
 		if again := openTripwire(path, time.Now()); again.crashes != 0 {
 			t.Errorf("the process has ended in order, and there are %d crashes in a row", again.crashes)
 		}
+	})
+}
+
+func TestStateFromBeforeTheCrashesSaysNothingAboutThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), noteName)
+		crashed(t, path, maxCrashes)
+		w := openTripwire(path, time.Now())
+		hold := func(revision int64) {
+			t.Helper()
+			if err := w.arm(table.Version{Epoch: bad.Epoch, Revision: revision}); err != nil {
+				t.Fatal(err)
+			}
+			w.done()
+			time.Sleep(settleAfter + time.Second)
+			synctest.Wait()
+		}
+		hold(bad.Revision - 1) // of the file
+		hold(bad.Revision - 1)
+		if err := w.arm(bad); err == nil {
+			t.Error("it is tried again in the same process")
+		}
+		if again := openTripwire(path, time.Now()); again.arm(bad) == nil {
+			t.Error("it is tried again in the next process")
+		}
+		hold(bad.Revision + 1)
+		if again := openTripwire(path, time.Now()); again.crashes != 0 {
+			t.Errorf("a later one holds, and there are %d crashes in a row", again.crashes)
+		}
+		w.close()
 	})
 }
 

@@ -233,7 +233,7 @@ func (n *modelNode) frame(v *linkv1.Version, next map[string]string, hash *feedv
 	written, known := n.states[v.GetRevision()]
 	n.timeline.mu.Unlock()
 	if v.GetEpoch() != scheduleEpoch || !known || !maps.Equal(next, written) {
-		n.fail("node %s at %v: revision %d would be %d entries, and is %d", n.name, n.held, v.GetRevision(), len(next), len(written))
+		n.fail("node %s at %v is sent revision %d with other contents than were written: they are those of %v", n.name, n.held, v.GetRevision(), n.revisionsOf(next))
 	}
 	if !proto.Equal(hashEntries(next), hash) || int64(len(next)) != entries {
 		n.fail("node %s: revision %d has another set hash or number of entries than its frame says", n.name, v.GetRevision())
@@ -250,6 +250,18 @@ func (n *modelNode) frame(v *linkv1.Version, next map[string]string, hash *feedv
 		said = &feedv1.SetHash{Hi: hash.GetHi() + 1}
 	}
 	return &feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Applied{Applied: &feedv1.Applied{Version: v, SetHash: said}}}
+}
+
+// revisionsOf are those at which the contents were these.
+func (l *timeline) revisionsOf(contents map[string]string) (revisions []int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for r := range l.revision + 1 {
+		if state, ok := l.states[r]; ok && maps.Equal(state, contents) {
+			revisions = append(revisions, r)
+		}
+	}
+	return revisions
 }
 
 // checkTakeDown checks that what is taken down was taken down.

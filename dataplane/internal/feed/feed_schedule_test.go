@@ -164,6 +164,9 @@ func (a *actor) restart(crash, damage bool) {
 	if damage {
 		a.w.floor = min(a.w.floor, a.saved())
 	}
+	if wait, _ := openTripwire(filepath.Join(a.dir, noteName), time.Now()).quarantine(); wait > 0 {
+		a.w.floor = 0 // so many crashes in a row end with the state before
+	}
 	a.w.mu.Unlock()
 	a.boot()
 }

@@ -21,7 +21,8 @@ const (
 	// settleAfter is how long a state is served until it is not what ends the
 	// process.
 	settleAfter = 5 * time.Second
-	// A row of crashes is over after this time.
+	// A row of crashes is over after this time: the state is tried once more,
+	// also by the process that has refused it.
 	crashMemory = time.Hour
 	// How long a node that comes up after maxCrashes follows no control plane;
 	// doubled with each further one, up to the second.
@@ -43,7 +44,8 @@ type tripwire struct {
 	mu      sync.Mutex
 	file    *os.File // nil: not opened yet
 	crashed table.Version
-	crashes int // in a row
+	crashes int       // in a row
+	at      time.Time // of the last of them
 	armed   table.Version
 	noted   bool
 	busy    bool // a state is being taken in
@@ -69,6 +71,7 @@ func openTripwire(path string, now time.Time) *tripwire {
 		return w
 	}
 	w.crashed = table.Version{Epoch: binary.LittleEndian.Uint64(b[8:]), Revision: int64(binary.LittleEndian.Uint64(b[16:]))}
+	w.at = at
 	w.crashes = int(min(binary.LittleEndian.Uint64(b[24:]), 1000))
 	return w
 }
@@ -92,22 +95,22 @@ func (w *tripwire) arm(v table.Version) error {
 	if w.path == "" {
 		return nil
 	}
-	if w.crashes >= maxCrashes && v == w.crashed {
+	if w.crashes >= maxCrashes && v == w.crashed && time.Since(w.at) < crashMemory {
 		return fmt.Errorf("the process has ended %d times while it took in revision %d, or just after: it is not tried again", w.crashes, v.Revision)
 	}
 	w.busy, w.armed = true, v
-	w.note(v, w.crashes+1)
+	w.note(v, w.crashes+1, time.Now())
 	return nil
 }
 
 // note writes a note.
-func (w *tripwire) note(v table.Version, crashes int) {
+func (w *tripwire) note(v table.Version, crashes int, at time.Time) {
 	b := make([]byte, noteSize)
 	copy(b, noteMagic)
 	binary.LittleEndian.PutUint64(b[8:], v.Epoch)
 	binary.LittleEndian.PutUint64(b[16:], uint64(v.Revision))
 	binary.LittleEndian.PutUint64(b[24:], uint64(crashes))
-	binary.LittleEndian.PutUint64(b[32:], uint64(time.Now().Unix()))
+	binary.LittleEndian.PutUint64(b[32:], uint64(at.Unix()))
 	binary.LittleEndian.PutUint64(b[noteSize-8:], xxh3.Hash(b[:noteSize-8]))
 	w.write(b)
 	w.noted = true
@@ -139,7 +142,7 @@ func (w *tripwire) settle() {
 	w.pending = false
 	if w.crashes > 0 && later(w.crashed, w.armed) {
 		if w.path != "" && !w.busy {
-			w.note(w.crashed, w.crashes)
+			w.note(w.crashed, w.crashes, w.at)
 		}
 		return
 	}

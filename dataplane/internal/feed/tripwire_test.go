@@ -119,6 +119,11 @@ func TestStateFromBeforeTheCrashesSaysNothingAboutThem(t *testing.T) {
 		if again := openTripwire(path, time.Now()); again.arm(bad) == nil {
 			t.Error("it is tried again in the next process")
 		}
+		time.Sleep(crashMemory)
+		if err := w.arm(bad); err != nil {
+			t.Errorf("it is never tried again: %v", err)
+		}
+		w.done()
 		hold(bad.Revision + 1)
 		if again := openTripwire(path, time.Now()); again.crashes != 0 {
 			t.Errorf("a later one holds, and there are %d crashes in a row", again.crashes)

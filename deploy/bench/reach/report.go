@@ -89,6 +89,13 @@ func (r *Result) Markdown() string {
 			}
 			p("| %s | at most %s | **%s** | %s |\n", f.What, show(f.Goal, f.Unit), show(f.median(), f.Unit), mark)
 		}
+		if growth := s.growth(); growth > 0 {
+			mark := "reached"
+			if growth > 1 {
+				mark = "**not reached**"
+			}
+			p("| the same with 5000 nodes, to that with 2000 | at most 1.00 × | **%.2f ×** | %s |\n", growth, mark)
+		}
 	}
 	for _, s := range r.Sections {
 		i := slices.IndexFunc(rows, func(row row) bool { return row.name == s.Row })
@@ -110,6 +117,19 @@ func (r *Result) Markdown() string {
 		}
 	}
 	return b.String()
+}
+
+// growth is how many times as much CPU a write takes per node with 5000 nodes
+// than with 2000; 0 when one of them was not measured.
+func (s *Section) growth() float64 {
+	cpu := map[int]float64{}
+	for _, p := range s.medians() {
+		cpu[p.Nodes] = p.CPU
+	}
+	if cpu[2000] == 0 {
+		return 0
+	}
+	return cpu[5000] / cpu[2000]
 }
 
 func (f *Figure) median() float64 { return median(f.Samples) }

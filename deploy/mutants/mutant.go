@@ -94,7 +94,7 @@ type outcome struct {
 type runner struct{ root, dir string }
 
 // patience bounds the tests of one mutant: many a defect makes a test hang.
-const patience = "120s"
+const patience = "45s"
 
 // sound runs the tests without a defect: what fails anyway notices nothing.
 func (r *runner) sound(ctx context.Context, mutants []*mutant) error {
@@ -149,7 +149,7 @@ func (r *runner) try(ctx context.Context, m *mutant) outcome {
 var (
 	notBuilt = regexp.MustCompile(`(?m)^FAIL\t.*\[(build|setup) failed\]$`)
 	failed   = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
-	running  = regexp.MustCompile(`(?m)^running tests:\n\s+(\S+)`)
+	running  = regexp.MustCompile(`(?m)^\s*running tests:\n\s+(\S+)`)
 	crashed  = regexp.MustCompile(`(?m)^(panic|fatal error): (.*)$`)
 )
 

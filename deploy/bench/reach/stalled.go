@@ -21,8 +21,8 @@ import (
 
 var stalled = row{
 	name:  "stalled",
-	title: "200 of 2,000 nodes stopped, 1,000 writes a second",
-	method: "Cores as above. Writes are offered at 1,000 a second for 10 s by 32 writers, whether or not the nodes keep up. A stalled node does not read " +
+	title: "200 of 2,000 nodes stopped, 1,000 writes a second offered",
+	method: "Cores as above. Writes are offered at 1,000 a second for 10 s by 32 writers, whether or not the nodes keep up; how many were acknowledged is among the figures. A stalled node does not read " +
 		"its socket: a frame of 150 kB fills the stream's window first (it is sent in both runs). The time is from the acknowledgement of each write until each of the other " +
 		"nodes serves it; changes coalesce while a frame is under way. Both runs take turns in one fleet.",
 	run: func(ctx context.Context, r *runner) error {

@@ -46,7 +46,7 @@ func (w *world) serve(r *modelReplica, p *pipe) {
 			return
 		default:
 		}
-		ok := true
+		var ok bool
 		if told, ok = w.tellDowns(r, p, held, told); !ok {
 			return
 		}

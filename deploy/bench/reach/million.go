@@ -225,7 +225,7 @@ func (s *stage) edit(ctx context.Context) (served, written []time.Duration, err 
 			err = s.waitFor(ctx, revision, len(s.Nodes))
 		}
 		if ctx.Err() != nil {
-			return served, written, nil //nolint:nilerr // that is how it ends
+			return served, written, nil // that is how it ends
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("edit: %w", err)
@@ -252,7 +252,7 @@ func (s *stage) takeDown(ctx context.Context, links []*linkv1.Link) (took []time
 			err = s.refused(ctx, l)
 		}
 		if ctx.Err() != nil {
-			return took, nil //nolint:nilerr // that is how it ends
+			return took, nil // that is how it ends
 		}
 		if err != nil {
 			return nil, fmt.Errorf("take-down: %w", err)

@@ -62,7 +62,7 @@ func TestChartIsWellFormedAndHoldsEveryPoint(t *testing.T) {
 
 func TestTimeOfAWriteIsUntilANodeServesItOrALaterOne(t *testing.T) {
 	begin := time.Now()
-	at := func(after time.Duration) time.Time { return begin.Add(after) }
+	at := begin.Add
 	writes := []write{{revision: 7, acknowledged: at(2 * time.Millisecond)}, {revision: 5, acknowledged: at(time.Millisecond)}}
 	logs := [][]swarm.Reached{
 		{{Revision: 4, At: at(0)}, {Revision: 7, At: at(11 * time.Millisecond)}},                                                                // 10 and 9 ms

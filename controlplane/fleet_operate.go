@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/affleet/affleet/controlplane/internal/snapshot"
 	"github.com/affleet/affleet/controlplane/internal/store"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -101,8 +103,9 @@ func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest
 
 // Release implements adminv1.FleetServiceServer.
 func (f *fleet) Release(ctx context.Context, req *adminv1.ReleaseRequest) (*adminv1.ReleaseResponse, error) {
-	view := f.log.View()
-	epoch, revision := view.Head().Epoch, req.GetVersion().GetRevision()
+	revision := req.GetVersion().GetRevision()
+	view := f.reached(ctx, revision)
+	epoch := view.Head().Epoch
 	switch asked := req.GetVersion().GetEpoch(); {
 	case revision <= 0:
 		return nil, grpcError(&link.Error{Kind: link.Invalid, Field: "version.revision", Message: "is missing"})
@@ -126,6 +129,27 @@ func (f *fleet) Release(ctx context.Context, req *adminv1.ReleaseRequest) (*admi
 	}
 	f.cfg.Logger.Warn("a version is released", "revision", revision, "by", identity(ctx))
 	return &adminv1.ReleaseResponse{Version: &linkv1.Version{Epoch: epoch, Revision: revision}, HeldBack: view.Hold() != nil}, nil
+}
+
+// reached gives the view once this replica has heard of a revision, which its
+// watch may tell with a delay; or what it has after the time for an answer.
+func (f *fleet) reached(ctx context.Context, revision int64) *snapshot.View {
+	timeout := time.NewTimer(f.cfg.PeerTimeout)
+	defer timeout.Stop()
+	for {
+		view := f.log.View()
+		if view.Seen() >= revision {
+			return view
+		}
+		f.log.Nudge()
+		select {
+		case <-view.Advanced():
+		case <-timeout.C:
+			return view
+		case <-ctx.Done():
+			return view
+		}
+	}
 }
 
 // NewEpoch implements adminv1.FleetServiceServer.

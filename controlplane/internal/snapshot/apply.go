@@ -95,7 +95,7 @@ func (l *Log) reload(ctx context.Context) error {
 	if held.hold == nil {
 		l.served = fresh
 	}
-	l.commit(step{revision: revision, changes: changes, olds: olds, release: released, before: func() *state { return old }})
+	l.commit(step{revision: revision, since: held.seen, changes: changes, olds: olds, release: released, before: func() *state { return old }})
 	return nil
 }
 
@@ -123,6 +123,7 @@ func (l *Log) begin(epochs store.Epochs, revision int64, fresh *state, released 
 // log.
 type step struct {
 	revision int64
+	since    int64 // the changes came after this one
 	changes  []change
 	olds     []entry // what was there before each
 	release  store.Release
@@ -137,7 +138,7 @@ func (l *Log) apply(batch store.Batch) {
 	if batch.Revision <= held.seen {
 		return
 	}
-	s := step{revision: batch.Revision, release: batch.Release}
+	s := step{revision: batch.Revision, since: batch.Revision - 1, release: batch.Release}
 	for _, c := range batch.Changes {
 		var e entry
 		key := c.Name
@@ -184,6 +185,7 @@ func (l *Log) extend(next *View, s step) {
 	r := &record{
 		mark:     l.state.mark(s.revision, time.Now()),
 		from:     before.revision,
+		since:    s.since,
 		changes:  s.changes,
 		released: next.released.Write > before.revision && next.released.Write <= s.revision,
 		memory:   changesMemory(s.changes),
@@ -232,7 +234,7 @@ func (l *Log) judge(next *View, before mark, r *record) {
 		l.guard.passed(r.mark)
 		return
 	}
-	next.hold = &Hold{Revision: r.revision, Reason: reason, Since: r.at}
+	next.hold = &Hold{Revision: r.revision, Reason: reason, Since: r.at, after: r.since}
 	l.cfg.Logger.Error("a version is held back, nodes keep what they have: look at what was written, and then: affctl fleet release",
 		"revision", r.revision, "why", reason, "served", before.revision)
 }
@@ -241,10 +243,11 @@ func (l *Log) judge(next *View, before mark, r *record) {
 // released and the guard lets pass what comes behind that.
 func (l *Log) release(next *View) {
 	l.cfg.Logger.Warn("what was held back is released", "revision", next.hold.Revision, "up_to", next.released.UpTo)
+	after := next.hold.after
 	next.hold, l.forced = nil, 0
 	if next.lost {
 		changes, _ := l.served.difference(l.state)
-		r := &record{mark: next.truth, from: next.head().revision, changes: changes, released: true, memory: changesMemory(changes)}
+		r := &record{mark: next.truth, from: next.head().revision, since: after, changes: changes, released: true, memory: changesMemory(changes)}
 		next.lost = false
 		next.append(r, l.cfg.LogBytes)
 		l.guard.rebase(r.mark)

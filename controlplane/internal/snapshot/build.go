@@ -53,14 +53,24 @@ func (s *sharedSnapshot) usable(v *View, least int64) bool {
 	return newer <= max(v.head().bytes/8, 1<<20)
 }
 
-// snapshot gives a snapshot that is not older than the cursor allows. It may be
-// older than the head: the stream then goes on with a delta.
-func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
-	s := &l.shared
+// least is the lowest revision that a snapshot for a cursor may have. What a node
+// holds of another epoch does not count.
+func (v *View) least(c Cursor) int64 {
+	if c.held.Epoch != v.epoch {
+		return 0
+	}
 	least := max(c.held.Revision, c.least)
 	if c.at > 0 {
 		least = max(least, c.at+1) // or a node with a good state would get no further
 	}
+	return least
+}
+
+// snapshot gives a snapshot that is not older than the cursor allows. It may be
+// older than the head: the stream then goes on with a delta.
+func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
+	s := &l.shared
+	least := v.least(c)
 	s.mu.Lock()
 	snap := s.snap
 	build := !snap.usable(v, least)
@@ -71,7 +81,8 @@ func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
 		contents = l.served.freeze()
 		l.mu.Unlock()
 		err := v.behind(c.held)
-		if err == nil && v.hold != nil && least >= v.hold.Revision {
+		least = v.least(c)
+		if err == nil && v.hold != nil && least > v.hold.after {
 			err = &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica holds back revision %d, the node holds %d", v.hold.Revision, least)}
 		}
 		if err != nil {

@@ -45,6 +45,8 @@ type Hold struct {
 	Revision int64
 	Reason   string // for people
 	Since    time.Time
+
+	after int64 // what is held back came after this revision
 }
 
 // watchman measures revisions by a Guard. It belongs to the log's writer.

@@ -26,6 +26,7 @@ type mark struct {
 type record struct {
 	mark           // the state after it
 	from     int64 // the revision before it
+	since    int64 // the changes came after this one: less than the revision before it where several were read at once
 	changes  []change
 	released bool   // by an operator or by who wrote it: nodes' guards let it pass
 	frame    *Frame // nil: too large to be sent as a delta

@@ -111,7 +111,9 @@ func (v *View) Serves(held Version, revision int64) bool {
 	if revision > v.seen || held.Revision < v.base.revision || v.lost && revision > v.head().revision {
 		return false
 	}
-	return v.after(held.Revision) == v.after(revision)
+	i := v.after(held.Revision)
+	// A record may stand for several revisions, of which each may be the one.
+	return i == v.after(revision) && (i == len(v.records) || revision <= v.records[i].since)
 }
 
 // Lag counts the changes that a node at held has missed of what is served, and
@@ -148,6 +150,9 @@ func (v *View) at(held Version) (mark, bool) {
 	i := v.after(held.Revision)
 	if v.lost && i == len(v.records) && held.Revision > v.before(i).revision {
 		return mark{}, false
+	}
+	if i < len(v.records) && held.Revision > v.records[i].since {
+		return mark{}, false // between the revisions that were read at once
 	}
 	return v.before(i), true
 }

@@ -31,6 +31,7 @@ type applying struct {
 	dryRun bool
 	prune  bool
 	yes    bool
+	shrink bool
 	scope  filterFlags
 	wait   waiting
 
@@ -64,6 +65,7 @@ then. --prune also deletes the links of --domain or --label that no file has.`,
 	flags.BoolVar(&p.dryRun, "dry-run", false, "show the difference, write nothing")
 	flags.BoolVar(&p.prune, "prune", false, "delete links that no file has; with --domain or --label")
 	flags.BoolVarP(&p.yes, "yes", "y", false, "delete without asking")
+	flags.BoolVar(&p.shrink, "allow-shrink", false, "prune past the guards, however much that deletes")
 	flags.StringVar(&p.scope.domain, "domain", "", "prune only links of this `HOST`")
 	flags.StringArrayVar(&p.scope.labels, "label", nil, "prune only links with this label, `KEY=VALUE` or KEY")
 	p.wait.addTo(cmd)
@@ -74,6 +76,8 @@ then. --prune also deletes the links of --domain or --label that no file has.`,
 			return usagef("affctl apply -f links.yaml", "-f is missing")
 		case p.prune && !scoped:
 			return usagef("", "--prune needs --domain or --label, so that it cannot delete everything")
+		case !p.prune && p.shrink:
+			return usagef("", "--allow-shrink only goes with --prune")
 		case !p.prune && scoped:
 			return usagef("", "--domain and --label only go with --prune")
 		}
@@ -407,7 +411,7 @@ func (p *applying) deleteStale(ctx context.Context, stale []*linkv1.Link, versio
 	const most = 100
 	deleted := 0
 	for part := range slices.Chunk(stale, most) {
-		req := &adminv1.BatchWriteRequest{}
+		req := &adminv1.BatchWriteRequest{AllowShrink: p.shrink}
 		for _, l := range part {
 			req.Writes = append(req.Writes, &adminv1.Write{Verb: &adminv1.Write_Delete{Delete: &adminv1.DeleteRequest{
 				Name: link.LinkName(l.GetDomain(), l.GetPath()), Etag: strconv.FormatInt(l.GetRevision(), 10), AllowMissing: true,

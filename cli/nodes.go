@@ -20,7 +20,9 @@ func newNodes(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "nodes", Short: "Show the nodes and what they serve",
 		Long: `Show the nodes that are connected, and what they serve. VERSION is what a node
-serves, LAG how far that is behind, SPOOL how many clicks are on their way.`,
+serves, LAG how far that is behind, HASH whether it holds what the control plane
+does at that version, SPOOL how many clicks are on their way, UNSERVED how many
+resources it holds and cannot serve. What it last rejected is told below.`,
 		Example: "  affctl nodes\n  affctl nodes --watch\n  affctl nodes --region eu -o json",
 		Args:    argCount(0, 0),
 	}
@@ -114,7 +116,7 @@ func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNod
 		if last == nil {
 			continue
 		}
-		text, err := a.nodesText(&adminv1.ListNodesResponse{Nodes: last.GetNodes(), Head: last.GetHead()}, form)
+		text, err := a.nodesText(&adminv1.ListNodesResponse{Nodes: last.GetNodes(), Head: last.GetHead(), Alarms: last.GetAlarms()}, form)
 		if err != nil {
 			return err
 		}
@@ -160,15 +162,17 @@ func (a *app) nodesText(resp *adminv1.ListNodesResponse, form string) (string, e
 		return string(text), err
 	}
 	if len(resp.GetNodes()) == 0 {
-		return "no nodes are connected\n", nil
+		fmt.Fprintln(&b, "no nodes are connected")
+		a.alarms(&b, resp.GetAlarms())
+		return b.String(), nil
 	}
-	t := a.table("NODE", "REGION", "VERSION", "LAG", "LINKS", "REQ/S", "SPOOL", "SINCE")
-	for _, header := range []string{"VERSION", "LAG", "LINKS", "REQ/S", "SPOOL", "SINCE"} {
+	t := a.table("NODE", "REGION", "VERSION", "LAG", "HASH", "LINKS", "REQ/S", "SPOOL", "UNSERVED", "SINCE")
+	for _, header := range []string{"VERSION", "LAG", "LINKS", "REQ/S", "SPOOL", "UNSERVED", "SINCE"} {
 		t.right[header] = true
 	}
 	for _, n := range resp.GetNodes() {
-		t.row(n.GetName(), orDash(n.GetRegion()), versionCell(n.GetVersion()), lagCell(n), thousands(n.GetLinks()),
-			thousands(int64(math.Round(n.GetRequestsPerSecond()))), thousands(n.GetSpoolClicks()), age(a.now().Sub(n.GetConnectTime().AsTime())))
+		t.row(n.GetName(), orDash(n.GetRegion()), versionCell(n.GetVersion()), lagCell(n), hashCell(n), thousands(n.GetLinks()),
+			thousands(int64(math.Round(n.GetRequestsPerSecond()))), thousands(n.GetSpoolClicks()), thousands(n.GetUnservedEntries()), age(a.now().Sub(n.GetConnectTime().AsTime())))
 	}
 	t.write(&b, t.lineWidth())
 	a.nodeTroubles(&b, resp)
@@ -185,7 +189,23 @@ func (a *app) nodeTroubles(w io.Writer, resp *adminv1.ListNodesResponse) {
 		if reason := n.GetLastRejection(); reason != "" {
 			fmt.Fprintf(w, "%s rejected an update: %s\n", name, printable(reason))
 		}
+		if down := n.GetTakenDownRevision(); down > 0 {
+			fmt.Fprintf(w, "%s refuses what was taken down up to version %d already\n", name, down)
+		}
 	}
+	a.alarms(w, resp.GetAlarms())
+}
+
+// hashCell says whether a node holds what the control plane does; "-" when the
+// control plane does not know what that was any more.
+func hashCell(n *adminv1.Node) string {
+	switch {
+	case n.GetSetHashMatch():
+		return "ok"
+	case n.GetVersion().GetRevision() == 0 || n.GetLagRevisions() > 0:
+		return "-"
+	}
+	return "differs"
 }
 
 func versionCell(v *linkv1.Version) string {

@@ -389,11 +389,12 @@ func (n *noun) delete(a *app) *cobra.Command {
 		Example: n.examples["delete"], Args: argCount(1, -1), ValidArgsFunction: n.complete(a),
 	}
 	var etag string
-	var dryRun bool
+	var dryRun, allowShrink bool
 	var wait waiting
 	var out format
 	cmd.Flags().StringVar(&etag, "etag", "", "only if the stored one has this `ETAG`, its revision")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check everything, delete nothing")
+	cmd.Flags().BoolVar(&allowShrink, "allow-shrink", false, "pass the guards, however much is deleted")
 	wait.addTo(cmd)
 	out.addTo(cmd, "table", "name")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -406,7 +407,7 @@ func (n *noun) delete(a *app) *cobra.Command {
 		}
 		var last *linkv1.Version
 		err = n.each(args, func(name string) error {
-			resp, err := service.Delete(cmd.Context(), &adminv1.DeleteRequest{Name: name, Etag: etag, ValidateOnly: dryRun})
+			resp, err := service.Delete(cmd.Context(), &adminv1.DeleteRequest{Name: name, Etag: etag, ValidateOnly: dryRun, AllowShrink: allowShrink})
 			if err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,29 +19,46 @@ import (
 // waiting are the flags of commands that can wait until nodes serve what they
 // wrote.
 type waiting struct {
-	where   string // "" (do not wait), "all" or a region
+	where   string // "" (do not wait), "all", a region or a share: "90%"
 	timeout time.Duration
 }
 
 func (w *waiting) addTo(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&w.where, "wait", "", "wait until all nodes, or those of a `REGION`, serve it")
+	flags.StringVar(&w.where, "wait", "", "wait until all nodes, those of a REGION, or N% of all serve it: `all|REGION|N%`")
 	flags.Lookup("wait").NoOptDefVal = "all"
 	flags.DurationVar(&w.timeout, "wait-timeout", 30*time.Second, "how long to wait at most")
 }
 
 // region is "" for all.
 func (w *waiting) region() string {
-	if w.where == "all" {
+	if _, share := strings.CutSuffix(w.where, "%"); share || w.where == "all" {
 		return ""
 	}
 	return w.where
+}
+
+// percent is the share of the nodes that is waited for; 0: all.
+func (w *waiting) percent() (int32, error) {
+	text, share := strings.CutSuffix(w.where, "%")
+	if !share {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || n < 1 || n > 100 {
+		return 0, usagef("", "--wait=%s: a share is 1%% to 100%%", w.where)
+	}
+	return int32(n), nil
 }
 
 // wait waits, if asked to, until the nodes serve a version.
 func (a *app) wait(ctx context.Context, w *waiting, version *linkv1.Version) error {
 	if w.where == "" || version.GetRevision() == 0 {
 		return nil
+	}
+	percent, err := w.percent()
+	if err != nil {
+		return err
 	}
 	fleet, err := a.fleet()
 	if err != nil {
@@ -49,14 +67,20 @@ func (a *app) wait(ctx context.Context, w *waiting, version *linkv1.Version) err
 	_ = a.out.Flush() // the error stays in the writer and comes up at the end
 	limited, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
-	resp, err := fleet.WaitForVersion(limited, &adminv1.WaitForVersionRequest{Version: version, Region: w.region(), MinNodes: 1})
+	resp, err := fleet.WaitForVersion(limited, &adminv1.WaitForVersionRequest{
+		Version: version, Region: w.region(), Percent: percent, MinNodes: 1,
+	})
 	switch {
 	case err == nil:
 		after := "at once"
 		if waited := resp.GetWaited().AsDuration().Round(time.Millisecond); waited > 0 {
 			after = "after " + waited.String()
 		}
-		a.notef("served by %s %s", count(int64(resp.GetNodes()), "node"), after)
+		served := count(int64(resp.GetNodes()), "node")
+		if lagging := int64(len(resp.GetLagging())); lagging > 0 {
+			served = fmt.Sprintf("%s of %s", thousands(int64(resp.GetNodes())-lagging), served)
+		}
+		a.notef("served by %s %s", served, after)
 		return nil
 	case status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil, errors.Is(err, context.DeadlineExceeded):
 		return a.lagging(ctx, w, version)

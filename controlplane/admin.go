@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/metadata"
@@ -27,12 +28,13 @@ type admin struct {
 	adminv1.UnimplementedLinkServiceServer
 	store *store.Store
 	epoch func(context.Context) (uint64, error)
+	gate  *gate // nil: open
 }
 
 // newAdmin makes the LinkService. epoch gives the fleet's epoch for the
 // versions in its answers; store.Epoch asks etcd each time.
-func newAdmin(store *store.Store, epoch func(context.Context) (uint64, error)) *admin {
-	return &admin{store: store, epoch: epoch}
+func newAdmin(store *store.Store, epoch func(context.Context) (uint64, error), gate *gate) *admin {
+	return &admin{store: store, epoch: epoch, gate: gate}
 }
 
 // identity is who a call's writes are recorded for.
@@ -67,15 +69,34 @@ func etag(revision int64) string {
 	return store.Etag(revision)
 }
 
+// writeOptions are those of a request.
+type writeOptions struct{ dryRun, allowShrink bool }
+
 // write makes one transaction.
-func (a *admin) write(ctx context.Context, writes []store.Write, dryRun bool) ([]store.Result, *linkv1.Version, error) {
+func (a *admin) write(ctx context.Context, writes []store.Write, opts writeOptions) ([]store.Result, *linkv1.Version, error) {
+	began, err := a.gate.pass(slices.ContainsFunc(writes, mayCreate))
+	if err != nil {
+		return nil, nil, grpcError(err)
+	}
 	version, err := a.version(ctx, 0) // first: what is written must be answered
 	if err != nil {
 		return nil, nil, grpcError(err)
 	}
-	results, revision, err := a.store.Write(ctx, identity(ctx), writes, dryRun)
+	with := store.WriteOptions{DryRun: opts.dryRun}
+	if opts.allowShrink {
+		with.AllowShrink = version.GetEpoch()
+	}
+	results, revision, err := a.store.WriteWith(ctx, identity(ctx), writes, with)
+	if err == nil && !opts.dryRun && slices.ContainsFunc(results, func(r store.Result) bool { return r.Outcome != store.Unchanged }) {
+		err = a.gate.wrote(revision, began)
+	}
 	version.Revision = revision
 	return results, version, grpcError(err)
+}
+
+// mayCreate says whether a write may add to what there is.
+func mayCreate(w store.Write) bool {
+	return w.Verb == store.Create || w.Verb == store.Put || w.Verb == store.Update && w.AllowMissing
 }
 
 // The three verbs as writes of a transaction.
@@ -97,7 +118,7 @@ func deleteWrite(req *adminv1.DeleteRequest) store.Write {
 
 // Create writes a resource that does not exist.
 func (a *admin) Create(ctx context.Context, req *adminv1.CreateRequest) (*adminv1.CreateResponse, error) {
-	done, version, err := a.write(ctx, []store.Write{createWrite(req)}, req.GetValidateOnly())
+	done, version, err := a.write(ctx, []store.Write{createWrite(req)}, writeOptions{dryRun: req.GetValidateOnly()})
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +127,7 @@ func (a *admin) Create(ctx context.Context, req *adminv1.CreateRequest) (*adminv
 
 // Update changes a resource, or creates it if the request allows that.
 func (a *admin) Update(ctx context.Context, req *adminv1.UpdateRequest) (*adminv1.UpdateResponse, error) {
-	done, version, err := a.write(ctx, []store.Write{updateWrite(req)}, req.GetValidateOnly())
+	done, version, err := a.write(ctx, []store.Write{updateWrite(req)}, writeOptions{dryRun: req.GetValidateOnly()})
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +136,7 @@ func (a *admin) Update(ctx context.Context, req *adminv1.UpdateRequest) (*adminv
 
 // Delete removes a resource.
 func (a *admin) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*adminv1.DeleteResponse, error) {
-	_, version, err := a.write(ctx, []store.Write{deleteWrite(req)}, req.GetValidateOnly())
+	_, version, err := a.write(ctx, []store.Write{deleteWrite(req)}, writeOptions{dryRun: req.GetValidateOnly(), allowShrink: req.GetAllowShrink()})
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +161,7 @@ func (a *admin) BatchWrite(ctx context.Context, req *adminv1.BatchWriteRequest) 
 			})
 		}
 	}
-	done, version, err := a.write(ctx, writes, req.GetValidateOnly())
+	done, version, err := a.write(ctx, writes, writeOptions{dryRun: req.GetValidateOnly(), allowShrink: req.GetAllowShrink()})
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/affleet/affleet/controlplane/internal/snapshot"
 	"github.com/affleet/affleet/controlplane/internal/store"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -38,6 +39,10 @@ func (a *admin) Import(stream adminv1.LinkService_ImportServer) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return grpcError(err)
 	}
+	began, err := a.gate.pass(true)
+	if err != nil {
+		return grpcError(err)
+	}
 	version, err := a.version(ctx, 0)
 	if err != nil {
 		return grpcError(err)
@@ -51,7 +56,7 @@ func (a *admin) Import(stream adminv1.LinkService_ImportServer) error {
 		go receiveRows(ctx, cancel, stream, first.GetResources(), rows)
 	}
 	opts := first.GetOptions()
-	p := &importProgress{stream: stream, progress: &adminv1.ImportProgress{Version: version}, sent: time.Now()}
+	p := &importProgress{stream: stream, gate: a.gate, began: began, progress: &adminv1.ImportProgress{Version: version}, sent: time.Now()}
 	err = a.store.Import(ctx, identity(ctx), store.ImportOptions{
 		StopOnError: opts.GetStopOnError(), CreateOnly: opts.GetCreateOnly(), DryRun: opts.GetValidateOnly(),
 	}, rows, p.add)
@@ -92,6 +97,8 @@ func receiveRows(ctx context.Context, cancel context.CancelCauseFunc, stream adm
 // used by the handler's goroutine only.
 type importProgress struct {
 	stream   adminv1.LinkService_ImportServer
+	gate     *gate
+	began    *snapshot.View
 	progress *adminv1.ImportProgress
 	errors   []*adminv1.RowError
 	bytes    int   // of errors
@@ -102,12 +109,20 @@ type importProgress struct {
 // add counts outcomes; no results means that there will be none for a while.
 func (p *importProgress) add(results []store.RowResult) error {
 	for i := range results {
+		if r := &results[i]; r.Revision != 0 && (r.Outcome == store.Created || r.Outcome == store.Updated) {
+			if err := p.gate.wrote(r.Revision, p.began); err != nil {
+				return err
+			}
+		}
 		p.count(&results[i])
 		if len(p.errors) >= maxRowErrors || p.bytes >= rowErrorBytes {
 			if err := p.send(false); err != nil {
 				return err
 			}
 		}
+	}
+	if _, err := p.gate.pass(true); err != nil {
+		return err
 	}
 	if p.told < p.progress.GetRows() && (len(results) == 0 || time.Since(p.sent) >= progressEvery) {
 		return p.send(false)

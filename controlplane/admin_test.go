@@ -42,7 +42,7 @@ func startAdmin(t *testing.T) *adminRig {
 	rig := &adminRig{etcd: etcdtest.New(t)}
 	server := grpc.NewServer()
 	resources := store.New(rig.etcd.Client())
-	adminv1.RegisterLinkServiceServer(server, newAdmin(resources, func(context.Context) (uint64, error) { return testEpoch, nil }))
+	adminv1.RegisterLinkServiceServer(server, newAdmin(resources, func(context.Context) (uint64, error) { return testEpoch, nil }, nil))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

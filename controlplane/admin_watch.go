@@ -106,7 +106,7 @@ func (a *admin) Watch(req *adminv1.WatchRequest, stream adminv1.LinkService_Watc
 	if err := stream.SendHeader(metadata.MD{}); err != nil {
 		return grpcError(err)
 	}
-	for batch, err := range a.store.Watch(ctx, after) {
+	for batch, err := range boundedWatch(ctx, a.store, after) {
 		if err != nil {
 			return grpcError(err)
 		}

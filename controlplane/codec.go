@@ -6,11 +6,17 @@ import (
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
 
 // rawMessage is a serialized message. It is sent as it is and must not be
 // changed after.
 type rawMessage []byte
+
+// maxNodeMessage bounds what a node may say at once, in bytes: what it says is
+// small.
+const maxNodeMessage = 64 << 10
 
 // codec is gRPC's own for protobuf, and passes a rawMessage through: what many
 // streams send is serialized once.
@@ -33,6 +39,10 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	case *rawMessage:
 		return fmt.Errorf("unmarshal: a raw message is only sent")
 	case *request:
+		if _, node := v.message.(*feedv1.SubscribeRequest); node && data.Len() > maxNodeMessage {
+			v.err = fmt.Errorf("a node's message has %d bytes, and at most %d are allowed", data.Len(), maxNodeMessage)
+			return nil
+		}
 		v.err = c.CodecV2.Unmarshal(data, v.message)
 		return nil
 	}

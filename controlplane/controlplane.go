@@ -57,6 +57,19 @@ type Config struct {
 	Advertise string   // host:port at which other replicas reach this one. Default: where it listens
 	LogBytes  int64    // of changes kept in memory for nodes that lag. Default: 256 MB
 
+	// What is held back until an operator has looked at it. Default: what
+	// removes more than 0.2 of the links within a minute, or makes more than 10
+	// times as many, where there are 1,000 or more. Negative: not guarded.
+	GuardShrink, GuardGrow float64
+	GuardFloor             int64
+	// The most resources, and bytes of their keys and values. Default: no limit.
+	MaxEntries, MaxBytes int64
+
+	Snapshots            int           // that are sent to nodes at once. Default: 16
+	MaxStreams           int           // of nodes. Default: 20,000
+	MaxStreamsPerAddress int           // of nodes at one address. Default: 10,000
+	AuditInterval        time.Duration // about how often the state is compared with etcd. Default: 1 minute; negative: never
+
 	Build      string                // the program's version
 	Registerer prometheus.Registerer // default: none
 	Log        *slog.Logger          // default: slog.Default()
@@ -79,6 +92,16 @@ func (c *Config) Validate() error {
 	}
 	if c.LogBytes < 0 {
 		return errors.New("log-bytes: it must not be negative")
+	}
+	switch {
+	case c.GuardShrink > 1:
+		return fmt.Errorf("guard-shrink: %v is more than all links", c.GuardShrink)
+	case c.GuardGrow > 0 && c.GuardGrow <= 1:
+		return fmt.Errorf("guard-grow: %v would hold back every new link", c.GuardGrow)
+	case c.MaxEntries < 0 || c.MaxBytes < 0:
+		return errors.New("max-entries, max-bytes: they must not be negative")
+	case c.Snapshots < 0 || c.MaxStreams < 0 || c.MaxStreamsPerAddress < 0:
+		return errors.New("snapshots, max-streams, max-streams-per-address: they must not be negative")
 	}
 	return nil
 }
@@ -140,10 +163,17 @@ var soonAgain = grpc.WithConnectParams(grpc.ConnectParams{
 func (s *Server) assemble() (err error) {
 	resources := store.New(s.etcd)
 	s.log = snapshot.New(resources, snapshot.Config{
-		LogBytes:   s.cfg.LogBytes,
-		Progress:   func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(ctx)) },
-		Logger:     s.cfg.Log,
-		Registerer: s.cfg.Registerer,
+		LogBytes: s.cfg.LogBytes,
+		Guard: snapshot.Guard{
+			Shrink: s.cfg.GuardShrink, Grow: s.cfg.GuardGrow, Floor: s.cfg.GuardFloor,
+			// Writes are refused at the limits themselves; those under way
+			// then need not be held back.
+			MaxEntries: s.cfg.MaxEntries + s.cfg.MaxEntries/20, MaxBytes: s.cfg.MaxBytes + s.cfg.MaxBytes/20,
+		},
+		AuditInterval: s.cfg.AuditInterval,
+		Progress:      func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(ctx)) },
+		Logger:        s.cfg.Log,
+		Registerer:    s.cfg.Registerer,
 	})
 	id := strings.ToLower(rand.Text()[:8])
 	s.replicas, err = replica.New(s.etcd, replica.Config{ID: id, Address: s.advertised(), Logger: s.cfg.Log})
@@ -151,8 +181,10 @@ func (s *Server) assemble() (err error) {
 		return err
 	}
 	s.fleet = newFleet(s.log, fleetConfig{
-		Replica: id,
-		Peers:   s.replicas,
+		Replica:    id,
+		Build:      s.cfg.Build,
+		Operations: resources,
+		Peers:      s.replicas,
 		Dial: func(address string) (*grpc.ClientConn, error) {
 			return grpc.NewClient(address, soonAgain, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		},
@@ -170,9 +202,13 @@ func (s *Server) assemble() (err error) {
 		grpc.MaxRecvMsgSize(16<<20),
 		grpc.WaitForHandlers(true), // when it is stopped, nothing uses etcd any more
 	)...)
-	s.grpc.RegisterService(receiving(feedv1.FeedService_ServiceDesc), newFeed(s.log, s.fleet, feedConfig{Logger: s.cfg.Log, Registerer: s.cfg.Registerer}))
+	s.grpc.RegisterService(receiving(feedv1.FeedService_ServiceDesc), newFeed(s.log, s.fleet, feedConfig{
+		Snapshots: s.cfg.Snapshots, MaxStreams: s.cfg.MaxStreams, MaxStreamsPerAddress: s.cfg.MaxStreamsPerAddress,
+		Logger: s.cfg.Log, Registerer: s.cfg.Registerer,
+	}))
 	s.grpc.RegisterService(receiving(adminv1.FleetService_ServiceDesc), s.fleet)
-	s.grpc.RegisterService(receiving(adminv1.LinkService_ServiceDesc), newAdmin(resources, s.epoch(resources)))
+	s.grpc.RegisterService(receiving(adminv1.LinkService_ServiceDesc), newAdmin(resources, s.epoch(resources),
+		&gate{log: s.log, maxEntries: s.cfg.MaxEntries, maxBytes: s.cfg.MaxBytes}))
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	metrics.InitializeMetrics(s.grpc)

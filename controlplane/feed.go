@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -31,6 +30,17 @@ type feedConfig struct {
 	// How long a node that rejected a snapshot is left alone; doubled each
 	// time, up to 32 times. Default: 10 s.
 	RetryRejected time.Duration
+	// How many snapshots are sent at once. Default: 16.
+	Snapshots int
+	// After how long a snapshot that is being sent no longer counts: its node
+	// reads slowly. Default: 10 s.
+	SnapshotTime time.Duration
+	// How many streams there may be. Default: 20,000.
+	MaxStreams int
+	// How many of them may come from one address. Default: 10,000.
+	MaxStreamsPerAddress int
+	// How long a stream may take to say Hello. Default: 5 s.
+	HelloTimeout time.Duration
 	// Default: slog.Default().
 	Logger *slog.Logger
 	// Default: none.
@@ -43,6 +53,7 @@ type feed struct {
 	log     *snapshot.Log
 	fleet   *fleet
 	cfg     feedConfig
+	admit   *admission
 	metrics feedMetrics
 
 	toldBehind atomic.Int64 // when the log was told that a node was sent away, Unix ns
@@ -60,53 +71,59 @@ func newFeed(log *snapshot.Log, fleet *fleet, cfg feedConfig) *feed {
 	if cfg.RetryRejected <= 0 {
 		cfg.RetryRejected = 10 * time.Second
 	}
+	if cfg.Snapshots <= 0 {
+		cfg.Snapshots = 16
+	}
+	if cfg.SnapshotTime <= 0 {
+		cfg.SnapshotTime = 10 * time.Second
+	}
+	if cfg.MaxStreams <= 0 {
+		cfg.MaxStreams = 20_000
+	}
+	if cfg.MaxStreamsPerAddress <= 0 {
+		cfg.MaxStreamsPerAddress = 10_000
+	}
+	if cfg.HelloTimeout <= 0 {
+		cfg.HelloTimeout = 5 * time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	f := &feed{log: log, fleet: fleet, cfg: cfg}
+	f := &feed{log: log, fleet: fleet, cfg: cfg, admit: newAdmission(&cfg)}
 	f.metrics.register(cfg.Registerer)
 	return f
 }
 
 // feedServerOptions are what a server of the feed needs: the codec that sends
-// shared bytes, and keepalive that finds nodes which are gone without a word.
+// shared bytes, keepalive that finds nodes which are gone without a word, and
+// what keeps thousands of connections cheap. Windows of a fixed size: to
+// estimate one, gRPC would send a ping for every acknowledgement, which doubles
+// what one costs. Write buffers are shared: between two frames, a stream has
+// none.
 func feedServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.StaticStreamWindowSize(1 << 20), // of imports: nodes say little
+		grpc.StaticConnWindowSize(4 << 20),
+		grpc.SharedWriteBuffer(true),
 	}
-}
-
-// subscription is one stream: what its node holds, and what is under way to it.
-type subscription struct {
-	*feed
-	stream grpc.BidiStreamingServer[feedv1.SubscribeRequest, feedv1.SubscribeResponse]
-	node   *member
-	logger *slog.Logger
-
-	cursor snapshot.Cursor
-	flight *snapshot.Frame // sent and not answered yet
-
-	rejected     int64 // the revision of the last rejected frame, if parked or resent
-	rejections   int   // in a row
-	wantSnapshot bool
-	parked       bool
-	retry        *time.Timer // fires when a parked stream may go on
-	retryDue     bool
 }
 
 // Subscribe implements feedv1.FeedServiceServer.
 func (f *feed) Subscribe(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest, feedv1.SubscribeResponse]) error {
-	first, err := stream.Recv()
+	leave, full := f.admit.enter(stream.Context())
+	if full != "" {
+		return f.sendAway(stream, full, maxRetry)
+	}
+	defer leave()
+	in := receiveFrom(stream)
+	hello, err := f.hello(in)
 	if err != nil {
 		return err
 	}
-	hello := first.GetHello()
-	if err := checkHello(hello); err != nil {
-		return err
-	}
-	s := &subscription{feed: f, stream: stream, logger: f.cfg.Logger.With("node", hello.GetNode(), "region", hello.GetRegion())}
+	s := &subscription{feed: f, stream: stream, in: in, logger: f.cfg.Logger.With("node", hello.GetNode(), "region", hello.GetRegion())}
 	s.cursor, err = f.resume(stream.Context(), hello)
 	if err != nil {
 		return s.end(err)
@@ -119,6 +136,29 @@ func (f *feed) Subscribe(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest
 	err = s.end(s.run())
 	s.logger.Info("node disconnected", "revision", s.cursor.Held().Revision, "reason", err)
 	return err
+}
+
+// hello gives the first message of a stream, which does not have all the time
+// in the world.
+func (f *feed) hello(in *inbox) (*feedv1.Hello, error) {
+	timeout := time.NewTimer(f.cfg.HelloTimeout)
+	defer timeout.Stop()
+	select {
+	case m := <-in.received:
+		return m.GetHello(), checkHello(m.GetHello())
+	case err := <-in.failed:
+		return nil, err
+	case <-timeout.C:
+		return nil, status.Errorf(codes.DeadlineExceeded, "no Hello within %s", f.cfg.HelloTimeout)
+	}
+}
+
+// sendAway ends a stream that there is no room for.
+func (f *feed) sendAway(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest, feedv1.SubscribeResponse], reason string, after time.Duration) error {
+	f.metrics.away.Add(1)
+	return stream.Send(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_RetryLater{
+		RetryLater: &feedv1.RetryLater{After: durationpb.New(after), Reason: reason},
+	}})
 }
 
 // checkHello says what is wrong with the first message.
@@ -151,38 +191,24 @@ func validID(s string) bool {
 func (f *feed) resume(ctx context.Context, hello *feedv1.Hello) (snapshot.Cursor, error) {
 	timeout := time.NewTimer(f.cfg.CatchUp)
 	defer timeout.Stop()
+	held := versionOf(hello.GetVersion())
 	for {
 		advanced := f.log.View().Advanced()
-		cursor, err := f.log.Resume(versionOf(hello.GetVersion()), hashOf(hello.GetSetHash()))
+		cursor, err := f.log.Resume(held, hashOf(hello.GetSetHash()))
 		behind, ok := errors.AsType[*snapshot.BehindError](err)
-		if !ok || behind.Head.Epoch != 0 && behind.Head.Epoch != hello.GetVersion().GetEpoch() {
+		if !ok || behind.Head.Epoch != 0 && behind.Head.Epoch != held.Epoch {
 			return cursor, err
 		}
+		f.log.Nudge()
 		select {
 		case <-advanced:
 		case <-timeout.C:
+			f.log.NodeAhead(held)
 			return cursor, err
 		case <-ctx.Done():
 			return cursor, ctx.Err()
 		}
 	}
-}
-
-// end turns what ended a stream into its status. A node that is ahead of this
-// replica is told so.
-func (s *subscription) end(err error) error {
-	if behind, ok := errors.AsType[*snapshot.BehindError](err); ok {
-		s.metrics.behind.Add(1)
-		level := slog.LevelDebug
-		if behind.Head.Epoch != 0 && s.tellBehind(time.Now()) { // before it has a state, the log says so already
-			level = slog.LevelWarn
-		}
-		s.logger.Log(s.stream.Context(), level, "node is sent to another replica, perhaps others are too", "reason", behind.Reason)
-		return s.stream.Send(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Behind{
-			Behind: &feedv1.Behind{Head: versionProto(behind.Head), Reason: behind.Reason},
-		}})
-	}
-	return err
 }
 
 // tellBehind says whether it is time to log that a node was sent away: once a
@@ -192,184 +218,12 @@ func (f *feed) tellBehind(now time.Time) bool {
 	return now.Sub(time.Unix(0, last)) > time.Minute && f.toldBehind.CompareAndSwap(last, now.UnixNano())
 }
 
-// run serves the stream until it ends. It waits for:
-//
-//   - a message of the node: the answer to what is under way, or its status;
-//   - a newer head, while nothing is under way;
-//   - the time to retry what the node rejected;
-//   - the time for a heartbeat;
-//   - another stream of the same node;
-//   - the end of the stream.
-//
-// While the node does not read, run waits in a send, alone.
-func (s *subscription) run() error {
-	ctx := s.stream.Context()
-	received := make(chan *feedv1.SubscribeRequest)
-	failed := make(chan error, 1)
-	go func() { // ends with the stream, which ends when run returns
-		for {
-			m, err := s.stream.Recv()
-			if err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case received <- m:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	// The head that the node has to reach until it is up to date: what it is
-	// sent first may be a snapshot from some time ago.
-	if err := s.beat(); err != nil {
-		return err
-	}
-	heartbeat := time.NewTicker(s.cfg.Heartbeat)
-	defer heartbeat.Stop()
-	s.retry = time.NewTimer(time.Hour)
-	defer s.retry.Stop()
-	for {
-		changed := s.log.Changed()
-		sent, err := s.next(ctx)
-		if err != nil {
-			return err
-		}
-		if sent {
-			heartbeat.Reset(s.cfg.Heartbeat)
-		}
-		if s.flight != nil {
-			changed = nil
-		}
-		select {
-		case m := <-received:
-			if err := s.handle(m); err != nil {
-				return err
-			}
-		case <-changed:
-		case <-s.retry.C:
-			s.retryDue = true
-		case <-heartbeat.C:
-			if err := s.beat(); err != nil {
-				return err
-			}
-		case <-s.node.superseded:
-			return status.Errorf(codes.Aborted, "another stream of node %s has taken over: if it is not a reconnect, two nodes run under one name; give each its own --node", s.node.name)
-		case err := <-failed:
-			return err
-		}
-	}
-}
-
-// next sends what the node misses, unless something is under way or the node
-// cannot take it.
-func (s *subscription) next(ctx context.Context) (sent bool, err error) {
-	if s.flight != nil || s.parked && (!s.retryDue || s.log.Head().Revision <= s.rejected) {
-		return false, nil
-	}
-	s.parked = false
-	cursor := s.cursor
-	if s.wantSnapshot {
-		cursor = cursor.Distrusted(s.rejected)
-	}
-	frame, err := s.log.Next(ctx, cursor)
-	if frame == nil || err != nil {
-		return false, err
-	}
-	for _, m := range frame.Messages {
-		if err := s.stream.SendMsg(rawMessage(m)); err != nil {
-			return true, err
-		}
-		s.metrics.bytes.Add(uint64(len(m)))
-	}
-	s.metrics.sent[frame.Kind].Add(1)
-	s.flight = frame
-	return true, nil
-}
-
-// beat sends a heartbeat.
-func (s *subscription) beat() error {
-	s.metrics.heartbeats.Add(1)
-	return s.stream.Send(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Heartbeat{
-		Heartbeat: &feedv1.Heartbeat{Head: versionProto(s.log.Head()), Interval: durationpb.New(s.cfg.Heartbeat)},
-	}})
-}
-
-// handle takes in a message of the node.
-func (s *subscription) handle(m *feedv1.SubscribeRequest) error {
-	switch m := m.GetMessage().(type) {
-	case *feedv1.SubscribeRequest_Applied:
-		return s.applied(m.Applied)
-	case *feedv1.SubscribeRequest_Rejected:
-		return s.refused(m.Rejected)
-	case *feedv1.SubscribeRequest_Status:
-		s.fleet.status(s.node, m.Status)
-	case *feedv1.SubscribeRequest_Hello:
-		return status.Error(codes.InvalidArgument, "a second Hello on one stream")
-	}
-	return nil // of a newer release
-}
-
-// answers says whether a message is about what is under way.
-func (s *subscription) answers(v *linkv1.Version) error {
-	if s.flight == nil {
-		return status.Error(codes.InvalidArgument, "an answer, and nothing is under way")
-	}
-	if versionOf(v) != s.flight.To {
-		return status.Errorf(codes.InvalidArgument, "an answer about revision %d while %d is under way", v.GetRevision(), s.flight.To.Revision)
-	}
-	return nil
-}
-
-func (s *subscription) applied(m *feedv1.Applied) error {
-	if err := s.answers(m.GetVersion()); err != nil {
-		return err
-	}
-	frame := s.flight
-	s.flight = nil
-	s.cursor = frame.After()
-	s.rejections, s.wantSnapshot = 0, false
-	hash := hashOf(m.GetSetHash())
-	s.fleet.applied(s.node, frame.To, hash, m.GetLinks())
-	s.metrics.applied.Add(1)
-	if hash != frame.Hash {
-		s.logger.Error("node holds another state than it was sent, it gets a snapshot", "revision", frame.To.Revision)
-		s.metrics.mismatches.Add(1)
-		s.wantSnapshot, s.rejected = true, frame.To.Revision
-	}
-	return nil
-}
-
-// refused answers a rejection: with a snapshot, unless that would be rejected
-// too. The node is then left alone for a while, and until there is a newer
-// version.
-func (s *subscription) refused(m *feedv1.Rejected) error {
-	if err := s.answers(m.GetVersion()); err != nil {
-		return err
-	}
-	frame := s.flight
-	s.flight = nil
-	s.rejected = frame.To.Revision
-	s.fleet.rejected(s.node, fmt.Sprintf("revision %d: %.300s", frame.To.Revision, m.GetReason()))
-	s.metrics.rejected[frame.Kind].Add(1)
-	again := s.rejections > 0 && m.GetCode() == feedv1.RejectCode_REJECT_CODE_BAD_ENTRY
-	s.wantSnapshot = frame.Kind == snapshot.Delta && !again
-	s.parked = !s.wantSnapshot
-	s.logger.Error("node rejected a frame", "kind", frame.Kind, "revision", frame.To.Revision,
-		"code", m.GetCode(), "reason", m.GetReason(), "parked", s.parked)
-	if s.parked {
-		s.retryDue = false
-		s.retry.Reset(s.cfg.RetryRejected << min(s.rejections/2, 5))
-	}
-	s.rejections++
-	return nil
-}
-
 // feedMetrics are the feed's counters.
 type feedMetrics struct {
 	streams                                 atomic.Int64
 	sent, rejected                          [snapshot.Snapshot + 1]atomic.Uint64
 	applied, heartbeats, behind, mismatches atomic.Uint64
+	away, takeDowns, takenDown              atomic.Uint64
 	bytes                                   atomic.Uint64
 }
 
@@ -391,6 +245,9 @@ func (m *feedMetrics) register(reg prometheus.Registerer) {
 	}
 	count(frames, framesHelp, &m.heartbeats, prometheus.Labels{"kind": "heartbeat"})
 	count(frames, framesHelp, &m.behind, prometheus.Labels{"kind": "behind"})
+	count(frames, framesHelp, &m.away, prometheus.Labels{"kind": "retry_later"})
+	count(frames, framesHelp, &m.takeDowns, prometheus.Labels{"kind": "take_down"})
+	count("aff_feed_taken_down_total", "Take-downs that nodes acknowledged.", &m.takenDown, nil)
 	count("aff_feed_applied_total", "Frames that nodes applied.", &m.applied, nil)
 	count("aff_feed_hash_mismatches_total", "Applied frames after which a node held another state than it was sent.", &m.mismatches, nil)
 	count("aff_feed_bytes_total", "Bytes of frames sent to nodes.", &m.bytes, nil)

@@ -48,6 +48,11 @@ type testReplica struct {
 
 func startReplica(t *testing.T, client *clientv3.Client, id string) *testReplica {
 	t.Helper()
+	return startReplicaWith(t, client, id, feedConfig{})
+}
+
+func startReplicaWith(t *testing.T, client *clientv3.Client, id string, cfg feedConfig) *testReplica {
+	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -65,12 +70,11 @@ func startReplica(t *testing.T, client *clientv3.Client, id string) *testReplica
 	dial := func(address string) (*grpc.ClientConn, error) {
 		return grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	}
-	r.fleet = newFleet(r.log, fleetConfig{Replica: id, Peers: directory, Dial: dial, Logger: quiet})
-	r.feed = newFeed(r.log, r.fleet, feedConfig{
-		Logger: quiet, Heartbeat: 50 * time.Millisecond, CatchUp: 100 * time.Millisecond, RetryRejected: 10 * time.Millisecond,
-	})
+	r.fleet = newFleet(r.log, fleetConfig{Replica: id, Operations: r.store, Peers: directory, Dial: dial, Logger: quiet})
+	cfg.Logger, cfg.Heartbeat, cfg.CatchUp, cfg.RetryRejected = quiet, 50*time.Millisecond, 100*time.Millisecond, 10*time.Millisecond
+	r.feed = newFeed(r.log, r.fleet, cfg)
 	server := grpc.NewServer(feedServerOptions()...)
-	feedv1.RegisterFeedServiceServer(server, r.feed)
+	server.RegisterService(receiving(feedv1.FeedService_ServiceDesc), r.feed)
 	adminv1.RegisterFleetServiceServer(server, r.fleet)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -121,6 +125,9 @@ type testNode struct {
 	hello   *feedv1.Hello
 	entries map[string]string
 	bytes   int // received on this stream
+	downs   []*feedv1.TakeDown
+	silent  bool // does not acknowledge take-downs
+	retry   *feedv1.RetryLater
 	stream  grpc.BidiStreamingClient[feedv1.SubscribeRequest, feedv1.SubscribeResponse]
 	cancel  context.CancelFunc
 }
@@ -200,6 +207,38 @@ func (n *testNode) frame() (kind string, v *linkv1.Version, ok bool) {
 			return "delta", d.GetTo(), n.hash() == hashOf(d.GetSetHash())
 		case *feedv1.SubscribeResponse_Behind:
 			return "behind", f.Behind.GetHead(), true
+		case *feedv1.SubscribeResponse_RetryLater:
+			n.retry = f.RetryLater
+			return "retry", nil, true
+		case *feedv1.SubscribeResponse_TakeDown:
+			n.takenDown(f.TakeDown)
+		}
+	}
+}
+
+// takenDown notes a take-down, and acknowledges it.
+func (n *testNode) takenDown(d *feedv1.TakeDown) {
+	n.t.Helper()
+	n.downs = append(n.downs, d)
+	if !n.silent {
+		n.say(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_TakenDown{TakenDown: &feedv1.TakenDown{Version: d.GetVersion()}}})
+	}
+}
+
+// down receives until a take-down comes, and gives the names in it.
+func (n *testNode) down() (names []string) {
+	n.t.Helper()
+	for {
+		m, err := n.stream.Recv()
+		if err != nil {
+			n.t.Fatalf("node %s: %v", n.hello.GetNode(), err)
+		}
+		if d := m.GetTakeDown(); d != nil {
+			n.takenDown(d)
+			for _, e := range d.GetEntries() {
+				names = append(names, e.GetKey())
+			}
+			return names
 		}
 	}
 }
@@ -211,7 +250,7 @@ func (n *testNode) take() (kind string, v *linkv1.Version) {
 	if !ok {
 		n.t.Fatalf("node %s: a %s to %v does not verify", n.hello.GetNode(), kind, v)
 	}
-	if kind != "behind" {
+	if kind == "snapshot" || kind == "delta" {
 		n.acknowledge(v)
 	}
 	return kind, v

@@ -33,6 +33,10 @@ type peers interface {
 type fleetConfig struct {
 	// This replica's id, as nodes are shown with it. Required.
 	Replica string
+	// The program's version.
+	Build string
+	// What operators say is kept here. Required.
+	Operations operations
 	// Default: there are no others.
 	Peers peers
 	// How another replica is dialed. Required when there are Peers.
@@ -65,8 +69,10 @@ type member struct {
 
 	version       snapshot.Version
 	hash          link.SetHash
+	downed        snapshot.Version // up to which it refuses what was taken down
 	lastRejection string
 	links, spool  int64
+	unserved      int64
 	rate          float64
 }
 
@@ -128,11 +134,20 @@ func (f *fleet) rejected(m *member, reason string) {
 	f.wake()
 }
 
+// takenDown notes that a node refuses what was taken down up to a version.
+func (f *fleet) takenDown(m *member, v snapshot.Version) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.downed = v
+	f.wake()
+}
+
 // status notes how a node fares.
 func (f *fleet) status(m *member, s *feedv1.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.links, m.rate, m.spool = s.GetLinks(), s.GetRequestsPerSecond(), s.GetSpoolClicks()
+	m.unserved = s.GetUnservedEntries()
 	if versionOf(s.GetVersion()) == m.version {
 		m.hash = hashOf(s.GetSetHash())
 	}
@@ -188,7 +203,10 @@ func (m *member) show(view *snapshot.View, now time.Time, replica string) *admin
 		Name: m.name, Region: m.region, Version: versionProto(m.version), LastRejection: m.lastRejection,
 		Links: m.links, RequestsPerSecond: m.rate, SpoolClicks: m.spool,
 		ConnectTime: timestamppb.New(m.connected), Replica: replica, ListenAddress: m.listen, Build: m.build,
-		Lag: durationpb.New(0),
+		Lag: durationpb.New(0), UnservedEntries: m.unserved,
+	}
+	if m.downed.Epoch == m.version.Epoch && m.downed.Revision > m.version.Revision {
+		n.TakenDownRevision = m.downed.Revision
 	}
 	hash, known := view.HashAt(m.version)
 	n.SetHashMatch = known && hash == m.hash
@@ -220,7 +238,7 @@ func (f *fleet) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*
 	if !localOnly(ctx) {
 		lists = append(lists, f.listPeers(ctx, req)...)
 	}
-	return &adminv1.ListNodesResponse{Nodes: merge(lists...), Head: versionProto(f.log.Head())}, nil
+	return &adminv1.ListNodesResponse{Nodes: merge(lists...), Head: versionProto(f.log.Head()), Alarms: f.log.Alarms()}, nil
 }
 
 // WatchNodes implements adminv1.FleetServiceServer.
@@ -252,7 +270,7 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 		}
 		moved := f.log.Changed()
 		nodes := merge(append(others.lists(), f.local(req.GetRegion()))...)
-		if err := stream.Send(&adminv1.WatchNodesResponse{Nodes: nodes, Head: versionProto(f.log.Head())}); err != nil {
+		if err := stream.Send(&adminv1.WatchNodesResponse{Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: f.log.Alarms()}); err != nil {
 			return err
 		}
 		pause.Reset(interval)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/affleet/affleet/controlplane/internal/replica"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	"github.com/affleet/affleet/proto/link"
 )
 
 // WaitForVersion implements adminv1.FleetServiceServer.
@@ -76,6 +77,7 @@ func (f *fleet) count(req *adminv1.WaitForVersionRequest) (t tally, later <-chan
 		later = view.Advanced()
 		f.log.Nudge()
 	}
+	takesDown := view.IsTakeDown(revision)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, m := range f.nodes {
@@ -83,7 +85,8 @@ func (f *fleet) count(req *adminv1.WaitForVersionRequest) (t tally, later <-chan
 			continue
 		}
 		t.nodes++
-		if !view.Serves(m.version, revision) {
+		downed := takesDown && m.downed.Epoch == view.Head().Epoch && m.downed.Revision >= revision
+		if !downed && !view.Serves(m.version, revision) {
 			t.lagging = append(t.lagging, m.name)
 		}
 	}
@@ -140,6 +143,9 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 		if complete && t.enough(req) {
 			return answer, nil
 		}
+		if err := f.heldBack(req.GetVersion().GetRevision()); err != nil {
+			return nil, err
+		}
 		select {
 		case <-ctx.Done():
 			return nil, status.FromContextError(ctx.Err()).Err()
@@ -149,6 +155,23 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 		case <-later:
 		}
 	}
+}
+
+// heldBack is the error for a wait that only an operator can end.
+func (f *fleet) heldBack(revision int64) error {
+	view := f.log.View()
+	hold := view.Hold()
+	if hold == nil || revision < hold.Revision || revision > view.Seen() || view.IsTakeDown(revision) {
+		return nil
+	}
+	message := fmt.Sprintf("revision %d is written, and held back: %s", revision, hold.Reason)
+	if revision > hold.Revision {
+		message = fmt.Sprintf("revision %d is written, and held back behind revision %d: %s", revision, hold.Revision, hold.Reason)
+	}
+	return grpcError(&link.Error{
+		Kind: link.FailedPrecondition, Message: message,
+		Hint: fmt.Sprintf("look at what was written, and then: affctl fleet release --version %d", revision),
+	})
 }
 
 // late is the error for a wait that ended before enough nodes serve.

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/feed"
 	"github.com/affleet/affleet/dataplane/internal/redirect"
 )
 
@@ -23,6 +24,14 @@ type Config struct {
 	NATS    string   // URLs of NATS servers, separated by commas. Required
 	Listen  string   // host:port for redirects. Default: :8080
 	DataDir string   // last known good state and spool. Required
+
+	Bootstrap     string // where a new node takes its first state from: a file, a URL, or host:port of a node's admin address. Default: from a control plane only
+	GuardShrink   int    // percent of the links that one version may remove, unless it was released. Default: 20; 100: all
+	GuardGrow     int    // times as many links as before that it may lead to, likewise. Default: 10
+	GuardFloor    int    // links below which any version is taken. Default: 1000
+	MaxEntries    int64  // resources in all. Default: 268,435,456
+	MaxStateBytes int64  // of the names and values of all resources. Default: 32 GiB
+	MaxEntryBytes int    // of the name and value of one resource. Default, and at most: 1 MiB
 
 	ClickLevel   string        // memory or process. Default: process
 	ClickAddress string        // full or truncated. Default: truncated
@@ -73,6 +82,12 @@ func (c *Config) Validate() error {
 		return errors.New("drain, flush: they must not be negative")
 	}
 	if err := c.validateListeners(); err != nil {
+		return err
+	}
+	if err := feed.ParseBootstrap(c.Bootstrap); err != nil {
+		return err
+	}
+	if err := c.guard().Validate(); err != nil {
 		return err
 	}
 	for _, target := range c.Control {
@@ -138,6 +153,14 @@ func (c *Config) validateListeners() error {
 		return errors.New("trusted-proxies: say how they name a client, with --proxy-protocol or --forwarded-header")
 	}
 	return nil
+}
+
+// guard is what is not taken from a control plane.
+func (c *Config) guard() feed.Guard {
+	return feed.Guard{
+		Shrink: c.GuardShrink, Grow: c.GuardGrow, Floor: c.GuardFloor,
+		MaxEntries: c.MaxEntries, MaxBytes: c.MaxStateBytes, MaxEntryBytes: c.MaxEntryBytes,
+	}
 }
 
 func (c *Config) forwardedHeader() (redirect.ForwardedHeader, error) {

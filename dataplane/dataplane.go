@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -84,6 +85,8 @@ func New(cfg Config) (_ *Node, err error) {
 		Dir:        filepath.Join(cfg.DataDir, "state"),
 		Dial:       []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
 		Live:       n.live,
+		Bootstrap:  cfg.Bootstrap,
+		Guard:      cfg.guard(),
 		Status:     n.status,
 		Log:        cfg.Log,
 		Registerer: cfg.Registerer,
@@ -175,6 +178,10 @@ func (n *Node) Healthy() error {
 		return errors.New("not listening yet")
 	}
 }
+
+// ServeState answers with the state that the node keeps on disk, from which
+// another one can start: see Config.Bootstrap. It is for the admin address.
+func (n *Node) ServeState(w http.ResponseWriter, r *http.Request) { n.feed.ServeState(w, r) }
 
 // Close gives back what New has opened, for a node that is not run.
 func (n *Node) Close() error {

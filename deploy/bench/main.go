@@ -5,9 +5,10 @@
 //	go run ./deploy/bench --only propagation   one measurement
 //	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
 //	go run ./deploy/bench --only redirect      affnode beside other redirect servers
+//	go run ./deploy/bench --only fleet         how the state reaches thousands of nodes
 //
 // Figures are medians over the rounds, with the lowest and the highest. The
-// measurement redirect has a report of its own.
+// measurements redirect and fleet have reports of their own.
 package main
 
 import (
@@ -34,9 +35,11 @@ type measurement struct {
 	// not empty. Missing says what the machine lacks.
 	own     func(ctx context.Context, b *bench, out string) error
 	missing func() error
+
+	alone bool // measured only when it is named
 }
 
-var measurements = []measurement{start, propagation, imports, redirects}
+var measurements = []measurement{start, propagation, imports, redirects, fleets}
 
 // bench is what the measurements share.
 type bench struct {
@@ -53,9 +56,9 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, fleet")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
-	quick := flag.Bool("quick", false, "redirect: one short round with few links, to see whether it works")
+	quick := flag.Bool("quick", false, "redirect, fleet: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")
 	flag.Parse()
 	chosen, err := choose(*only)
@@ -110,7 +113,7 @@ func run() error {
 
 func choose(only string) ([]measurement, error) {
 	if only == "" {
-		return measurements, nil
+		return slices.DeleteFunc(slices.Clone(measurements), func(m measurement) bool { return m.alone }), nil
 	}
 	var chosen []measurement
 	for name := range strings.SplitSeq(only, ",") {

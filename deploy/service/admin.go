@@ -25,14 +25,21 @@ type Part struct {
 	Admin   string       // host:port
 	Healthy func() error // nil when it can do its work, and else why not, in one line
 	Metrics prometheus.Gatherer
+	Pages   []Page // that it has beside /livez, /readyz and /metrics
 	Run     func(context.Context) error
 	Close   func() error // for a part that is not run
+}
+
+// Page is what an admin address shows at a pattern of http.ServeMux.
+type Page struct {
+	Pattern string // "GET /state"
+	Handler http.HandlerFunc
 }
 
 // Serve runs a part and its admin address until ctx ends or one of them fails.
 // The admin address answers until the part has ended.
 func Serve(ctx context.Context, p Part) error {
-	admin, err := ListenAdmin(p.Admin, p.Healthy, p.Metrics)
+	admin, err := ListenAdmin(p.Admin, p.Healthy, p.Metrics, p.Pages...)
 	if err != nil {
 		return errors.Join(err, p.Close())
 	}
@@ -47,7 +54,7 @@ type Admin struct {
 }
 
 // ListenAdmin opens the address.
-func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer) (*Admin, error) {
+func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer, pages ...Page) (*Admin, error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -64,6 +71,9 @@ func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer)
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	for _, p := range pages {
+		mux.Handle(p.Pattern, p.Handler)
+	}
 	return &Admin{ln: ln, srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}}, nil
 }
 

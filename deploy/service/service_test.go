@@ -107,7 +107,8 @@ func TestAdminAddressAnswersUntilThePartHasEnded(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "aff_test_total"}, func() float64 { return 7 }))
 	var unhealthy error
-	admin, err := ListenAdmin("127.0.0.1:0", func() error { return unhealthy }, registry)
+	page := Page{"GET /page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "a page") }}
+	admin, err := ListenAdmin("127.0.0.1:0", func() error { return unhealthy }, registry, page)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,6 +129,9 @@ func TestAdminAddressAnswersUntilThePartHasEnded(t *testing.T) {
 		}
 		if _, body := get("/metrics"); !strings.Contains(body, "aff_test_total 7") {
 			t.Errorf("metrics: %q", body)
+		}
+		if code, body := get("/page"); code != http.StatusOK || body != "a page" {
+			t.Errorf("page: %d %q", code, body)
 		}
 		cancel()
 		<-ctx.Done()

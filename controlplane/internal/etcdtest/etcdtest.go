@@ -9,12 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 // startTimeout bounds how long a server may take to be ready.
@@ -118,13 +122,34 @@ func (s *Server) Stop() {
 	}
 }
 
+// Backup keeps the data as it is now, and gives what puts it back: both stop the
+// server and start it again.
+func (s *Server) Backup() (restore func()) {
+	s.t.Helper()
+	kept := s.t.TempDir()
+	s.Stop()
+	if err := os.CopyFS(filepath.Join(kept, "data"), os.DirFS(s.cfg.Dir)); err != nil {
+		s.t.Fatalf("back etcd up: %v", err)
+	}
+	s.Start()
+	return func() {
+		s.t.Helper()
+		s.Stop()
+		s.cfg.Dir = filepath.Join(kept, "data")
+		s.Start()
+	}
+}
+
 // Client gives a client of the server, closed when the test ends.
 func (s *Server) Client() *clientv3.Client {
 	s.t.Helper()
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:   []string{s.endpoint},
 		DialTimeout: startTimeout,
-		Logger:      zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: 500 * time.Millisecond}, MinConnectTimeout: time.Second,
+		})},
+		Logger: zap.NewNop(),
 	})
 	if err != nil {
 		s.t.Fatalf("dial etcd: %v", err)

@@ -14,7 +14,7 @@ import (
 // million is a source of a million links.
 type million struct{ *script }
 
-func (m million) Load(_ context.Context, each func(store.Object) error) (int64, error) {
+func (m million) Load(_ context.Context, _ store.LoadOptions, each func(store.Object) error) (int64, error) {
 	for i := range 1_000_000 {
 		r := &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
 			Domain: "go.example.com", Path: fmt.Sprintf("/campaign/%d", i), Affiliate: fmt.Sprintf("aff_%d", i%1000),
@@ -43,7 +43,7 @@ func heap() float64 {
 func BenchmarkSnapshotOfAMillion(b *testing.B) {
 	before := heap()
 	l := New(million{newScript()}, Config{Logger: quiet})
-	if err := l.load(b.Context(), 7); err != nil {
+	if err := l.load(b.Context(), store.Epochs{Current: 7}); err != nil {
 		b.Fatal(err)
 	}
 	state := heap()
@@ -56,7 +56,7 @@ func BenchmarkSnapshotOfAMillion(b *testing.B) {
 	b.StopTimer()
 	b.ReportMetric(state-before, "state_MB")
 	b.ReportMetric(heap()-state, "snapshot_MB")
-	b.ReportMetric(float64(l.View().bytes)/1e6, "plain_MB")
+	b.ReportMetric(float64(l.View().Bytes())/1e6, "plain_MB")
 	b.ReportMetric(float64(len(f.Messages)), "messages")
 }
 
@@ -64,7 +64,7 @@ func BenchmarkSnapshotOfAMillion(b *testing.B) {
 // taken of the state every thousand.
 func BenchmarkWriteAtAMillion(b *testing.B) {
 	l := New(million{newScript()}, Config{Logger: quiet})
-	if err := l.load(b.Context(), 7); err != nil {
+	if err := l.load(b.Context(), store.Epochs{Current: 7}); err != nil {
 		b.Fatal(err)
 	}
 	revision := int64(1)
@@ -83,7 +83,7 @@ func BenchmarkWriteAtAMillion(b *testing.B) {
 // BenchmarkNext is what a stream pays for what it sends.
 func BenchmarkNext(b *testing.B) {
 	l := New(newScript(), Config{Logger: quiet})
-	if err := l.load(b.Context(), 7); err != nil {
+	if err := l.load(b.Context(), store.Epochs{Current: 7}); err != nil {
 		b.Fatal(err)
 	}
 	const last = 1002

@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/klauspost/compress/s2"
@@ -16,8 +18,9 @@ type sharedSnapshot struct {
 	epoch    uint64
 	revision int64
 	bytes    int64         // of its entries, not compressed
-	done     chan struct{} // closed when frame is there
+	done     chan struct{} // closed when the frames are there
 	frame    *Frame
+	released *Frame // the same, for nodes whose guard is to let it pass
 }
 
 // snapshotSize is about what a snapshot costs to send, in bytes.
@@ -29,11 +32,11 @@ func (s *shared) snapshotSize(v *View) int64 {
 		case <-s.snap.done:
 			// As well compressed as the last one.
 			ratio := float64(s.snap.frame.Bytes) / float64(max(s.snap.bytes, 1))
-			return max(int64(ratio*float64(v.bytes)), alwaysDelta)
+			return max(int64(ratio*float64(v.head().bytes)), alwaysDelta)
 		default:
 		}
 	}
-	return max(v.bytes/2, alwaysDelta)
+	return max(v.head().bytes/2, alwaysDelta)
 }
 
 // alwaysDelta is the size, in bytes, up to which a delta is never called larger
@@ -46,18 +49,28 @@ func (s *sharedSnapshot) usable(v *View, least int64) bool {
 	if s == nil || s.epoch != v.epoch || s.revision < least || s.revision < v.base.revision {
 		return false
 	}
-	newer := v.cum(len(v.records)) - v.cum(v.after(s.revision))
-	return newer <= max(v.bytes/8, 1<<20)
+	newer := v.cum(v.served) - v.cum(min(v.after(s.revision), v.served))
+	return newer <= max(v.head().bytes/8, 1<<20)
+}
+
+// least is the lowest revision that a snapshot for a cursor may have. What a node
+// holds of another epoch does not count.
+func (v *View) least(c Cursor) int64 {
+	if c.held.Epoch != v.epoch {
+		return 0
+	}
+	least := max(c.held.Revision, c.least)
+	if c.at > 0 {
+		least = max(least, c.at+1) // or a node with a good state would get no further
+	}
+	return least
 }
 
 // snapshot gives a snapshot that is not older than the cursor allows. It may be
 // older than the head: the stream then goes on with a delta.
 func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
 	s := &l.shared
-	least := max(c.held.Revision, c.least)
-	if c.at > 0 {
-		least = max(least, c.at+1) // or a node with a good state would get no further
-	}
+	least := v.least(c)
 	s.mu.Lock()
 	snap := s.snap
 	build := !snap.usable(v, least)
@@ -65,9 +78,14 @@ func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
 	if build {
 		l.mu.Lock()
 		v = l.view.Load()
-		contents = l.state.freeze()
+		contents = l.served.freeze()
 		l.mu.Unlock()
-		if err := v.behind(c.held); err != nil {
+		err := v.behind(c.held)
+		least = v.least(c)
+		if err == nil && v.hold != nil && least > v.hold.after {
+			err = &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica holds back revision %d, the node holds %d", v.hold.Revision, least)}
+		}
+		if err != nil {
 			s.mu.Unlock()
 			return nil, err
 		}
@@ -81,11 +99,15 @@ func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
 	if build {
 		start := time.Now()
 		snap.frame = buildSnapshot(contents, Version{snap.epoch, snap.revision}, l.cfg.ChunkBytes)
+		snap.released = snap.frame.release(contents)
 		l.metrics.built(time.Since(start))
 		close(snap.done)
 	}
 	select {
 	case <-snap.done:
+		if v.vouches(c, snap.frame) {
+			return snap.released, nil
+		}
 		return snap.frame, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -99,10 +121,7 @@ func buildSnapshot(contents frozen, at Version, chunkBytes int) *Frame {
 		f.Messages = append(f.Messages, message)
 		f.Bytes += int64(len(message))
 	}
-	version := &linkv1.Version{Epoch: at.Epoch, Revision: at.Revision}
-	add(mustMarshal(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_SnapshotBegin{
-		SnapshotBegin: &feedv1.SnapshotBegin{Version: version, Entries: contents.entries, Bytes: contents.bytes},
-	}}))
+	add(encodeBegin(contents, at, false))
 	raw := make([]byte, 0, chunkBytes+chunkBytes/8)
 	var compressed []byte
 	flush := func() {
@@ -129,9 +148,25 @@ func buildSnapshot(contents frozen, at Version, chunkBytes int) *Frame {
 	}
 	add(mustMarshal(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_SnapshotEnd{
 		SnapshotEnd: &feedv1.SnapshotEnd{
-			Version: version, Entries: contents.entries,
+			Version: &linkv1.Version{Epoch: at.Epoch, Revision: at.Revision}, Entries: contents.entries,
 			SetHash: &feedv1.SetHash{Hi: contents.hash.Hi, Lo: contents.hash.Lo},
 		},
 	}}))
 	return f
+}
+
+// release gives the same snapshot, marked as released.
+func (f *Frame) release(contents frozen) *Frame {
+	r := *f
+	r.Released = true
+	r.Messages = slices.Clone(f.Messages)
+	r.Messages[0] = encodeBegin(contents, f.To, true)
+	r.Bytes += int64(len(r.Messages[0]) - len(f.Messages[0]))
+	return &r
+}
+
+func encodeBegin(contents frozen, at Version, released bool) []byte {
+	return mustMarshal(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_SnapshotBegin{SnapshotBegin: &feedv1.SnapshotBegin{
+		Version: &linkv1.Version{Epoch: at.Epoch, Revision: at.Revision}, Entries: contents.entries, Bytes: contents.bytes, Released: released,
+	}}})
 }

@@ -9,6 +9,13 @@
 //	  -> Log.Next, called by each stream with its Cursor: the shared bytes of
 //	     one revision, a delta of several, or a snapshot
 //
+// What a Guard does not let pass is held back: the records are in the log behind
+// View.Head, which stays before them, until an operator releases them (kept in
+// etcd, so that every replica learns of it) or their writer has allowed it.
+// What takes links down goes ahead of all that as a TakeDown. An audit compares
+// the state with the source now and then, and has it read anew when they
+// differ.
+//
 // A record is encoded once, when it is written; all streams send the same
 // bytes. A stream is nothing but a Cursor: the writer knows no streams, waits
 // for none, and a slow one costs only the coalescing of what it missed.

@@ -15,18 +15,23 @@ import (
 // Field numbers of aff.feed.v1 that are written by hand, because an entry is
 // encoded once in its life. Every test decodes them with protobuf alone.
 const (
-	fieldChunk = 2 // SubscribeResponse.snapshot_chunk
-	fieldDelta = 4 // SubscribeResponse.delta
+	fieldChunk    = 2 // SubscribeResponse.snapshot_chunk
+	fieldDelta    = 4 // SubscribeResponse.delta
+	fieldTakeDown = 7 // SubscribeResponse.take_down
 
 	fieldEntryKey   = 1
 	fieldEntryValue = 2
 
-	fieldDeltaFrom    = 1
-	fieldDeltaTo      = 2
-	fieldDeltaPuts    = 3
-	fieldDeltaDeletes = 4
-	fieldDeltaHash    = 5
-	fieldDeltaEntries = 6
+	fieldDeltaFrom     = 1
+	fieldDeltaTo       = 2
+	fieldDeltaPuts     = 3
+	fieldDeltaDeletes  = 4
+	fieldDeltaHash     = 5
+	fieldDeltaEntries  = 6
+	fieldDeltaReleased = 7
+
+	fieldTakeDownVersion = 1
+	fieldTakeDownEntries = 2
 
 	fieldChunkEntries     = 1
 	fieldChunkCompressed  = 2
@@ -83,12 +88,15 @@ func sizeVarint(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
 
 // encodeDelta gives a whole SubscribeResponse. Changes without an entry are
 // deletes.
-func encodeDelta(epoch uint64, from, to int64, changes []change, hash link.SetHash, entries int64) []byte {
-	vFrom, vTo := encodeVersion(epoch, from), encodeVersion(epoch, to)
-	vHash := encodeHash(hash)
-	n := 1 + sizeBytes(len(vFrom)) + 1 + sizeBytes(len(vTo)) + 1 + sizeBytes(len(vHash)) + 1 + sizeVarint(uint64(entries))
+func encodeDelta(epoch uint64, from int64, to mark, changes []change, released bool) []byte {
+	vFrom, vTo := encodeVersion(epoch, from), encodeVersion(epoch, to.revision)
+	vHash := encodeHash(to.hash)
+	n := 1 + sizeBytes(len(vFrom)) + 1 + sizeBytes(len(vTo)) + 1 + sizeBytes(len(vHash)) + 1 + sizeVarint(uint64(to.entries))
 	for i := range changes {
 		n += 1 + sizeBytes(len(changes[i].payload()))
+	}
+	if released {
+		n += 2
 	}
 	b := make([]byte, 0, 1+sizeBytes(n))
 	b = protowire.AppendTag(b, fieldDelta, protowire.BytesType)
@@ -105,7 +113,12 @@ func encodeDelta(epoch uint64, from, to int64, changes []change, hash link.SetHa
 	}
 	b = appendBytes(b, fieldDeltaHash, vHash)
 	b = protowire.AppendTag(b, fieldDeltaEntries, protowire.VarintType)
-	return protowire.AppendVarint(b, uint64(entries))
+	b = protowire.AppendVarint(b, uint64(to.entries))
+	if released {
+		b = protowire.AppendTag(b, fieldDeltaReleased, protowire.VarintType)
+		b = protowire.AppendVarint(b, 1)
+	}
+	return b
 }
 
 // encodeChunk gives a whole SubscribeResponse with S2-compressed entries.

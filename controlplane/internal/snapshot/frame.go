@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/affleet/affleet/proto/link"
@@ -31,6 +32,8 @@ type Frame struct {
 	To      Version      // what the node holds after it
 	Hash    link.SetHash // the set hash it then has
 	Entries int64        // how many entries it then has
+	// The node's guard lets it pass.
+	Released bool
 	// Serialized feedv1.SubscribeResponse, to be sent in this order.
 	Messages [][]byte
 	Bytes    int64 // of all messages
@@ -91,9 +94,9 @@ func (v *View) behind(held Version) error {
 	switch {
 	case v.epoch == 0:
 		return &BehindError{Reason: "this replica has not read the store yet"}
-	case held.Epoch != 0 && held.Epoch != v.epoch:
-		return &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica serves epoch %016x, the node holds epoch %016x", v.epoch, held.Epoch)}
-	case held.Revision > v.seen:
+	case held.Epoch != 0 && held.Epoch != v.epoch && !slices.Contains(v.past, held.Epoch):
+		return &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica serves epoch %016x and does not know %016x, which the node holds", v.epoch, held.Epoch)}
+	case held.Epoch == v.epoch && held.Revision > v.seen:
 		return &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica has seen revision %d, the node holds %d", v.seen, held.Revision)}
 	}
 	return nil
@@ -109,26 +112,53 @@ func (l *Log) Next(ctx context.Context, c Cursor) (*Frame, error) {
 	if err := v.behind(c.held); err != nil {
 		return nil, err
 	}
+	if c.held.Epoch != v.epoch { // of a past one, or none: no revision is too low
+		c.at, c.least = 0, 0
+	}
 	if c.at < v.base.revision || c.at == 0 {
 		return l.snapshot(ctx, v, c)
 	}
-	i := v.after(c.at)
-	switch missing := v.records[i:]; {
+	i := min(v.after(c.at), v.served)
+	switch missing := v.live()[i:]; {
 	case len(missing) == 0 && c.held.Revision >= c.at:
 		return nil, nil
 	case len(missing) == 0:
 		// The same state under a newer revision.
-		return deltaFrame(v.epoch, c.held.Revision, mark{revision: c.at, hash: v.before(i).hash, entries: v.before(i).entries}, nil), nil
-	case len(missing) == 1 && missing[0].frame != nil && missing[0].from == c.held.Revision:
+		to := v.before(i)
+		to.revision = c.at
+		return deltaFrame(v.epoch, c.held.Revision, to, nil, false), nil
+	case len(missing) == 1 && missing[0].frame != nil && missing[0].from == c.held.Revision &&
+		(missing[0].frame.Released || !v.releases(c.held.Revision, missing[0].revision)):
 		return missing[0].frame, nil
 	}
 	return l.catchUp(ctx, v, c, i)
 }
 
+// releases says whether an operator or a writer has released something between
+// two revisions.
+func (v *View) releases(from, to int64) bool {
+	return from < v.released.UpTo && v.released.UpTo <= to || from < v.released.Write && v.released.Write <= to
+}
+
+// vouches says whether a snapshot passes the guard of the node that a cursor
+// stands for: because a release lies between what it holds and the snapshot, an
+// operator has begun a new epoch, or because it grew in steps that passed the
+// guard here, which saw each of them.
+func (v *View) vouches(c Cursor, f *Frame) bool {
+	if c.held.Epoch == 0 {
+		return false // it has nothing to compare with
+	}
+	if c.held.Epoch != v.epoch {
+		return true
+	}
+	from, known := v.at(c.held)
+	return v.releases(c.held.Revision, f.To.Revision) || known && from.entries < f.Entries
+}
+
 // catchUp chooses between one delta of the records from i on and a snapshot.
 func (l *Log) catchUp(ctx context.Context, v *View, c Cursor, i int) (*Frame, error) {
-	missing := v.records[i:]
-	size := v.cum(len(v.records)) - v.cum(i) // at most
+	missing := v.live()[i:]
+	size := v.cum(v.served) - v.cum(i) // at most
 	whole := l.shared.snapshotSize(v)
 	if missing[0].frame == nil {
 		return l.snapshot(ctx, v, c)
@@ -138,13 +168,14 @@ func (l *Log) catchUp(ctx context.Context, v *View, c Cursor, i int) (*Frame, er
 			return l.snapshot(ctx, v, c)
 		}
 	}
-	return l.shared.delta(v, c.held.Revision, missing, l.cfg.MaxDelta), nil
+	return l.shared.delta(v, c.held.Revision, missing, v.before(i).entries, l.cfg.MaxDelta), nil
 }
 
 // shared is what streams in the same position share.
 type shared struct {
 	mu     sync.Mutex
-	head   int64                     // the revision that deltas lead to
+	head   Version                   // that deltas lead to
+	upTo   int64                     // what was released then
 	deltas map[deltaKey]*sharedDelta // a few
 	snap   *sharedSnapshot
 }
@@ -160,12 +191,13 @@ type sharedDelta struct {
 const maxDeltas = 16
 
 // delta gives one delta of records, for a node that holds a revision. Streams
-// that ask for the same at the same time share one.
-func (s *shared) delta(v *View, held int64, records []*record, limit int64) *Frame {
-	head := v.head().revision
+// that ask for the same at the same time share one. entries is how many the node
+// has.
+func (s *shared) delta(v *View, held int64, records []*record, entries, limit int64) *Frame {
+	head := v.Head()
 	s.mu.Lock()
-	if s.head != head {
-		s.head = head
+	if s.head != head || s.upTo != v.released.UpTo {
+		s.head, s.upTo = head, v.released.UpTo
 		clear(s.deltas)
 	}
 	key := deltaKey{held, records[0].revision}
@@ -180,7 +212,13 @@ func (s *shared) delta(v *View, held int64, records []*record, limit int64) *Fra
 	s.mu.Unlock()
 	d.once.Do(func() {
 		changes, used, _ := coalesce(records, limit)
-		d.frame = deltaFrame(v.epoch, held, records[used-1].mark, changes)
+		to := records[used-1].mark
+		// Growth in several steps that passed the guard here is no surprise.
+		released := v.releases(held, to.revision) || used > 1 && to.entries > entries
+		for _, r := range records[:used] {
+			released = released || r.released
+		}
+		d.frame = deltaFrame(v.epoch, held, to, changes, released)
 	})
 	return d.frame
 }

@@ -18,14 +18,27 @@ import (
 
 // Source is where the state comes from. *store.Store is one.
 type Source interface {
-	// Epoch is never 0.
-	Epoch(ctx context.Context) (uint64, error)
+	// Epochs gives the current epoch, which is never 0, and those before it.
+	Epochs(ctx context.Context) (store.Epochs, error)
 	// Load reads everything at the revision that it returns.
-	Load(ctx context.Context, each func(store.Object) error) (revision int64, err error)
+	Load(ctx context.Context, opts store.LoadOptions, each func(store.Object) error) (revision int64, err error)
 	// Watch gives everything after a revision, whole revisions in order. It
 	// ends with an error, which is store.ErrCompacted when the revisions
 	// asked for are gone.
 	Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, error]
+	Releases
+}
+
+// Releases are what replicas tell each other about their guards.
+type Releases interface {
+	// Released reads what is released in an epoch.
+	Released(ctx context.Context, epoch uint64) (store.Release, error)
+	// Hold notes that a revision is held back, for replicas that start later.
+	Hold(ctx context.Context, epoch uint64, revision int64) error
+	// Held gives the first revision that is noted so and not released; 0: none.
+	Held(ctx context.Context, epoch uint64) (int64, error)
+	// Touch makes a revision that changes nothing.
+	Touch(ctx context.Context) error
 }
 
 // Config is how a Log works. The zero value works.
@@ -38,6 +51,11 @@ type Config struct {
 	// About how many bytes of entries are compressed into one message of a
 	// snapshot. Default: 1 MB.
 	ChunkBytes int
+	// What a revision may do without an operator's word.
+	Guard Guard
+	// About how often everything is compared with the source. Default: 1
+	// minute; negative: never.
+	AuditInterval time.Duration
 	// Waiting times after a failure of the source: the first, doubled each
 	// time up to the last. Default: 100 ms, 5 s.
 	MinBackoff, MaxBackoff time.Duration
@@ -60,13 +78,20 @@ type Log struct {
 	cfg     Config
 	metrics *metrics
 
-	view  atomic.Pointer[View]
-	ready chan struct{}
-	nudge chan struct{} // holds one: ask for progress now
+	view   atomic.Pointer[View]
+	ready  chan struct{}
+	nudge  chan struct{} // holds one: ask for progress now
+	resync chan struct{} // holds one: read everything anew
+	note   chan struct{} // holds one: tell the source what is held back
 
-	mu    sync.Mutex // what the writer changes together with view
-	state *state
+	mu     sync.Mutex // what the writer changes together with view
+	state  *state     // everything up to View.seen
+	served *state     // what View.Head serves; the same one unless something is held back
+	guard  watchman
+	lane   lane
+	forced int64 // the revision that another replica holds back; 0: none
 
+	alarm  alarm
 	shared shared
 }
 
@@ -93,8 +118,17 @@ func New(src Source, cfg Config) *Log {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	l := &Log{src: src, cfg: cfg, ready: make(chan struct{}), nudge: make(chan struct{}, 1), state: newState()}
-	l.view.Store(&View{changed: make(chan struct{}), advanced: make(chan struct{})})
+	if cfg.AuditInterval == 0 {
+		cfg.AuditInterval = time.Minute
+	}
+	cfg.Guard.setDefaults()
+	l := &Log{
+		src: src, cfg: cfg, ready: make(chan struct{}),
+		nudge: make(chan struct{}, 1), resync: make(chan struct{}, 1), note: make(chan struct{}, 1),
+		state: newState(), guard: watchman{Guard: cfg.Guard},
+	}
+	l.served = l.state
+	l.view.Store(&View{changed: make(chan struct{}), downed: make(chan struct{}), advanced: make(chan struct{})})
 	l.metrics = newMetrics(l, cfg.Registerer)
 	return l
 }
@@ -118,6 +152,11 @@ const tellEvery = time.Minute
 // Run follows the source until ctx ends, and returns nil then. While the source
 // fails the log keeps what it has, and Run tries again.
 func (l *Log) Run(ctx context.Context) error {
+	var auditing sync.WaitGroup
+	defer auditing.Wait()
+	if l.cfg.AuditInterval > 0 {
+		auditing.Go(func() { l.audits(ctx) })
+	}
 	wait := l.cfg.MinBackoff
 	var told time.Time
 	for {
@@ -148,52 +187,138 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
+// errResync ends a watch because the state is not the source's.
+var errResync = errors.New("what is held is not what the source holds")
+
 // follow reads what is missing and watches until something fails. Without an
-// error it has read everything anew, because the watch could not go on.
+// error it has read everything anew, because the watch could not go on, or has
+// to begin with another epoch.
 func (l *Log) follow(ctx context.Context) error {
-	epoch, err := l.src.Epoch(ctx)
+	epochs, err := l.src.Epochs(ctx)
 	if err != nil {
 		return fmt.Errorf("read epoch: %w", err)
 	}
-	if l.View().epoch != epoch {
-		if err := l.load(ctx, epoch); err != nil {
+	if l.View().epoch != epochs.Current {
+		if err := l.load(ctx, epochs); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	watching, cancel := context.WithCancelCause(ctx)
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	defer cancel()
+	defer cancel(nil)
 	l.heard()
+	asking.Go(func() { l.attend(watching, cancel) })
 	if l.cfg.Progress != nil {
-		asking.Go(func() { l.askForProgress(ctx) })
+		asking.Go(func() { l.askForProgress(watching) })
 	}
+	err = l.watch(watching)
+	switch {
+	case err == nil, errors.Is(context.Cause(watching), errNewEpoch):
+		return nil
+	case errors.Is(err, store.ErrCompacted):
+		l.cfg.Logger.Warn("revisions are compacted away, reading everything again", "after", l.View().seen)
+		return l.load(ctx, epochs)
+	case errors.Is(context.Cause(watching), errResync):
+		l.cfg.Logger.Warn("reading everything again", "why", errResync)
+		if err := l.src.Touch(ctx); err != nil { // what is mended needs a revision of its own
+			return fmt.Errorf("make a revision: %w", err)
+		}
+		return l.load(ctx, epochs)
+	}
+	return fmt.Errorf("watch: %w", err)
+}
+
+// watch takes in what the source gives, until it fails or has another epoch.
+func (l *Log) watch(ctx context.Context) error {
 	var low time.Time // since when the source says that it is behind
 	for batch, err := range l.src.Watch(ctx, l.View().seen) {
-		if errors.Is(err, store.ErrCompacted) {
-			l.cfg.Logger.Warn("revisions are compacted away, reading everything again", "after", l.View().seen)
-			return l.load(ctx, epoch)
-		}
 		if err != nil {
-			return fmt.Errorf("watch: %w", err)
+			return err
 		}
 		l.heard()
 		switch seen := l.View().seen; {
 		case batch.Revision >= seen:
 			low = time.Time{}
+			l.alarm.caughtUp(batch.Revision)
 		case low.IsZero():
 			low = time.Now() // a member may be behind for a moment
 		case time.Since(low) > 3*l.cfg.ProgressInterval:
-			return fmt.Errorf("watch: %w", wentBack(batch.Revision, seen))
+			return l.wentBack(batch.Revision, seen)
 		}
 		l.apply(batch)
+		if batch.Epoch {
+			return nil
+		}
 	}
-	return errors.New("watch: ended")
+	return errors.New("ended")
+}
+
+// errNewEpoch ends a watch because there is nothing more to wait for in it.
+var errNewEpoch = errors.New("the fleet has another epoch")
+
+// attend does, until ctx ends, what others ask for while the source is watched:
+// it ends the watch to have everything read anew, and notes what is held back.
+// It also looks for the new epoch that ends an alarm: a watch from a revision
+// that the source does not have gives nothing.
+func (l *Log) attend(ctx context.Context, end context.CancelCauseFunc) {
+	tick := time.NewTicker(l.cfg.ProgressInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, _, back := l.WentBack(); !back {
+				continue
+			}
+			if epochs, err := l.src.Epochs(ctx); err == nil && epochs.Current != l.View().epoch {
+				end(errNewEpoch)
+				return
+			}
+		case <-l.resync:
+			end(errResync)
+			return
+		case <-l.note:
+			v := l.View()
+			if v.hold == nil {
+				continue
+			}
+			if err := l.src.Hold(ctx, v.epoch, v.hold.Revision); err != nil && ctx.Err() == nil {
+				l.cfg.Logger.Warn("what is held back is not noted in etcd, a replica that starts now would serve it", "revision", v.hold.Revision, "err", err)
+				pause(ctx, l.cfg.ProgressInterval)
+				poke(l.note)
+			}
+		}
+	}
+}
+
+// poke leaves one wake in a channel.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// pause waits for a time or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	wait := time.NewTimer(d)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+	}
 }
 
 // wentBack is the error for a source that is at a lower revision than was
-// served. To watch it would mean to miss what is written until it is not.
-func wentBack(revision, seen int64) error {
+// served, and raises the alarm. To watch it would mean to miss what is written
+// until it is not.
+func (l *Log) wentBack(revision, seen int64) error {
+	if l.alarm.wentBack(revision, seen) {
+		l.cfg.Logger.Error("etcd has gone back: nothing is written or sent until it is restored to what it was, or: affctl fleet new-epoch",
+			"revision", revision, "served", seen)
+	}
 	return fmt.Errorf("the store is at revision %d, before %d that was served: it was restored from a backup, or answers from a member that is behind", revision, seen)
 }
 
@@ -232,145 +357,4 @@ func (l *Log) askForProgress(ctx context.Context) {
 
 // Nudge asks the source, without waiting, how far it is: for who waits until
 // Seen reaches a revision at which perhaps nothing changed.
-func (l *Log) Nudge() {
-	select {
-	case l.nudge <- struct{}{}:
-	default:
-	}
-}
-
-// load reads everything. What is new against the held state becomes one record,
-// deletes included; another epoch begins anew.
-func (l *Log) load(ctx context.Context, epoch uint64) error {
-	held := l.View()
-	keep := held.epoch == epoch
-	old, fresh := l.state, newState() // only this goroutine changes l.state
-	var changes []change
-	revision, err := l.src.Load(ctx, func(o store.Object) error {
-		if o.Value == nil {
-			return nil // counts as deleted, as in a watch
-		}
-		e := makeEntry(o.Name, o.Value)
-		if keep {
-			was := old.get(o.Name)
-			if was == e {
-				e = was // one copy in memory
-			} else {
-				changes = append(changes, change{key: e.key(), entry: e, had: was != ""})
-			}
-		}
-		fresh.set(e.key(), e)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read everything: %w", err)
-	}
-	if keep && revision < held.seen {
-		return fmt.Errorf("read everything: %w", wentBack(revision, held.seen))
-	}
-	if keep {
-		for _, sh := range old.shards {
-			if sh == nil {
-				continue
-			}
-			for key := range sh.m {
-				if fresh.get(key) == "" {
-					changes = append(changes, change{key: key, had: true})
-				}
-			}
-		}
-	}
-	l.replace(epoch, revision, fresh, changes, keep)
-	return nil
-}
-
-// replace makes fresh the state at revision.
-func (l *Log) replace(epoch uint64, revision int64, fresh *state, changes []change, keep bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	held := l.view.Load()
-	l.state = fresh
-	if keep {
-		l.commit(held, revision, changes)
-		return
-	}
-	m := mark{revision: revision, hash: fresh.hash, entries: fresh.entries, at: time.Now()}
-	l.publish(&View{epoch: epoch, base: m, seen: revision})
-	if held.epoch == 0 {
-		close(l.ready)
-	} else {
-		l.cfg.Logger.Error("the store has another epoch, starting anew", "held", held.epoch, "epoch", epoch)
-	}
-	l.cfg.Logger.Info("state is read", "revision", revision, "entries", fresh.entries)
-}
-
-// apply takes in one revision.
-func (l *Log) apply(batch store.Batch) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	held := l.view.Load()
-	if batch.Revision <= held.seen {
-		return
-	}
-	var changes []change
-	for _, c := range batch.Changes {
-		var e entry
-		key := c.Name
-		if c.Value != nil {
-			e = makeEntry(c.Name, c.Value)
-			key = e.key()
-		}
-		if old := l.state.set(key, e); old != e {
-			changes = append(changes, change{key: key, entry: e, had: old != ""})
-		}
-	}
-	l.commit(held, batch.Revision, changes)
-}
-
-// commit publishes the state after changes. l.mu is held.
-func (l *Log) commit(held *View, revision int64, changes []change) {
-	if len(changes) == 0 {
-		next := *held
-		next.seen = revision
-		l.publish(&next)
-		return
-	}
-	head := held.head()
-	r := &record{
-		mark:    mark{revision: revision, hash: l.state.hash, entries: l.state.entries, at: time.Now()},
-		from:    head.revision,
-		changes: changes,
-		memory:  changesMemory(changes),
-	}
-	if r.memory <= l.cfg.MaxDelta {
-		r.frame = deltaFrame(held.epoch, r.from, r.mark, changes)
-		r.memory += r.frame.Bytes
-	}
-	l.publish(held.append(r, l.cfg.LogBytes))
-}
-
-// publish makes next the view and wakes who waits. l.mu is held.
-func (l *Log) publish(next *View) {
-	held := l.view.Load()
-	next.bytes = l.state.bytes
-	next.advanced = make(chan struct{})
-	next.changed = held.changed
-	moved := next.Head() != held.Head()
-	if moved {
-		next.changed = make(chan struct{})
-	}
-	l.view.Store(next)
-	if moved {
-		close(held.changed)
-	}
-	close(held.advanced)
-}
-
-// deltaFrame encodes a delta.
-func deltaFrame(epoch uint64, from int64, to mark, changes []change) *Frame {
-	b := encodeDelta(epoch, from, to.revision, changes, to.hash, to.entries)
-	return &Frame{
-		Kind: Delta, To: Version{epoch, to.revision}, Hash: to.hash, Entries: to.entries,
-		Messages: [][]byte{b}, Bytes: int64(len(b)), from: from,
-	}
-}
+func (l *Log) Nudge() { poke(l.nudge) }

@@ -62,14 +62,21 @@ func TestEveryCursorLeadsToTheStateOfTheSource(t *testing.T) {
 func runModel(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	src := newScript()
-	cfg := Config{LogBytes: int64(1) << (9 + r.IntN(10)), ChunkBytes: 200, MaxDelta: int64(1) << (9 + r.IntN(8))}
+	cfg := Config{
+		LogBytes: int64(1) << (9 + r.IntN(10)), ChunkBytes: 200, MaxDelta: int64(1) << (9 + r.IntN(8)),
+		Guard: Guard{Floor: int64(5 + r.IntN(30)), Window: time.Duration(1+r.IntN(100)) * time.Second},
+	}
 	l := start(t, src, cfg)
 	nodes := make([]*replicaNode, 6)
 	for i := range nodes {
 		nodes[i] = &replicaNode{entries: map[string]string{}}
 	}
 	for range 600 {
-		switch n := nodes[r.IntN(len(nodes))]; r.IntN(12) {
+		switch n := nodes[r.IntN(len(nodes))]; r.IntN(13) {
+		case 12:
+			if h := l.View().Hold(); h != nil && r.IntN(2) == 0 {
+				src.free(h.Revision)
+			}
 		case 0:
 			src.set(func() { src.broken = true })
 		case 1:
@@ -102,6 +109,7 @@ func runModel(t *testing.T, seed uint64) {
 	}
 	src.set(func() { src.broken = false })
 	time.Sleep(time.Minute)
+	src.free(src.revision)
 	synctest.Wait()
 	for _, n := range nodes {
 		for next(t, l, n) != nil {

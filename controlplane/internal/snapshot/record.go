@@ -17,17 +17,21 @@ type mark struct {
 	revision int64
 	hash     link.SetHash
 	entries  int64
+	links    int64
+	bytes    int64     // of keys and values
 	at       time.Time // when this replica reached it
 }
 
 // record is what one revision changed. It never changes.
 type record struct {
-	mark          // the state after it
-	from    int64 // the revision before it
-	changes []change
-	frame   *Frame // nil: too large to be sent as a delta
-	memory  int64  // bytes
-	cum     int64  // memory of this record and all before it, since the start
+	mark           // the state after it
+	from     int64 // the revision before it
+	since    int64 // the changes came after this one: less than the revision before it where several were read at once
+	changes  []change
+	released bool   // by an operator or by who wrote it: nodes' guards let it pass
+	frame    *Frame // nil: too large to be sent as a delta
+	memory   int64  // bytes
+	cum      int64  // memory of this record and all before it, since the start
 }
 
 // change is one key of a record.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 
@@ -20,6 +21,10 @@ import (
 type script struct {
 	mu        sync.Mutex
 	epoch     uint64
+	past      []uint64
+	release   store.Release
+	held      int64
+	allow     bool // the next write releases itself
 	revision  int64
 	state     map[string]string
 	history   []store.Batch
@@ -28,8 +33,9 @@ type script struct {
 	broken    bool          // nothing answers
 	moved     chan struct{} // closed when anything changed
 
-	states map[int64]map[string]string // by revision, for comparing
-	loads  int
+	states  map[int64]map[string]string // by revision, for comparing
+	forgets bool                        // does not keep them: for large ones
+	loads   int
 }
 
 var errBroken = errors.New("the source does not answer")
@@ -56,10 +62,27 @@ func (s *script) write(changes map[string]string) int64 {
 		}
 		b.Changes = append(b.Changes, c)
 	}
+	if s.allow {
+		b.Release, s.allow = s.release, false
+	}
 	s.history = append(s.history, b)
-	s.states[s.revision] = maps.Clone(s.state)
+	if !s.forgets {
+		s.states[s.revision] = maps.Clone(s.state)
+	}
 	s.signal()
 	return s.revision
+}
+
+// begin begins another epoch.
+func (s *script) begin(epoch uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision++
+	s.past = append(s.past, s.epoch)
+	s.epoch = epoch
+	s.history = append(s.history, store.Batch{Revision: s.revision, Epoch: true})
+	s.states[s.revision] = maps.Clone(s.state)
+	s.signal()
 }
 
 // set changes the script itself.
@@ -75,25 +98,75 @@ func (s *script) signal() {
 	s.moved = make(chan struct{})
 }
 
-func (s *script) Epoch(context.Context) (uint64, error) {
+func (s *script) Epochs(context.Context) (store.Epochs, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken {
-		return 0, errBroken
+		return store.Epochs{}, errBroken
 	}
-	return s.epoch, nil
+	return store.Epochs{Current: s.epoch, Past: slices.Clone(s.past)}, nil
 }
 
-func (s *script) Load(_ context.Context, each func(store.Object) error) (int64, error) {
+func (s *script) Load(_ context.Context, opts store.LoadOptions, each func(store.Object) error) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.loads++
-	for key, value := range s.state {
+	if !opts.Paced {
+		s.loads++
+	}
+	state, revision := s.state, s.revision
+	if opts.At != 0 {
+		if opts.At < s.compacted {
+			return 0, store.ErrCompacted
+		}
+		state, revision = s.states[opts.At], opts.At
+	}
+	for key, value := range state {
 		if err := each(store.Object{Name: key, Value: []byte(value)}); err != nil {
 			return 0, err
 		}
 	}
-	return s.revision, nil
+	return revision, nil
+}
+
+func (s *script) Released(_ context.Context, epoch uint64) (store.Release, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.release.Epoch != epoch {
+		return store.Release{}, nil
+	}
+	return s.release, nil
+}
+
+func (s *script) Hold(_ context.Context, _ uint64, revision int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held == 0 {
+		s.held = revision
+	}
+	return nil
+}
+
+func (s *script) Held(context.Context, uint64) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held, nil
+}
+
+func (s *script) Touch(context.Context) error {
+	s.write(nil)
+	return nil
+}
+
+// free releases what is held back up to a revision, as an operator does.
+func (s *script) free(upTo int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision++
+	s.release = store.Release{Epoch: s.epoch, UpTo: upTo}
+	s.held = 0
+	s.history = append(s.history, store.Batch{Revision: s.revision, Release: s.release})
+	s.states[s.revision] = maps.Clone(s.state)
+	s.signal()
 }
 
 func (s *script) Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, error] {

@@ -3,6 +3,9 @@ package snapshot
 import (
 	"hash/maphash"
 	"maps"
+	"slices"
+	"strings"
+	"time"
 	"unsafe"
 
 	"github.com/affleet/affleet/proto/link"
@@ -21,6 +24,7 @@ type state struct {
 
 	hash    link.SetHash
 	entries int64
+	links   int64
 	bytes   int64 // of keys and values
 }
 
@@ -78,12 +82,18 @@ func (s *state) set(key string, e entry) (old entry) {
 		delete(sh.m, key)
 		s.hash = s.hash.Sub(old.hash())
 		s.entries--
+		if strings.HasPrefix(key, linkPrefix) {
+			s.links--
+		}
 		s.bytes -= old.size()
 	}
 	if e != "" {
 		sh.m[e.key()] = e
 		s.hash = s.hash.Add(e.hash())
 		s.entries++
+		if strings.HasPrefix(key, linkPrefix) {
+			s.links++
+		}
 		s.bytes += e.size()
 	}
 	return old
@@ -94,6 +104,49 @@ func (s *state) set(key string, e entry) (old entry) {
 func (s *state) freeze() frozen {
 	s.gen++
 	return frozen{shards: append([]*shard(nil), s.shards...), hash: s.hash, entries: s.entries, bytes: s.bytes}
+}
+
+// fork gives a second state with the same contents: from now on they change
+// apart. Its cost does not depend on the number of entries.
+func (s *state) fork() *state {
+	s.gen++ // neither changes a part in place that both have
+	other := *s
+	other.shards = slices.Clone(s.shards)
+	return &other
+}
+
+// mark is the state as of a revision.
+func (s *state) mark(revision int64, at time.Time) mark {
+	return mark{revision: revision, hash: s.hash, entries: s.entries, links: s.links, bytes: s.bytes, at: at}
+}
+
+// difference gives what has to change in s to make it other, deletes included,
+// and what is there now.
+func (s *state) difference(other *state) (changes []change, olds []entry) {
+	for i, sh := range s.shards {
+		if sh == other.shards[i] && s.seed == other.seed {
+			continue
+		}
+		if sh == nil {
+			continue
+		}
+		for key, old := range sh.m {
+			if e := other.get(key); e == "" {
+				changes, olds = append(changes, change{key: key, had: true}), append(olds, old)
+			}
+		}
+	}
+	for i, sh := range other.shards {
+		if sh == nil || sh == s.shards[i] && s.seed == other.seed {
+			continue
+		}
+		for key, e := range sh.m {
+			if old := s.get(key); old != e {
+				changes, olds = append(changes, change{key: key, entry: e, had: old != ""}), append(olds, old)
+			}
+		}
+	}
+	return changes, olds
 }
 
 // bytesOf gives the bytes of s without a copy. They must not be changed.

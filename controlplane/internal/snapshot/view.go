@@ -5,25 +5,34 @@ import (
 	"sort"
 	"time"
 
+	"github.com/affleet/affleet/controlplane/internal/store"
 	"github.com/affleet/affleet/proto/link"
 )
 
 // View is what the log holds at one moment. It never changes; each change of
 // the log makes a new one.
 type View struct {
-	epoch   uint64 // 0: no state yet
-	base    mark   // the state before the first record
+	epoch   uint64   // 0: no state yet
+	past    []uint64 // epochs whose nodes take this one's state
+	base    mark     // the state before the first record
 	records []*record
+	served  int   // how many of the records are served: the others are held back
 	dropped int64 // cum of the base
-	seen    int64 // everything up to this revision is in it
-	bytes   int64 // of keys and values at the head
+	seen    int64 // everything up to this revision is known
+	truth   mark  // the state at seen; its revision is the last that changed it
 
-	changed  chan struct{} // closed when there is a view with another head
+	hold     *Hold // nil: nothing is held back
+	lost     bool  // what is held back is more than the log takes, and not in records
+	released store.Release
+	downs    []*TakeDown // the newest, in order
+
+	changed  chan struct{} // closed when streams have something else to send
+	downed   chan struct{} // closed when there is another take-down
 	advanced chan struct{} // closed when there is another view
 }
 
-// Head is the newest state: its revision is the last that changed a resource,
-// or the one that was read first. The zero Version: no state yet.
+// Head is the newest state that is served: its revision is the last that changed
+// a resource, or the one that was read first. The zero Version: no state yet.
 func (v *View) Head() Version {
 	if v.epoch == 0 {
 		return Version{}
@@ -35,7 +44,54 @@ func (v *View) Head() Version {
 // head's.
 func (v *View) Seen() int64 { return v.seen }
 
-// Changed is closed when there is a view with another head.
+// Links, Entries and Bytes count what is served: links, all resources, and the
+// bytes of their keys and values.
+func (v *View) Links() int64 { return v.head().links }
+
+// Entries counts the resources that are served.
+func (v *View) Entries() int64 { return v.head().entries }
+
+// Bytes counts the bytes of keys and values that are served.
+func (v *View) Bytes() int64 { return v.head().bytes }
+
+// Hold is what is held back; nil if nothing is.
+func (v *View) Hold() *Hold { return v.hold }
+
+// Waiting counts the revisions that are held back, and the links that there
+// would be with the newest of them.
+func (v *View) Waiting() (revisions, links int64) {
+	if v.hold == nil {
+		return 0, v.truth.links
+	}
+	return max(int64(len(v.records)-v.served), 1), v.truth.links
+}
+
+// Size gives all resources and their bytes as etcd has them, held back or not.
+func (v *View) Size() (entries, bytes int64) { return v.truth.entries, v.truth.bytes }
+
+// Released is up to where an operator has released; 0: nowhere.
+func (v *View) Released() int64 { return v.released.UpTo }
+
+// TakeDowns are those after a revision, in order. The slice must not be changed.
+func (v *View) TakeDowns(after int64) []*TakeDown {
+	i := sort.Search(len(v.downs), func(i int) bool { return v.downs[i].Revision > after })
+	return v.downs[i:]
+}
+
+// IsTakeDown says whether a revision did nothing but take down what a TakeDown
+// names.
+func (v *View) IsTakeDown(revision int64) bool {
+	downs := v.TakeDowns(revision - 1)
+	i := v.after(revision - 1)
+	return len(downs) > 0 && downs[0].Revision == revision &&
+		i < len(v.records) && v.records[i].revision == revision && downs[0].wholly(len(v.records[i].changes))
+}
+
+// Downed is closed when there is another take-down.
+func (v *View) Downed() <-chan struct{} { return v.downed }
+
+// Changed is closed when there is a view with another head, or one that lets
+// more pass.
 func (v *View) Changed() <-chan struct{} { return v.changed }
 
 // Advanced is closed when there is another view: its head or only its Seen may
@@ -52,39 +108,60 @@ func (v *View) Serves(held Version, revision int64) bool {
 	if held.Revision >= revision {
 		return true
 	}
-	if revision > v.seen || held.Revision < v.base.revision {
+	if revision > v.seen || held.Revision < v.base.revision || v.lost && revision > v.head().revision {
 		return false
 	}
-	return v.after(held.Revision) == v.after(revision)
+	i := v.after(held.Revision)
+	// A record may stand for several revisions, of which each may be the one.
+	return i == v.after(revision) && (i == len(v.records) || revision <= v.records[i].since)
 }
 
-// Lag counts the changes that a node at held has missed, and says when the
-// first of them came. A node without a state, of another epoch or from before
-// the log has missed at least what the log holds.
+// Lag counts the changes that a node at held has missed of what is served, and
+// says when the first of them came. A node without a state, of another epoch or
+// from before the log has missed at least what the log holds.
 func (v *View) Lag(held Version) (revisions int64, since time.Time) {
 	if v.epoch == 0 {
 		return 0, time.Time{}
 	}
 	if held.Epoch != v.epoch || held.Revision < v.base.revision {
-		return int64(len(v.records)) + 1, v.base.at
+		return int64(v.served) + 1, v.base.at
 	}
 	i := v.after(held.Revision)
-	if i == len(v.records) {
+	if i >= v.served {
 		return 0, time.Time{}
 	}
-	return int64(len(v.records) - i), v.records[i].at
+	return int64(v.served - i), v.records[i].at
 }
 
 // HashAt gives the set hash of a version, if the log still knows it.
 func (v *View) HashAt(held Version) (link.SetHash, bool) {
-	if v.epoch == 0 || held.Epoch != v.epoch || held.Revision < v.base.revision || held.Revision > v.seen {
-		return link.SetHash{}, false
-	}
-	return v.before(v.after(held.Revision)).hash, true
+	m, ok := v.at(held)
+	return m.hash, ok
 }
 
-// head is the newest state.
-func (v *View) head() mark { return v.before(len(v.records)) }
+// at gives the state of a version, if the log still knows it.
+func (v *View) at(held Version) (mark, bool) {
+	switch {
+	case v.epoch == 0 || held.Epoch != v.epoch || held.Revision < v.base.revision || held.Revision > v.seen:
+		return mark{}, false
+	case held.Revision >= v.truth.revision:
+		return v.truth, true
+	}
+	i := v.after(held.Revision)
+	if v.lost && i == len(v.records) && held.Revision > v.before(i).revision {
+		return mark{}, false
+	}
+	if i < len(v.records) && held.Revision > v.records[i].since {
+		return mark{}, false // between the revisions that were read at once
+	}
+	return v.before(i), true
+}
+
+// head is the newest state that is served.
+func (v *View) head() mark { return v.before(v.served) }
+
+// live are the records that are served.
+func (v *View) live() []*record { return v.records[:v.served] }
 
 // before is the state before record i.
 func (v *View) before(i int) mark {
@@ -110,25 +187,28 @@ func (v *View) after(revision int64) int {
 // logBytes is the memory that the records take.
 func (v *View) logBytes() int64 { return v.cum(len(v.records)) - v.dropped }
 
-// append gives a view with one more record, and without the oldest ones where
-// the log would pass limit bytes. It is for the writer: only the newest view
-// may be appended to.
-func (v *View) append(r *record, limit int64) *View {
+// append adds a record, and drops the oldest ones where the log would pass limit
+// bytes. It is for the writer, on a copy of the newest view only.
+func (v *View) append(r *record, limit int64) {
 	r.cum = v.cum(len(v.records)) + r.memory
-	next := &View{
-		epoch: v.epoch, base: v.base, dropped: v.dropped,
-		records: append(v.records, r), // older views end before it
-		seen:    max(v.seen, r.revision),
+	v.records = append(v.records, r) // older views end before it
+	if v.hold == nil {
+		v.served = len(v.records)
 	}
-	if next.logBytes() <= limit {
-		return next
+	if v.logBytes() <= limit {
+		return
 	}
 	// An eighth at a time, so that dropping costs little per record; into a
-	// new array, so that what was dropped can be collected.
-	i := sort.Search(len(next.records), func(i int) bool {
-		return r.cum-next.records[i].cum <= limit-limit/8
+	// new array, so that what was dropped can be collected. What is held back
+	// is not dropped before what is served: it is lost as a whole.
+	i := sort.Search(len(v.records), func(i int) bool {
+		return r.cum-v.records[i].cum <= limit-limit/8
 	})
-	next.base, next.dropped = next.records[i].mark, next.records[i].cum
-	next.records = slices.Clone(next.records[i+1:])
-	return next
+	if i >= v.served && v.hold != nil {
+		v.records, v.lost = slices.Clone(v.live()), true
+		return
+	}
+	v.base, v.dropped = v.records[i].mark, v.records[i].cum
+	v.records = slices.Clone(v.records[i+1:])
+	v.served -= i + 1
 }

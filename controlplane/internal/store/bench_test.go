@@ -47,7 +47,7 @@ func BenchmarkLoad(b *testing.B) {
 	b.ResetTimer()
 	for range b.N {
 		n := 0
-		if _, err := s.Load(context.Background(), func(Object) error { n++; return nil }); err != nil {
+		if _, err := s.Load(context.Background(), LoadOptions{}, func(Object) error { n++; return nil }); err != nil {
 			b.Fatal(err)
 		}
 		if n != rows {

@@ -90,7 +90,7 @@ func TestGuardOfADeadProcessBlocksNobodyAfterItsLease(t *testing.T) {
 func TestLinkIsNotWrittenOnceItsAffiliateIsDeletedInBetween(t *testing.T) {
 	s := start(t)
 	s.mustPut(t, testAffiliate("aff_01"))
-	tx, err := newTransaction(s, "", []Write{{Verb: Create, Resource: affiliateLink("/a", "aff_01")}}, false)
+	tx, err := newTransaction(s, "", []Write{{Verb: Create, Resource: affiliateLink("/a", "aff_01")}}, WriteOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

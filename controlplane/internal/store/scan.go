@@ -2,8 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -24,6 +27,7 @@ type scan struct {
 	revision int64 // 0 until the first page is read: what is current then
 	limit    int64 // of the next page
 	done     bool  // there is no further page
+	paced    bool  // each pauses between pages
 }
 
 // scan reads all keys with a prefix; revision 0 is the current one.
@@ -66,8 +70,12 @@ func (c *scan) each(ctx context.Context, fn func(Object) error) error {
 	go func() {
 		defer close(stopped)
 		for last := false; !last; {
+			start := time.Now()
 			kvs, err := c.next(ctx)
 			last = c.done || err != nil
+			if c.paced && !last {
+				pause(ctx, 3*time.Since(start))
+			}
 			select {
 			case pages <- page{kvs, last, err}:
 			case <-ctx.Done():
@@ -98,12 +106,24 @@ func (c *scan) each(ctx context.Context, fn func(Object) error) error {
 	}
 }
 
+// LoadOptions says how everything is read. The zero value is a reading of the
+// current revision, as fast as can be.
+type LoadOptions struct {
+	At    int64 // the revision; 0: the current one
+	Paced bool  // leave etcd more time for others than it takes
+}
+
 // Load hands every resource to each, in order of their names, as they are at
-// the revision that it gives. It stops at each's first error and gives that.
-// Records that cannot be read are left out, as Watch leaves them out.
-func (s *Store) Load(ctx context.Context, each func(Object) error) (int64, error) {
-	c := s.scan(resources, 0)
+// the revision that it gives. It stops at each's first error and gives that;
+// ErrCompacted when etcd has forgotten the revision. Records that cannot be
+// read are left out, as Watch leaves them out.
+func (s *Store) Load(ctx context.Context, opts LoadOptions, each func(Object) error) (int64, error) {
+	c := s.scan(resources, opts.At)
+	c.paced = opts.Paced
 	err := c.each(ctx, each)
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		err = ErrCompacted
+	}
 	return c.revision, err
 }
 
@@ -136,4 +156,14 @@ func (s *Store) Count(ctx context.Context, f Filter, revision int64) (int64, err
 		return 0, err
 	}
 	return got.Count, nil
+}
+
+// pause waits for a time or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	wait := time.NewTimer(d)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+	}
 }

@@ -6,7 +6,13 @@
 // Keys, all under /aff/v1/:
 //
 //	r/<name>                  a linkv1.Record, for every resource
-//	epoch                     16 hexadecimal digits, written once
+//	epoch                     16 hexadecimal digits, written once, and anew by
+//	                          an operator after a restore
+//	epochs/<epoch>            epochs before that
+//	release                   what an operator has released: epoch, revision
+//	release/write             put by writes that release themselves: epoch
+//	held                      what a replica holds back: epoch, revision
+//	touch                     put for nothing but a new revision
 //	guard/affiliates          see guard.go
 //	guard/affiliates/holder   see guard.go
 //
@@ -18,10 +24,7 @@ package store
 
 import (
 	"context"
-	"fmt"
-	"math/rand/v2"
 	"slices"
-	"strconv"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -37,6 +40,12 @@ const (
 	root      = "/aff/v1/"
 	resources = root + "r/"
 	epochKey  = root + "epoch"
+
+	pastEpochs   = root + "epochs/"
+	releaseKey   = root + "release"
+	releaseWrite = releaseKey + "/write"
+	heldKey      = root + "held"
+	touchKey     = root + "touch"
 )
 
 // Store reads and writes resources.
@@ -121,38 +130,6 @@ func field(message []byte, number protowire.Number) (value []byte) {
 // a link and names one.
 func linkAffiliate(value []byte) []byte {
 	return field(field(value, 1), 4)
-}
-
-// Epoch gives the fleet's epoch, and makes one up if there is none yet.
-func (s *Store) Epoch(ctx context.Context) (uint64, error) {
-	got, err := s.get(ctx, epochKey)
-	if err != nil {
-		return 0, err
-	}
-	kvs := got.Kvs
-	if len(kvs) == 0 {
-		fresh := rand.Uint64() | 1
-		made, err := s.txn(ctx,
-			[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(epochKey), "=", 0)},
-			[]clientv3.Op{clientv3.OpPut(epochKey, fmt.Sprintf("%016x", fresh))},
-			[]clientv3.Op{clientv3.OpGet(epochKey)})
-		if err != nil {
-			return 0, err
-		}
-		if made.Succeeded {
-			return fresh, nil
-		}
-		kvs = made.Responses[0].GetResponseRange().Kvs
-	}
-	text := string(kvs[0].Value)
-	epoch, err := strconv.ParseUint(text, 16, 64)
-	if err != nil || epoch == 0 || len(text) != 16 {
-		return 0, &link.Error{
-			Kind: link.FailedPrecondition, Message: fmt.Sprintf("the epoch in etcd is %q, and not 16 hexadecimal digits", text),
-			Hint: "restore " + epochKey + " in etcd",
-		}
-	}
-	return epoch, nil
 }
 
 // Get reads one resource, linearizably, and gives the revision that was read.

@@ -376,9 +376,12 @@ func TestEtcdDownIsUnavailableSoonAndWorksAgainAfterwards(t *testing.T) {
 	server.Stop()
 	began := time.Now()
 	calls := map[string]func() error{
-		"get":   func() error { _, _, err := s.Get(t.Context(), "links/go.example.com/a"); return err },
-		"list":  func() error { _, err := s.List(t.Context(), Query{Filter: Filter{Kind: link.Links}}); return err },
-		"load":  func() error { _, err := s.Load(t.Context(), func(Object) error { return nil }); return err },
+		"get":  func() error { _, _, err := s.Get(t.Context(), "links/go.example.com/a"); return err },
+		"list": func() error { _, err := s.List(t.Context(), Query{Filter: Filter{Kind: link.Links}}); return err },
+		"load": func() error {
+			_, err := s.Load(t.Context(), LoadOptions{}, func(Object) error { return nil })
+			return err
+		},
 		"epoch": func() error { _, err := s.Epoch(t.Context()); return err },
 		"write": func() error {
 			_, _, err := s.Write(t.Context(), "", []Write{{Verb: Put, Resource: testLink("/b", "https://store.example/")}}, false)

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"iter"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -18,6 +20,8 @@ type Change = Object
 type Batch struct {
 	Revision int64
 	Changes  []Change
+	Release  Release // the zero value: none
+	Epoch    bool    // the fleet's epoch is another one: read it
 }
 
 // Watch yields the changes after a revision, one whole revision after the
@@ -29,7 +33,7 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[Batch, error] 
 	return func(yield func(Batch, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		events := s.client.Watch(clientv3.WithRequireLeader(ctx), resources,
+		events := s.client.Watch(clientv3.WithRequireLeader(ctx), root,
 			clientv3.WithPrefix(), clientv3.WithRev(after+1), clientv3.WithProgressNotify())
 		for got := range events {
 			if got.CompactRevision != 0 {
@@ -63,17 +67,37 @@ func yieldRevisions(got clientv3.WatchResponse, yield func(Batch, error) bool) b
 		for n < len(events) && events[n].Kv.ModRevision == revision {
 			n++
 		}
-		batch := Batch{Revision: revision, Changes: make([]Change, n)}
-		for i, e := range events[:n] {
-			batch.Changes[i] = object(e.Kv)
-			if e.Type == mvccpb.Event_DELETE {
-				batch.Changes[i].Value = nil
-			}
-		}
+		batch := batchOf(revision, events[:n])
 		if !yield(batch, nil) {
 			return false
 		}
 		events = events[n:]
 	}
 	return true
+}
+
+// batchOf reads the events of one revision. What else is kept in etcd, such as
+// the guard, says no more than that the revision has passed.
+func batchOf(revision int64, events []*clientv3.Event) Batch {
+	batch := Batch{Revision: revision}
+	for _, e := range events {
+		if bytes.HasPrefix(e.Kv.Key, []byte(resources)) {
+			if batch.Changes == nil {
+				batch.Changes = make([]Change, 0, len(events))
+			}
+			o := object(e.Kv)
+			if e.Type == mvccpb.Event_DELETE {
+				o.Value = nil
+			}
+			batch.Changes = append(batch.Changes, o)
+			continue
+		}
+		switch key := string(e.Kv.Key); {
+		case key == epochKey:
+			batch.Epoch = true
+		case strings.HasPrefix(key, releaseKey) && e.Type != mvccpb.Event_DELETE:
+			batch.Release = batch.Release.Merge(parseRelease(e.Kv))
+		}
+	}
+	return batch
 }

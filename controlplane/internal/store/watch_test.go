@@ -146,7 +146,7 @@ func TestLoadShowsOneRevisionInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	var names []string
-	revision, err := s.Load(t.Context(), func(o Object) error {
+	revision, err := s.Load(t.Context(), LoadOptions{}, func(o Object) error {
 		if len(names) == 0 { // others write while it reads
 			s.mustPut(t, testLink("/zzz", "https://store.example/"))
 			s.mustWrite(t, Write{Verb: Delete, Name: "links/go.example.com/old/999"})
@@ -164,7 +164,7 @@ func TestLoadShowsOneRevisionInOrder(t *testing.T) {
 
 func TestLoadOfNothingHasARevision(t *testing.T) {
 	s := start(t)
-	revision, err := s.Load(t.Context(), func(Object) error { return errors.New("nothing is there") })
+	revision, err := s.Load(t.Context(), LoadOptions{}, func(Object) error { return errors.New("nothing is there") })
 	if err != nil || revision == 0 {
 		t.Fatalf("got revision %d, %v", revision, err)
 	}
@@ -174,7 +174,7 @@ func TestLoadStopsAtTheFirstError(t *testing.T) {
 	s := start(t)
 	importLinks(t, s, "a", 1200)
 	stop, seen := errors.New("stop"), 0
-	_, err := s.Load(t.Context(), func(Object) error { seen++; return stop })
+	_, err := s.Load(t.Context(), LoadOptions{}, func(Object) error { seen++; return stop })
 	if !errors.Is(err, stop) || seen != 1 {
 		t.Fatalf("got %v after %d", err, seen)
 	}
@@ -187,7 +187,7 @@ func TestRecordsThatCannotBeReadAreLeftOutByLoadAndWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	loaded := 0
-	last, err := s.Load(t.Context(), func(Object) error { loaded++; return nil })
+	last, err := s.Load(t.Context(), LoadOptions{}, func(Object) error { loaded++; return nil })
 	if err != nil || loaded != 1 {
 		t.Fatalf("loaded %d: %v", loaded, err)
 	}
@@ -213,7 +213,7 @@ func TestLoadedValuesAreWhatIsHashed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Load(t.Context(), func(o Object) error {
+	if _, err := s.Load(t.Context(), LoadOptions{}, func(o Object) error {
 		if !bytes.Equal(o.Value, want) {
 			t.Errorf("loaded %x, want %x", o.Value, want)
 		}

@@ -68,12 +68,24 @@ type Result struct {
 // Etag is what a later write names the state by that a revision left.
 func Etag(revision int64) string { return strconv.FormatInt(revision, 10) }
 
+// WriteOptions says how a transaction is made.
+type WriteOptions struct {
+	DryRun bool // check everything, write nothing
+	// The transaction passes the guards of this epoch, however much it removes.
+	AllowShrink uint64
+}
+
 // Write makes up to 100 writes of different resources in one transaction and
 // one revision: all or none. who is recorded. It gives the revision at which
 // all of them are in effect. With dryRun everything is checked and nothing
 // written. All problems found are joined.
 func (s *Store) Write(ctx context.Context, who string, writes []Write, dryRun bool) ([]Result, int64, error) {
-	t, err := newTransaction(s, who, writes, dryRun)
+	return s.WriteWith(ctx, who, writes, WriteOptions{DryRun: dryRun})
+}
+
+// WriteWith is Write with options.
+func (s *Store) WriteWith(ctx context.Context, who string, writes []Write, opts WriteOptions) ([]Result, int64, error) {
+	t, err := newTransaction(s, who, writes, opts)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -122,6 +134,7 @@ type transaction struct {
 	s       *Store
 	who     string
 	dryRun  bool
+	shrinks uint64 // the epoch whose guards it passes; 0: it is guarded
 	changes []change
 	index   map[string]int // of changes, by name
 	held    *hold          // the guard, while affiliates are being deleted
@@ -139,14 +152,14 @@ type change struct {
 	outcome Outcome
 }
 
-func newTransaction(s *Store, who string, writes []Write, dryRun bool) (*transaction, error) {
+func newTransaction(s *Store, who string, writes []Write, opts WriteOptions) (*transaction, error) {
 	if len(writes) == 0 || len(writes) > MaxWrites {
 		return nil, &link.Error{
 			Kind: link.Invalid, Field: "writes",
 			Message: fmt.Sprintf("has %d writes, and 1 to %d are allowed", len(writes), MaxWrites), Hint: "import any number of resources",
 		}
 	}
-	t := &transaction{s: s, who: who, dryRun: dryRun, index: make(map[string]int, len(writes))}
+	t := &transaction{s: s, who: who, dryRun: opts.DryRun, shrinks: opts.AllowShrink, index: make(map[string]int, len(writes))}
 	var problems []error
 	for i, w := range writes {
 		c := change{Write: w}
@@ -219,6 +232,9 @@ func (t *transaction) commit(ctx context.Context, read int64, compares []clientv
 	}
 	if len(ops) == 0 {
 		return t.results(0, nil), t.inEffectSince(read), nil
+	}
+	if t.shrinks != 0 {
+		ops = append(ops, allowShrink(t.shrinks))
 	}
 	got, err := t.s.txn(ctx, compares, ops, nil)
 	if err != nil {

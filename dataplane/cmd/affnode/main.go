@@ -26,11 +26,18 @@ func main() {
 		Flags: func(fs *flag.FlagSet) {
 			fs.StringVar(&control, "control", "127.0.0.1:7070", "`addresses` of control planes, separated by commas")
 			fs.StringVar(&cfg.Listen, "listen", ":8080", "`address` for redirects")
-			fs.StringVar(&admin, "admin", ":9091", "`address` for /livez, /readyz and /metrics; not for the public")
+			fs.StringVar(&admin, "admin", ":9091", "`address` for /livez, /readyz, /metrics and /state; not for the public")
 			fs.StringVar(&cfg.NATS, "nats", "nats://127.0.0.1:4222", "`URLs` of NATS servers, separated by commas")
 			fs.StringVar(&cfg.Region, "region", "local", "`name` of the region")
 			fs.StringVar(&cfg.Node, "node", name, "`name` of this node, unique in the fleet")
 			fs.StringVar(&cfg.DataDir, "data-dir", "affnode.data", "`folder` for the last known good state and the spool")
+			fs.StringVar(&cfg.Bootstrap, "bootstrap", "", "`place` of the first state of a new node: a state file, its URL, or host:port of a node's --admin")
+			fs.IntVar(&cfg.GuardShrink, "guard-shrink", 20, "`percent` of the links that a version may remove unless it was released; 100: all")
+			fs.IntVar(&cfg.GuardGrow, "guard-grow", 10, "`times` as many links that a version may lead to unless it was released")
+			fs.IntVar(&cfg.GuardFloor, "guard-floor", 1000, "`links` below which a node takes any version")
+			fs.Int64Var(&cfg.MaxEntries, "max-entries", 1<<28, "`resources` that a node takes in all")
+			fs.Int64Var(&cfg.MaxStateBytes, "max-state-bytes", 32<<30, "`bytes` that all of them may take")
+			fs.IntVar(&cfg.MaxEntryBytes, "max-entry-bytes", 1<<20, "`bytes` that one of them may take")
 			fs.StringVar(&cfg.ClickLevel, "click-level", "process", "what a recorded click survives: memory (a clean stop) or process (SIGKILL); a `level`")
 			fs.StringVar(&cfg.ClickAddress, "click-address", "truncated", "`form` in which client addresses are recorded: full or truncated")
 			fs.Int64Var(&cfg.SpoolBytes, "spool-bytes", 1<<30, "`bytes` that clicks may take until NATS has them")
@@ -63,9 +70,14 @@ func main() {
 			if err != nil {
 				return err
 			}
-			return service.Serve(ctx, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: registry, Run: node.Run, Close: node.Close})
+			return service.Serve(ctx, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: registry, Pages: pages(node), Run: node.Run, Close: node.Close})
 		},
 	}.Main(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// pages are what a node's admin address shows beside what every server's does.
+func pages(node *dataplane.Node) []service.Page {
+	return []service.Page{{Pattern: "GET /state", Handler: node.ServeState}}
 }
 
 // collectAt is the growth of the heap, in percent, at which the collector runs,

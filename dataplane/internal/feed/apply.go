@@ -3,11 +3,13 @@ package feed
 import (
 	"fmt"
 
+	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 // kind is what a message was, as a metric label.
@@ -19,22 +21,28 @@ const (
 	kindSnapshot // from Begin to End
 	kindHeartbeat
 	kindBehind
+	kindTakeDown
+	kindRetryLater
 	kinds
 )
 
 func (k kind) String() string {
-	return [kinds]string{"other", "delta", "snapshot", "heartbeat", "behind"}[k]
+	return [kinds]string{"other", "delta", "snapshot", "heartbeat", "behind", "take_down", "retry_later"}[k]
 }
 
 // outcome is what became of a message. At most one of the pointers is set; none
 // is when a snapshot is still under way.
 type outcome struct {
-	kind      kind
-	applied   *table.Table // what is live now
-	rejection *rejection
-	heartbeat *feedv1.Heartbeat
-	behind    *feedv1.Behind
-	err       error // the message cannot even be answered
+	kind       kind
+	applied    *table.Table // what is verified now
+	unserved   unserved     // of that, what came with the frame
+	saveSoon   bool         // the file is to be written before its time
+	rejection  *rejection
+	heartbeat  *feedv1.Heartbeat
+	behind     *feedv1.Behind
+	takenDown  *linkv1.Version // what is to be acknowledged
+	retryLater *feedv1.RetryLater
+	err        error // the message cannot even be answered
 }
 
 // rejection is why a frame was not applied. The live table is as before.
@@ -46,23 +54,29 @@ type rejection struct {
 
 // applier turns messages into tables. It is used by one goroutine.
 type applier struct {
-	live *table.Live
-	snap *incoming
-	buf  []byte // what chunks are decompressed into
-	list []pair // what they hold
+	live  *table.Live
+	guard Guard
+	down  overlay
+	past  *epochs
+	wire  *tripwire
+	tail  *journal
+	snap  *incoming
+	buf   []byte // what chunks are decompressed into
+	list  []pair // what they hold
 }
 
-// incoming is a snapshot under way.
-type incoming struct {
-	version  table.Version
-	builder  *table.Builder // nil: rejected, the rest is passed over
-	entries  int64          // that were announced
-	bytes    int64
-	gotBytes int64
+// newApplier makes an applier that remembers nothing beyond its process. The
+// guard has its defaults.
+func newApplier(live *table.Live, guard Guard) applier {
+	guard.setDefaults()
+	return applier{live: live, guard: guard, past: &epochs{}, wire: &tripwire{}, tail: &journal{}}
 }
 
 // reset forgets a snapshot under way: a new stream begins.
-func (a *applier) reset() { a.snap = nil }
+func (a *applier) reset() {
+	a.snap = nil
+	a.wire.done()
+}
 
 // take takes in one message. It keeps nothing of it.
 func (a *applier) take(message []byte) outcome {
@@ -100,6 +114,10 @@ func (a *applier) take(message []byte) outcome {
 		return outcome{kind: kindHeartbeat, heartbeat: f.Heartbeat}
 	case *feedv1.SubscribeResponse_Behind:
 		return outcome{kind: kindBehind, behind: f.Behind}
+	case *feedv1.SubscribeResponse_TakeDown:
+		return a.takeDown(f.TakeDown)
+	case *feedv1.SubscribeResponse_RetryLater:
+		return outcome{kind: kindRetryLater, retryLater: f.RetryLater}
 	}
 	return outcome{kind: kindOther}
 }
@@ -111,6 +129,7 @@ func reject(k kind, v table.Version, code feedv1.RejectCode, format string, args
 
 // delta applies a Delta.
 func (a *applier) delta(b []byte) outcome {
+	defer a.wire.done()
 	a.snap = nil
 	d, err := decodeDelta(b)
 	no := func(code feedv1.RejectCode, format string, args ...any) outcome {
@@ -119,7 +138,7 @@ func (a *applier) delta(b []byte) outcome {
 	if err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
 	}
-	held := a.live.Load()
+	held := verified(a.live)
 	switch {
 	case held == nil:
 		return no(feedv1.RejectCode_REJECT_CODE_WRONG_BASE, "delta from revision %d, the node holds nothing", d.from.Revision)
@@ -129,6 +148,9 @@ func (a *applier) delta(b []byte) outcome {
 	case d.to.Epoch != d.from.Epoch || d.to.Revision <= d.from.Revision:
 		return no(feedv1.RejectCode_REJECT_CODE_OLDER, "delta from epoch %016x revision %d to epoch %016x revision %d",
 			d.from.Epoch, d.from.Revision, d.to.Epoch, d.to.Revision)
+	}
+	if err := a.wire.arm(d.to); err != nil {
+		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
 	}
 	var puts []pair
 	var deletes [][]byte
@@ -146,114 +168,75 @@ func (a *applier) delta(b []byte) outcome {
 	if err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
 	}
+	err = a.guard.entries(puts)
+	if err == nil {
+		err = unique(puts, deletes)
+	}
+	if err != nil {
+		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
+	}
 	builder := held.Edit()
+	removed := 0
 	for _, key := range deletes {
 		if !builder.Delete(key) {
 			return no(feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH, "delta deletes %.300q, which the node does not hold", key)
 		}
+		if isLink(key) {
+			removed++
+		}
 	}
-	if err := putAll(builder, puts); err != nil {
+	var left unserved
+	if err := putAll(builder, puts, &left); err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, "delta: %v", err)
 	}
 	if int64(builder.Len()) != d.entries || builder.Hash() != d.hash {
 		return no(feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH, "after the delta there are %d entries with set hash %016x%016x, not %d with %016x%016x",
 			builder.Len(), builder.Hash().Hi, builder.Hash().Lo, d.entries, d.hash.Hi, d.hash.Lo)
 	}
-	return a.swap(kindDelta, builder, d.to)
+	if err := a.guard.size(int64(builder.Len()), int64(builder.Size())); err != nil {
+		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "after the delta there are %v", err)
+	}
+	if !d.released {
+		if err := a.guard.change(held, builder, removed); err != nil {
+			return guarded(kindDelta, d.to, err)
+		}
+	}
+	full := a.tail.add(d.to, b)
+	return outcome{kind: kindDelta, applied: a.publish(builder.Build(d.to)), unserved: left, saveSoon: full}
 }
 
-// swap makes what was built live.
-func (a *applier) swap(k kind, builder *table.Builder, v table.Version) outcome {
-	t := builder.Build(v)
-	a.live.Store(t)
-	return outcome{kind: k, applied: t}
+// publish makes a verified table live, but for what was taken down.
+func (a *applier) publish(t *table.Table) *table.Table {
+	if held := heldVersion(a.live); held.Epoch != 0 && held.Epoch != t.Version().Epoch {
+		a.past.add(held.Epoch)
+	}
+	a.down.drop(t.Version())
+	a.live.Store(a.down.over(t))
+	return t
 }
 
-const (
-	// maxEntries and maxBytes bound what a snapshot may announce.
-	maxEntries = 1 << 28
-	maxBytes   = 32 << 30
-	// maxHint bounds what is made room for before anything has come.
-	maxHint = 4 << 20
-)
-
-// begin begins a snapshot. One that was under way is forgotten.
-func (a *applier) begin(m *feedv1.SnapshotBegin) outcome {
-	v := versionOf(m.GetVersion())
-	a.snap = &incoming{version: v, entries: m.GetEntries(), bytes: m.GetBytes()}
-	held := heldVersion(a.live)
-	switch {
-	case v.Epoch == 0 || v.Revision <= 0:
-		return reject(kindSnapshot, v, feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "snapshot without a version")
-	case held.Epoch != 0 && (v.Epoch != held.Epoch || v.Revision < held.Revision):
-		return reject(kindSnapshot, v, feedv1.RejectCode_REJECT_CODE_OLDER, "snapshot of epoch %016x revision %d, the node holds epoch %016x revision %d",
-			v.Epoch, v.Revision, held.Epoch, held.Revision)
-	case m.GetEntries() < 0 || m.GetEntries() > maxEntries || m.GetBytes() < 0 || m.GetBytes() > maxBytes:
-		return reject(kindSnapshot, v, feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "snapshot of %d entries and %d bytes: at most %d and %d are taken",
-			m.GetEntries(), m.GetBytes(), maxEntries, maxBytes)
+// unique says which key a frame has twice.
+func unique(puts []pair, deletes [][]byte) error {
+	if len(puts)+len(deletes) == 1 {
+		return nil
 	}
-	a.snap.builder = table.NewBuilder(int(min(m.GetEntries(), maxHint)))
-	return outcome{kind: kindSnapshot}
-}
-
-// fail rejects the snapshot under way.
-func (a *applier) fail(code feedv1.RejectCode, format string, args ...any) outcome {
-	a.snap.builder = nil
-	return reject(kindSnapshot, a.snap.version, code, format, args...)
-}
-
-// chunk puts a part of a snapshot beside the live table.
-func (a *applier) chunk(b []byte) outcome {
-	if a.snap == nil {
-		return outcome{kind: kindSnapshot, err: fmt.Errorf("frame: a part of a snapshot that did not begin")}
+	seen := make(map[xxh3.Uint128]struct{}, len(puts)+len(deletes))
+	again := func(key []byte) error {
+		n := len(seen)
+		if seen[xxh3.Hash128(key)] = struct{}{}; len(seen) == n {
+			return fmt.Errorf("%.300q is there twice", key)
+		}
+		return nil
 	}
-	s := a.snap
-	if s.builder == nil {
-		return outcome{kind: kindSnapshot}
+	for _, e := range puts {
+		if err := again(e.key); err != nil {
+			return err
+		}
 	}
-	plain, buf, err := decodeChunk(b, a.buf)
-	a.buf = buf
-	if err != nil {
-		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "chunk: %v", err)
+	for _, key := range deletes {
+		if err := again(key); err != nil {
+			return err
+		}
 	}
-	a.list, err = appendEntries(a.list[:0], plain)
-	if err != nil {
-		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "chunk: %v", err)
-	}
-	for _, e := range a.list {
-		s.gotBytes += int64(len(e.key) + len(e.value))
-	}
-	if s.gotBytes > s.bytes {
-		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "more than the %d bytes that were announced", s.bytes)
-	}
-	if err := putAll(s.builder, a.list); err != nil {
-		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, "snapshot: %v", err)
-	}
-	if int64(s.builder.Len()) > s.entries {
-		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "more than the %d entries that were announced", s.entries)
-	}
-	return outcome{kind: kindSnapshot}
-}
-
-// end verifies a snapshot and makes it live.
-func (a *applier) end(m *feedv1.SnapshotEnd) outcome {
-	s := a.snap
-	a.snap = nil
-	if s == nil {
-		return outcome{kind: kindSnapshot, err: fmt.Errorf("frame: the end of a snapshot that did not begin")}
-	}
-	if s.builder == nil {
-		return outcome{kind: kindSnapshot}
-	}
-	a.buf, a.list = nil, nil
-	if versionOf(m.GetVersion()) != s.version {
-		return reject(kindSnapshot, s.version, feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "snapshot began as revision %d and ends as %d",
-			s.version.Revision, m.GetVersion().GetRevision())
-	}
-	if hash := hashOf(m.GetSetHash()); int64(s.builder.Len()) != m.GetEntries() || s.builder.Hash() != hash {
-		return reject(kindSnapshot, s.version, feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH,
-			"the snapshot has %d entries with set hash %016x%016x, not %d with %016x%016x",
-			s.builder.Len(), s.builder.Hash().Hi, s.builder.Hash().Lo, m.GetEntries(), hash.Hi, hash.Lo)
-	}
-	return a.swap(kindSnapshot, s.builder, s.version)
+	return nil
 }

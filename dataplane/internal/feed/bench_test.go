@@ -2,8 +2,10 @@ package feed
 
 import (
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/proto"
@@ -54,7 +56,7 @@ func million(b *testing.B) (messages [][]byte) {
 func apply(b *testing.B, messages [][]byte) *table.Live {
 	b.Helper()
 	live := &table.Live{}
-	a := applier{live: live}
+	a := newApplier(live, Guard{})
 	for _, m := range messages {
 		if o := a.take(m); o.rejection != nil || o.err != nil {
 			b.Fatal(o)
@@ -76,7 +78,7 @@ func BenchmarkMillion(b *testing.B) {
 		}
 	})
 	b.Run("delta", func(b *testing.B) {
-		a := applier{live: live}
+		a := newApplier(live, Guard{})
 		held := live.Load()
 		e := entry("/new", "https://x.test/")
 		hash := held.Hash().Add(link.HashEntry([]byte(e.Key), e.Value))
@@ -92,6 +94,79 @@ func BenchmarkMillion(b *testing.B) {
 		}
 		live.Store(held)
 	})
+	b.Run("delta with note and journal", func(b *testing.B) {
+		a := newApplier(live, Guard{})
+		dir := b.TempDir()
+		a.wire = openTripwire(filepath.Join(dir, noteName), time.Now())
+		a.tail = &journal{path: filepath.Join(dir, journalName), log: slog.Default()}
+		defer a.wire.close()
+		defer a.tail.close()
+		held := live.Load()
+		e := entry("/new", "https://x.test/")
+		hash := held.Hash().Add(link.HashEntry([]byte(e.Key), e.Value))
+		m := wire(b, &feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Delta{Delta: &feedv1.Delta{
+			From: version(10), To: version(11), Puts: []*feedv1.Entry{e}, SetHash: hashProto(hash), Entries: int64(held.Len() + 1),
+		}}})
+		for b.Loop() {
+			live.Store(held)
+			if o := a.take(m); o.applied == nil {
+				b.Fatal(o)
+			}
+			if a.tail.size > journalBytes {
+				a.tail.saved(table.Version{Epoch: epoch, Revision: 11})
+			}
+		}
+		live.Store(held)
+	})
+	b.Run("take-down", func(b *testing.B) {
+		held := live.Load()
+		m := wire(b, takeDown(11, &feedv1.Entry{Key: "links/go.example.com/campaign/7"}))
+		b.ReportAllocs()
+		for b.Loop() {
+			live.Store(held)
+			a := newApplier(live, Guard{})
+			if o := a.take(m); o.takenDown == nil {
+				b.Fatal(o)
+			}
+		}
+		live.Store(held)
+	})
+	b.Run("guard of a snapshot", func(b *testing.B) {
+		held := live.Load()
+		next := held.Edit()
+		next.Delete([]byte("links/go.example.com/campaign/7"))
+		g := Guard{}
+		g.setDefaults()
+		for b.Loop() {
+			if err := g.change(held, next, -1); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("read journal", func(b *testing.B) {
+		path := filepath.Join(b.TempDir(), journalName)
+		j := &journal{path: path, log: slog.Default()}
+		held := live.Load()
+		hash := held.Hash()
+		for i := range journalRecords {
+			e := entry(fmt.Sprint("/new/", i), "https://x.test/")
+			hash = hash.Add(link.HashEntry([]byte(e.Key), e.Value))
+			d, err := proto.Marshal(&feedv1.Delta{
+				From: version(10 + int64(i)), To: version(11 + int64(i)), Puts: []*feedv1.Entry{e}, SetHash: hashProto(hash), Entries: int64(held.Len() + 1 + i),
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			j.add(table.Version{Epoch: epoch, Revision: 11 + int64(i)}, d)
+		}
+		j.close()
+		for b.Loop() {
+			j := &journal{path: path, log: slog.Default()}
+			if t := j.read(held, Guard{}); t.Version().Revision != 10+journalRecords {
+				b.Fatal(t.Version())
+			}
+		}
+	})
 	b.Run("write file", func(b *testing.B) {
 		for b.Loop() {
 			if err := writeStateFile(path, "", live.Load()); err != nil {
@@ -101,7 +176,7 @@ func BenchmarkMillion(b *testing.B) {
 	})
 	b.Run("read file", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := readStateFile(path); err != nil {
+			if _, err := readFile(path); err != nil {
 				b.Fatal(err)
 			}
 		}

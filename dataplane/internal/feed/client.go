@@ -37,14 +37,22 @@ type Config struct {
 	Dir string
 	// What is served. Required.
 	Live *table.Live
+	// Where a node that has no file takes its first state from, if no control
+	// plane has answered: a file, an http or https URL of one, or "host:port" of
+	// the admin address of another node. Default: from nowhere.
+	Bootstrap string
+	// What is not taken, whoever sends it.
+	Guard Guard
 	// Gives answered, requests_per_second, spool_clicks and dropped_clicks of
 	// each status. Called from one goroutine. Default: none are said.
 	Status func() *feedv1.Status
 
 	// Time between two statuses. Default: 5 s.
 	StatusInterval time.Duration
-	// Least time between two writes of the file. Default: 5 s. It is longer
-	// where writing takes long: at most a twentieth of the time is spent so.
+	// Least time between two writes of the file. Default: 30 s; what comes in
+	// between is in a journal beside it, and a journal that grows long is a
+	// reason to write sooner. It is longer where writing takes long: at most a
+	// twentieth of the time is spent so.
 	SaveInterval time.Duration
 	// Waiting time after a failed attempt: a random part of the first, doubled
 	// each time up to the second. Default: 100 ms, 5 s.
@@ -64,9 +72,18 @@ type Client struct {
 	applier applier
 	keeper  *keeper // nil: no folder
 	metrics *metrics
+	serving chan struct{} // holds one for each state file that is being sent
 
 	ready     chan struct{}
 	readyOnce sync.Once
+
+	// What follows belongs to the goroutine of Run.
+	behindInRow int  // control planes in a row that hold an older version
+	outage      pace // of what the log is told about
+	rejects     pace
+	unserved    pace
+	older       pace
+	boots       pace
 }
 
 // New checks the configuration.
@@ -81,6 +98,12 @@ func New(cfg Config) (*Client, error) {
 	case cfg.Live == nil:
 		return nil, errors.New("feed: nothing to keep up to date")
 	}
+	if err := cfg.Guard.Validate(); err != nil {
+		return nil, fmt.Errorf("feed: %w", err)
+	}
+	if _, err := parseSource(cfg.Bootstrap); err != nil {
+		return nil, fmt.Errorf("feed: %w", err)
+	}
 	for _, target := range cfg.Targets {
 		conn, err := grpc.NewClient(target, cfg.Dial...) // connects to nothing yet
 		if err != nil {
@@ -89,24 +112,18 @@ func New(cfg Config) (*Client, error) {
 		_ = conn.Close()
 	}
 	setDefault(&cfg.StatusInterval, 5*time.Second)
-	setDefault(&cfg.SaveInterval, 5*time.Second)
+	setDefault(&cfg.SaveInterval, 30*time.Second)
 	setDefault(&cfg.MinBackoff, 100*time.Millisecond)
 	setDefault(&cfg.MaxBackoff, 5*time.Second)
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Client{cfg: cfg, applier: applier{live: cfg.Live}, ready: make(chan struct{})}
+	c := &Client{cfg: cfg, applier: newApplier(cfg.Live, cfg.Guard), ready: make(chan struct{}), serving: make(chan struct{}, maxServing)}
 	c.metrics = newMetrics(cfg.Live, cfg.Registerer)
 	if cfg.Dir != "" {
 		c.keeper = newKeeper(cfg.Dir, cfg.SaveInterval, cfg.Live, c.metrics, cfg.Log)
 	}
 	return c, nil
-}
-
-func setDefault(d *time.Duration, v time.Duration) {
-	if *d <= 0 {
-		*d = v
-	}
 }
 
 // validID says whether s may name a node or a region.
@@ -124,6 +141,23 @@ func validID(s string) bool {
 // tellEvery is how often an outage is logged that goes on.
 const tellEvery = time.Minute
 
+// pace keeps a log from being told the same again and again.
+type pace struct {
+	last  time.Time
+	quiet int // times that the log was not told since
+}
+
+// due says whether the log is to be told, and how many times it was not since.
+func (p *pace) due(every time.Duration) (quiet int, ok bool) {
+	if now := time.Now(); now.Sub(p.last) >= every {
+		quiet = p.quiet
+		p.last, p.quiet = now, 0
+		return quiet, true
+	}
+	p.quiet++
+	return 0, false
+}
+
 // Ready is closed when a verified state is live: the last known good one, or
 // one that is not older than what the control plane had when it was reached.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
@@ -132,16 +166,23 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // fails is tried again; what is live stays.
 func (c *Client) Run(ctx context.Context) error {
 	var saving sync.WaitGroup
-	defer saving.Wait()
+	defer func() {
+		saving.Wait()
+		c.applier.tail.close()
+		c.applier.wire.close()
+	}()
 	if c.keeper != nil {
-		if c.keeper.boot() {
-			c.readyOnce.Do(func() { close(c.ready) })
+		c.applier.wire = openTripwire(c.keeper.note(), time.Now())
+		c.applier.past = openEpochs(c.keeper.epochs(), c.cfg.Log)
+		if c.keeper.boot(&c.applier) {
+			c.holdsState()
 		}
 		saving.Go(func() { c.keeper.run(ctx) })
 	}
+	c.sitOut(ctx)
 	failures := 0
-	var told time.Time
 	for target := rand.N(len(c.cfg.Targets)); ctx.Err() == nil; target++ {
+		c.bootstrap(ctx)
 		address := c.cfg.Targets[target%len(c.cfg.Targets)]
 		good, err := c.session(ctx, address)
 		c.metrics.connected.Store(false)
@@ -153,16 +194,71 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		wait := rand.N(min(c.cfg.MinBackoff<<min(failures, 20), c.cfg.MaxBackoff)) + 1
 		failures++
-		c.metrics.disconnects.Add(1)
-		level := slog.LevelDebug
-		if failures == 1 || time.Since(told) > tellEvery {
-			level, told = slog.LevelWarn, time.Now()
+		if later, ok := errors.AsType[*laterError](err); ok {
+			wait, failures = later.wait(), 0
 		}
-		c.cfg.Log.Log(ctx, level, "control plane is not connected", "target", address, "err", err, "attempt", failures, "retry_in", wait)
+		c.metrics.disconnects.Add(1)
+		c.tellOutage(ctx, address, err, failures, wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
 	}
 	return nil
+}
+
+// tellOutage logs that no control plane is followed: the first time, and then
+// now and then.
+func (c *Client) tellOutage(ctx context.Context, address string, err error, failures int, wait time.Duration) {
+	level := slog.LevelDebug
+	if failures <= 1 {
+		c.outage = pace{}
+	}
+	if _, ok := c.outage.due(tellEvery); ok {
+		level = slog.LevelWarn
+	}
+	c.cfg.Log.Log(ctx, level, "control plane is not connected", "target", address, "err", err, "attempt", failures, "retry_in", wait,
+		"state_age", time.Duration(c.metrics.age()*float64(time.Second)).Round(time.Second))
+}
+
+// holdsState makes the node ready with a state that no control plane has
+// confirmed.
+func (c *Client) holdsState() { c.readyOnce.Do(func() { close(c.ready) }) }
+
+// sitOut waits, with what the node holds, when the process has ended again and
+// again as it took in what a control plane sent.
+func (c *Client) sitOut(ctx context.Context) {
+	wait, over := c.applier.wire.quarantine()
+	if wait == 0 || c.cfg.Live.Load() == nil {
+		return
+	}
+	c.metrics.quarantined.Store(true)
+	defer c.metrics.quarantined.Store(false)
+	c.cfg.Log.Error("the process has ended several times in a row as it took in a state: no control plane is followed for a while",
+		"for", wait, "held", heldVersion(c.cfg.Live).Revision, "crashed_on", over.Revision,
+		"hint", "see why it ended in the log of the process before; a stop in order, with SIGTERM, ends the waiting")
+	select {
+	case <-ctx.Done():
+	case <-time.After(wait):
+	}
+}
+
+// laterError says that a control plane has no room now.
+type laterError struct {
+	after  time.Duration
+	reason string
+}
+
+func (e *laterError) Error() string {
+	return "control plane has no room now: " + e.reason
+}
+
+// The time that a control plane may ask for.
+const minLater, maxLater = 10 * time.Millisecond, 5 * time.Minute
+
+// wait is when the node comes back: up to half more than what it was asked for,
+// so that nodes that were sent away together do not come back so.
+func (e *laterError) wait() time.Duration {
+	after := min(max(e.after, minLater), maxLater)
+	return after + rand.N(after/2+1)
 }

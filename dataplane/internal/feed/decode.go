@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -23,12 +24,13 @@ const (
 	fieldEntryKey   = 1
 	fieldEntryValue = 2
 
-	fieldDeltaFrom    = 1
-	fieldDeltaTo      = 2
-	fieldDeltaPuts    = 3
-	fieldDeltaDeletes = 4
-	fieldDeltaHash    = 5
-	fieldDeltaEntries = 6
+	fieldDeltaFrom     = 1
+	fieldDeltaTo       = 2
+	fieldDeltaPuts     = 3
+	fieldDeltaDeletes  = 4
+	fieldDeltaHash     = 5
+	fieldDeltaEntries  = 6
+	fieldDeltaReleased = 7
 
 	fieldChunkEntries     = 1
 	fieldChunkCompressed  = 2
@@ -104,9 +106,30 @@ func appendEntries(list []pair, chunk []byte) ([]pair, error) {
 	return list, err
 }
 
-// putAll puts entries; the error names the first that is wrong.
-func putAll(b *table.Builder, list []pair) error {
-	return b.PutAll(len(list), func(i int) (key, value []byte) { return list[i].key, list[i].value })
+// unserved are entries that do not compile: they are held and not served.
+type unserved struct {
+	n     int
+	first []error // some, each with the name and the reason
+}
+
+// maxNamed is how many of them are named.
+const maxNamed = 3
+
+// putAll puts entries, and holds those that cannot be served. The error names
+// the first that cannot even be held.
+func putAll(b *table.Builder, list []pair, left *unserved) (err error) {
+	b.PutAll(len(list), func(i int) (key, value []byte) { return list[i].key, list[i].value }, func(i int, why error) {
+		if held := b.Hold(list[i].key, list[i].value); held != nil {
+			if err == nil {
+				err = held
+			}
+			return
+		}
+		if left.n++; len(left.first) < maxNamed {
+			left.first = append(left.first, why)
+		}
+	})
+	return err
 }
 
 // decodeChunk gives the uncompressed form of a SnapshotChunk: itself, or what
@@ -128,10 +151,13 @@ func decodeChunk(chunk, buf []byte) (plain, used []byte, err error) {
 		return nil, buf, err
 	case feedv1.Compression(compression) == feedv1.Compression_COMPRESSION_UNSPECIFIED && len(compressed) == 0:
 		return chunk, buf, nil
+	case feedv1.Compression(compression) == feedv1.Compression_COMPRESSION_ZSTD:
+		plain, err = unzstd(compressed, buf)
 	case feedv1.Compression(compression) != feedv1.Compression_COMPRESSION_S2:
 		return nil, buf, fmt.Errorf("compression %d is not known", compression)
+	default:
+		plain, err = decompress(compressed, buf)
 	}
-	plain, err = decompress(compressed, buf)
 	if plain != nil {
 		buf = plain
 	}
@@ -157,11 +183,27 @@ func decompress(compressed, buf []byte) ([]byte, error) {
 	return plain, nil
 }
 
+// unzstd is decompress for Zstandard, which no control plane of this release
+// sends.
+func unzstd(compressed, buf []byte) ([]byte, error) {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxDecompressed))
+	if err != nil {
+		return nil, fmt.Errorf("decompress: %w", err)
+	}
+	defer d.Close()
+	plain, err := d.DecodeAll(compressed, buf[:0])
+	if err != nil {
+		return nil, fmt.Errorf("decompress: %w", err)
+	}
+	return plain, nil
+}
+
 // delta is what a Delta says beside its entries.
 type delta struct {
 	from, to table.Version
 	hash     link.SetHash
 	entries  int64
+	released bool
 }
 
 // decodeDelta reads all but the entries. On error it holds what came before.
@@ -179,6 +221,8 @@ func decodeDelta(b []byte) (d delta, err error) {
 			d.hash = hashOf(&h)
 		case fieldDeltaEntries:
 			d.entries = int64(v)
+		case fieldDeltaReleased:
+			d.released = v != 0
 		}
 		return err
 	})

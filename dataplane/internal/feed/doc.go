@@ -4,17 +4,41 @@
 //
 // The data's way through it:
 //
-//	Client.Run      boots from the last-known-good file, then connects to one
-//	                control plane after the other
+//	Client.Run      boots from the last-known-good file and its journal, or from
+//	                another place (bootstrap), then connects to one control
+//	                plane after the other
 //	session         one stream: says what the node holds, answers each frame
-//	applier         one frame: decode, build beside, verify, swap one pointer
+//	applier         one frame: decode, build beside, verify, guard, journal,
+//	                swap one pointer
+//	overlay         what was taken down ahead of the version that holds it
 //	keeper          writes what is live to the file, off the apply path
 //
 // What comes from the network is checked and never trusted: a frame that does
-// not verify leaves the live table as it is. The live version never goes back,
-// and never to another epoch than the one that is held.
+// not verify leaves the live table as it is. So does one that the guard holds
+// back, until it is released. An entry that does not compile, say because it is
+// of a later release, is held and not served, and spoils no others.
 //
-// Concurrency: Run is called once and owns every goroutine. Ready may be used
-// from any goroutine. The live table may be read by anybody; only this package
-// stores it.
+// The live version never goes back within an epoch, and never to an epoch that
+// was left. Another epoch, which an operator makes after a restore, is taken as
+// a snapshot. A node that is killed comes back with the version that it has
+// served, by the journal; one that loses power, with that of the file. The one
+// exception is a crash loop: a state that has ended the process again and again
+// is left for the one before it (tripwire).
+//
+// # Files
+//
+// In the folder are the state (state.aff) and the one before it (state.aff.prev),
+// the deltas since (state.aff.log), a note of what is being taken in
+// (state.aff.try) and the epochs that were left (state.aff.epochs). Each is
+// checked when it is read, and none has to be there.
+//
+// # Costs
+//
+// With a million links, on 2 cores: a snapshot is taken in within 0.5 s, the file
+// is read and verified in 0.5 s and written in 0.3 s. A delta of one link takes
+// 30 µs, and the note and the journal some µs on top.
+//
+// Concurrency: Run is called once and owns every goroutine. Ready and ServeState
+// may be used from any goroutine. The live table may be read by anybody; only
+// this package stores it.
 package feed

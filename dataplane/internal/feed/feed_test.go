@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	"github.com/affleet/affleet/proto/link"
 )
@@ -88,10 +89,12 @@ func TestNodeRejectsWhatDoesNotVerifyAndKeepsWhatItHas(t *testing.T) {
 		"other base":      {feedv1.RejectCode_REJECT_CODE_WRONG_BASE, func(d *feedv1.Delta) { d.From.Epoch++ }},
 		"backwards":       {feedv1.RejectCode_REJECT_CODE_OLDER, func(d *feedv1.Delta) { d.To.Revision = 9 }},
 		"into epoch":      {feedv1.RejectCode_REJECT_CODE_OLDER, func(d *feedv1.Delta) { d.To.Epoch++ }},
-		"bad entry":       {feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, func(d *feedv1.Delta) { d.Puts[0].Value = []byte("nonsense") }},
-		"key of another":  {feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, func(d *feedv1.Delta) { d.Puts[0].Key = "links/go.test/other" }},
 		"key of no kind":  {feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, func(d *feedv1.Delta) { d.Puts[0].Key = "" }},
-		"no destination ": {feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, func(d *feedv1.Delta) { d.Puts[0] = entry("/b", "") }},
+		"value too long":  {feedv1.RejectCode_REJECT_CODE_BAD_FRAME, func(d *feedv1.Delta) { d.Puts[0].Value = make([]byte, table.MaxHeld+1) }},
+		"damaged entry":   {feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH, func(d *feedv1.Delta) { d.Puts[0].Value = []byte("nonsense") }},
+		"key of another":  {feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH, func(d *feedv1.Delta) { d.Puts[0].Key = "links/go.test/other" }},
+		"put twice":       {feedv1.RejectCode_REJECT_CODE_BAD_FRAME, func(d *feedv1.Delta) { d.Puts = append(d.Puts, d.Puts[0]) }},
+		"put and deleted": {feedv1.RejectCode_REJECT_CODE_BAD_FRAME, func(d *feedv1.Delta) { d.Deletes = append(d.Deletes, d.Puts[0].GetKey()) }},
 	} {
 		p.send(change(bad.edit))
 		r := p.wantRejected(bad.code)
@@ -111,6 +114,13 @@ func TestNodeRejectsWhatDoesNotVerifyAndKeepsWhatItHas(t *testing.T) {
 	wrong[0].GetSnapshotBegin().Bytes--
 	p.send(wrong...)
 	p.wantRejected(feedv1.RejectCode_REJECT_CODE_BAD_FRAME)
+	twice := s.snapshot(11)
+	twice[0].GetSnapshotBegin().Entries, twice[0].GetSnapshotBegin().Bytes = 2, 1000
+	twice[1].GetSnapshotChunk().Entries = append(twice[1].GetSnapshotChunk().Entries, twice[1].GetSnapshotChunk().Entries...)
+	p.send(twice...)
+	if r := p.wantRejected(feedv1.RejectCode_REJECT_CODE_BAD_FRAME); !strings.Contains(r.GetReason(), "twice") {
+		t.Errorf("the reason is %q", r.GetReason())
+	}
 	wantHolds(t, n.live, 10, s)
 	p.send(s.snapshot(11)...)
 	p.wantApplied(11)
@@ -202,7 +212,7 @@ func saved(t *testing.T) (dir string, previous state) {
 	p.send(now.delta(10, 11, map[string]string{"/b": "https://x.test/b"}))
 	p.wantApplied(11)
 	n.stop()
-	if _, err := readStateFile(filepath.Join(dir, currentName)); err != nil {
+	if _, err := readFile(filepath.Join(dir, currentName)); err != nil {
 		t.Fatal(err)
 	}
 	return dir, s
@@ -242,10 +252,10 @@ func TestNodeFallsBackToThePreviousFile(t *testing.T) {
 			}
 			n.stop()
 			// The previous one was good and stays until there is a better one.
-			if _, err := readStateFile(filepath.Join(dir, previousName)); err != nil {
+			if _, err := readFile(filepath.Join(dir, previousName)); err != nil {
 				t.Errorf("the good file was lost: %v", err)
 			}
-			if _, err := readStateFile(path); err != nil {
+			if _, err := readFile(path); err != nil {
 				t.Errorf("the damaged file was not replaced: %v", err)
 			}
 		})

@@ -74,7 +74,7 @@ func decodeHeader(b []byte) (h fileHeader, err error) {
 	h.entries = int64(binary.LittleEndian.Uint64(b[32:]))
 	h.hash.Hi = binary.LittleEndian.Uint64(b[40:])
 	h.hash.Lo = binary.LittleEndian.Uint64(b[48:])
-	if h.version.Epoch == 0 || h.version.Revision <= 0 || h.entries < 0 || h.entries > maxEntries {
+	if h.version.Epoch == 0 || h.version.Revision <= 0 || h.entries < 0 {
 		return h, errors.New("its header makes no sense")
 	}
 	return h, nil
@@ -126,8 +126,10 @@ func writeState(w io.Writer, t *table.Table) error {
 	return flush() // the end
 }
 
-// readState reads a table and verifies it whole.
-func readState(r io.Reader) (*table.Table, error) {
+// readState reads a table and verifies it whole. What cannot be served is held,
+// as it is when it comes in a frame. Admit may refuse it, when the header is
+// read.
+func readState(r io.Reader, guard *Guard, admit func(fileHeader) error) (*table.Table, error) {
 	head := make([]byte, headerSize)
 	if _, err := io.ReadFull(r, head); err != nil {
 		return nil, torn("header", err)
@@ -136,7 +138,14 @@ func readState(r io.Reader) (*table.Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = guard.size(h.entries, 0); err == nil {
+		err = admit(h)
+	}
+	if err != nil {
+		return nil, err
+	}
 	builder := table.NewBuilder(int(min(h.entries, maxHint)))
+	var left unserved
 	var list []pair
 	var compressed, buf []byte
 	for {
@@ -150,18 +159,22 @@ func readState(r io.Reader) (*table.Table, error) {
 		if list, err = appendEntries(list[:0], plain); err != nil {
 			return nil, err
 		}
-		if err := putAll(builder, list); err != nil {
+		if err := putAll(builder, list, &left); err != nil {
 			return nil, err
 		}
 		if int64(builder.Len()) > h.entries {
 			return nil, errors.New("it has more entries than its header says")
+		}
+		if err := guard.size(0, int64(builder.Size())); err != nil {
+			return nil, err
 		}
 	}
 	if n, _ := io.ReadFull(r, head[:1]); n > 0 {
 		return nil, errors.New("something follows its end")
 	}
 	if int64(builder.Len()) != h.entries || builder.Hash() != h.hash {
-		return nil, fmt.Errorf("its %d entries are not the %d of its header", builder.Len(), h.entries)
+		return nil, fmt.Errorf("its %d entries with set hash %016x%016x are not the %d with %016x%016x of its header",
+			builder.Len(), builder.Hash().Hi, builder.Hash().Lo, h.entries, h.hash.Hi, h.hash.Lo)
 	}
 	return builder.Build(h.version), nil
 }
@@ -210,18 +223,29 @@ func torn(what string, err error) error {
 }
 
 // readStateFile reads the table of a file.
-func readStateFile(path string) (*table.Table, error) {
+func readStateFile(path string, guard *Guard, admit func(fileHeader) error) (*table.Table, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return readState(bufio.NewReaderSize(f, 1<<20))
+	return readState(bufio.NewReaderSize(f, 1<<20), guard, admit)
 }
 
 // writeStateFile writes a table to path. What path was becomes previous, if that
 // is not empty. At every moment, also of a power loss, one of the two is whole.
-func writeStateFile(path, previous string, t *table.Table) (err error) {
+func writeStateFile(path, previous string, t *table.Table) error {
+	return writeFile(path, previous, func(f *os.File) error {
+		w := bufio.NewWriterSize(f, 1<<20)
+		if err := writeState(w, t); err != nil {
+			return err
+		}
+		return w.Flush()
+	})
+}
+
+// writeFile is writeStateFile for any content.
+func writeFile(path, previous string, write func(*os.File) error) (err error) {
 	temporary := path + ".tmp"
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -233,11 +257,7 @@ func writeStateFile(path, previous string, t *table.Table) (err error) {
 			_ = os.Remove(temporary)
 		}
 	}()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if err := writeState(w, t); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
+	if err := write(f); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -14,7 +14,7 @@ import (
 func heldTable(t testing.TB, s state) *table.Table {
 	t.Helper()
 	live := &table.Live{}
-	a := applier{live: live}
+	a := newApplier(live, Guard{})
 	for _, f := range s.snapshot(10) {
 		a.take(wire(t, f))
 	}
@@ -53,7 +53,7 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		live := &table.Live{}
 		live.Store(base)
-		a := applier{live: live}
+		a := newApplier(live, Guard{})
 		for len(data) >= 2 {
 			n := min(int(data[0])|int(data[1])<<8, len(data)-2)
 			before := live.Load()
@@ -88,7 +88,7 @@ func FuzzStateFile(f *testing.F) {
 	f.Add(b.Bytes())
 	f.Add(b.Bytes()[:headerSize])
 	f.Fuzz(func(t *testing.T, data []byte) {
-		first, err := readState(bytes.NewReader(data))
+		first, err := readBytes(data)
 		if err != nil {
 			return
 		}
@@ -96,7 +96,7 @@ func FuzzStateFile(f *testing.F) {
 		if err := writeState(&again, first); err != nil {
 			t.Fatal(err)
 		}
-		second, err := readState(&again)
+		second, err := readBytes(again.Bytes())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,6 +123,6 @@ func FuzzBlock(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = putAll(table.NewBuilder(len(list)), list)
+		_ = putAll(table.NewBuilder(len(list)), list, &unserved{})
 	})
 }

@@ -16,6 +16,9 @@ import (
 const (
 	currentName  = "state.aff"
 	previousName = "state.aff.prev"
+	journalName  = "state.aff.log"    // see journal
+	noteName     = "state.aff.try"    // see tripwire
+	epochsName   = "state.aff.epochs" // see epochs
 )
 
 // touchInterval is how often an unchanged file is marked as still the newest.
@@ -30,7 +33,10 @@ type keeper struct {
 	metrics  *metrics
 	log      *slog.Logger
 
+	tail *journal // of the file; set by boot
+
 	dirty chan struct{} // holds one
+	soon  chan struct{} // likewise
 
 	saved     table.Version // what the current file holds
 	savedHash link.SetHash
@@ -39,48 +45,77 @@ type keeper struct {
 }
 
 func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics, log *slog.Logger) *keeper {
-	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, dirty: make(chan struct{}, 1)}
+	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1)}
 }
 
 func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }
+func (k *keeper) journal() string  { return filepath.Join(k.dir, journalName) }
+func (k *keeper) note() string     { return filepath.Join(k.dir, noteName) }
+func (k *keeper) epochs() string   { return filepath.Join(k.dir, epochsName) }
 func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
 
-// boot makes the state of the newest good file live, and says whether there is
-// one.
-func (k *keeper) boot() bool {
+// boot gives the state of the newest good file to the applier, and says whether
+// there is one.
+func (k *keeper) boot(a *applier) bool {
+	k.tail = &journal{path: k.journal(), log: k.log}
+	a.tail = k.tail
 	if k.live.Load() != nil {
 		return true
 	}
+	defer a.wire.done()
 	for _, path := range []string{k.current(), k.previous()} {
-		t, err := readStateFile(path)
+		t, err := readStateFile(path, &a.guard, func(h fileHeader) error { return a.wire.arm(h.version) })
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			k.log.Error("last known good state is not used", "file", path, "reason", err)
+			k.log.Error("last known good state is not used", "file", path, "reason", err,
+				"hint", "the previous one is tried, then a control plane")
 			continue
 		}
 		if path == k.current() {
 			k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
 		}
-		// The file's time is when its state was last known to be the newest.
-		var stale time.Duration
-		if info, err := os.Stat(path); err == nil {
-			stale = max(time.Since(info.ModTime()), 0)
-			k.metrics.confirmed.Store(time.Now().Add(-stale).UnixNano())
+		files := []string{path}
+		if newest := k.tail.read(t, a.guard); newest != t {
+			if err := a.wire.arm(newest.Version()); err != nil {
+				k.log.Error("journal of the last known good state is not used", "file", k.journal(), "reason", err)
+				k.tail.forget()
+			} else {
+				t = newest
+				files = append(files, k.journal())
+				k.changed(false)
+			}
 		}
-		k.live.Store(t)
-		k.log.Info("last known good state is served", "file", path,
-			"revision", t.Version().Revision, "entries", t.Len(), "stale", stale.Round(time.Second))
+		// A file's time is when its state was last known to be the newest.
+		var at time.Time
+		for _, path := range files {
+			if info, err := os.Stat(path); err == nil && info.ModTime().After(at) {
+				at = info.ModTime()
+			}
+		}
+		k.metrics.confirmed.Store(at.UnixNano())
+		stale := max(time.Since(at), 0)
+		a.publish(t)
+		k.log.Info("serving the state of "+stale.Round(time.Second).String()+" ago, from its file", "file", path,
+			"revision", t.Version().Revision, "entries", t.Len(), "unserved", t.Unserved())
 		return true
 	}
 	return false
 }
 
-// changed notes that another state is live.
-func (k *keeper) changed() {
+// changed notes that another state is live, and whether it is to be written
+// soon, because the journal does not have it or grows too long.
+func (k *keeper) changed(soon bool) {
+	raise(k.dirty)
+	if soon {
+		raise(k.soon)
+	}
+}
+
+func raise(c chan struct{}) {
 	select {
-	case k.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -88,6 +123,8 @@ func (k *keeper) changed() {
 // run writes what is live until ctx ends, and once more then. It waits for:
 //
 //   - another live state, which is written, and then a pause;
+//   - one that is to be written soon: the pause is what writing has to have
+//     between one time and the next;
 //   - the time to mark the file as still the newest, or to write it if that
 //     has failed or it is gone;
 //   - the end.
@@ -96,11 +133,17 @@ func (k *keeper) run(ctx context.Context) {
 	defer touch.Stop()
 	dirty := k.dirty
 	var pause <-chan time.Time
+	var rest time.Time // until then nothing is written, but at the end
 	for {
 		select {
 		case <-dirty:
 			took := k.save()
-			dirty, pause = nil, time.After(max(k.interval, 20*took))
+			rest = time.Now().Add(19 * took)
+			dirty, pause = nil, time.After(max(k.interval, 19*took))
+		case <-k.soon:
+			if dirty == nil {
+				pause = time.After(time.Until(rest))
+			}
 		case <-pause:
 			dirty, pause = k.dirty, nil
 		case <-touch.C:
@@ -117,7 +160,7 @@ func (k *keeper) run(ctx context.Context) {
 // save writes what is live, unless the file holds that, and says how long it
 // took.
 func (k *keeper) save() time.Duration {
-	t := k.live.Load()
+	t := verified(k.live)
 	if t == nil || t.Version() == k.saved && t.Hash() == k.savedHash {
 		return 0
 	}
@@ -143,6 +186,7 @@ func (k *keeper) save() time.Duration {
 		k.log.Info("last known good state is written again", "revision", t.Version().Revision)
 	}
 	k.metrics.saves.Add(1)
+	k.tail.saved(t.Version())
 	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
 	return time.Since(start)
 }

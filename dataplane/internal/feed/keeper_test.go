@@ -46,14 +46,14 @@ func TestStateFileIsWrittenAgainWhenSomebodyRemovesIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, stop := keeping(t, t.TempDir())
 		defer stop()
-		k.changed()
+		k.changed(false)
 		synctest.Wait()
 		if err := os.Remove(k.current()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(touchInterval + time.Second)
 		synctest.Wait()
-		if _, err := readStateFile(k.current()); err != nil {
+		if _, err := readFile(k.current()); err != nil {
 			t.Errorf("nothing has changed since, and: %v", err)
 		}
 	})
@@ -66,7 +66,7 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, stop := keeping(t, dir)
-		k.changed()
+		k.changed(false)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		if err := os.Remove(dir); err != nil {
@@ -74,7 +74,7 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 		}
 		time.Sleep(touchInterval + time.Second)
 		synctest.Wait()
-		if _, err := readStateFile(k.current()); errors.Is(err, fs.ErrNotExist) {
+		if _, err := readFile(k.current()); errors.Is(err, fs.ErrNotExist) {
 			t.Error("it is tried once, and never again while nothing changes")
 		} else if err != nil {
 			t.Error(err)

@@ -222,14 +222,20 @@ func (l *lockedBuffer) String() string {
 
 func startNode(t *testing.T, dir string, targets ...string) *node {
 	t.Helper()
+	return startNodeWith(t, Config{Dir: dir, Targets: targets})
+}
+
+// startNodeWith starts a node; what is not set is for tests.
+func startNodeWith(t *testing.T, cfg Config) *node {
+	t.Helper()
 	n := &node{live: &table.Live{}, logs: &lockedBuffer{}}
+	cfg.Node, cfg.Region, cfg.Boot, cfg.Live = "n1", "r1", 1, n.live
+	cfg.MinBackoff, cfg.MaxBackoff = time.Millisecond, 20*time.Millisecond
+	cfg.SaveInterval, cfg.StatusInterval = time.Millisecond, 20*time.Millisecond
+	cfg.Dial = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	cfg.Log = slog.New(slog.NewTextHandler(n.logs, nil))
 	var err error
-	n.Client, err = New(Config{
-		Targets: targets, Node: "n1", Region: "r1", Dir: dir, Live: n.live, Boot: 1,
-		MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, SaveInterval: time.Millisecond, StatusInterval: 20 * time.Millisecond,
-		Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
-		Log:  slog.New(slog.NewTextHandler(n.logs, nil)),
-	})
+	n.Client, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,6 +250,19 @@ func startNode(t *testing.T, dir string, targets ...string) *node {
 	})
 	t.Cleanup(n.stop)
 	return n
+}
+
+// readFile reads a state file, without limits of its own.
+func readFile(path string) (*table.Table, error) {
+	var g Guard
+	g.setDefaults()
+	return readStateFile(path, &g, func(fileHeader) error { return nil })
+}
+
+func readBytes(b []byte) (*table.Table, error) {
+	var g Guard
+	g.setDefaults()
+	return readState(bytes.NewReader(b), &g, func(fileHeader) error { return nil })
 }
 
 // holds says what is wrong with the live table.

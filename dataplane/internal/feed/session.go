@@ -82,7 +82,7 @@ func (s *session) hello() *feedv1.Hello {
 		Node: s.cfg.Node, Region: s.cfg.Region, Boot: s.cfg.Boot,
 		Build: s.cfg.Build, ListenAddress: s.cfg.Listen,
 	}
-	if t := s.cfg.Live.Load(); t != nil {
+	if t := verified(s.cfg.Live); t != nil {
 		h.Version, h.SetHash = versionProto(t.Version()), hashProto(t.Hash())
 	}
 	return h
@@ -122,13 +122,13 @@ func (s *session) handle(o outcome) error {
 		return s.behind(o.behind)
 	case o.heartbeat != nil:
 		s.heartbeat(o.heartbeat)
+	case o.retryLater != nil:
+		return &laterError{o.retryLater.GetAfter().AsDuration(), o.retryLater.GetReason()}
+	case o.takenDown != nil:
+		s.metrics.takenDown.Store(int64(len(s.applier.down.refusals)))
+		return s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_TakenDown{TakenDown: &feedv1.TakenDown{Version: o.takenDown}}})
 	case o.rejection != nil:
-		s.cfg.Log.Error("frame rejected, serving goes on with what is held", "target", s.target, "kind", o.kind,
-			"revision", o.rejection.version.Revision, "held", heldVersion(s.cfg.Live).Revision,
-			"code", o.rejection.code, "reason", o.rejection.reason)
-		if o.rejection.code == feedv1.RejectCode_REJECT_CODE_OLDER {
-			s.metrics.refusesOlder.Store(true)
-		}
+		s.rejected(o)
 		return s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Rejected{Rejected: &feedv1.Rejected{
 			Version: versionProto(o.rejection.version), Code: o.rejection.code, Reason: o.rejection.reason,
 		}}})
@@ -149,14 +149,54 @@ func (s *session) connected() {
 	}
 }
 
+// rejected notes that a frame was not taken.
+func (s *session) rejected(o outcome) {
+	r := o.rejection
+	held := heldVersion(s.cfg.Live)
+	switch r.code {
+	case feedv1.RejectCode_REJECT_CODE_OLDER:
+		s.metrics.refusesOlder.Store(true)
+	case feedv1.RejectCode_REJECT_CODE_GUARDED:
+		s.metrics.guarded.Store(true)
+	}
+	if later(r.version, held) {
+		s.metrics.heard(max(r.version.Revision, s.metrics.head.Load()), held)
+	}
+	if quiet, ok := s.rejects.due(rejectsEvery); ok {
+		s.cfg.Log.Error("frame rejected, serving goes on with what is held", "target", s.target, "kind", o.kind,
+			"revision", r.version.Revision, "held", held.Revision, "code", r.code, "reason", r.reason, "others", quiet)
+	}
+}
+
+// How often the log is told about frames that are rejected, and about entries
+// that are not served.
+const rejectsEvery, unservedEvery = time.Second, 10 * time.Second
+
+// tellUnserved logs that entries of a frame are held and not served.
+func (s *session) tellUnserved(o outcome) {
+	if o.unserved.n == 0 {
+		return
+	}
+	if quiet, ok := s.unserved.due(unservedEvery); ok {
+		s.cfg.Log.Warn("entries are held and not served: requests for them are answered as if they did not exist",
+			"revision", o.applied.Version().Revision, "entries", o.unserved.n, "first", o.unserved.first, "in_all", o.applied.Unserved(), "frames_before", quiet,
+			"hint", "if the control plane is of a newer release, update this node")
+	}
+}
+
 // applied notes that a new state is live.
 func (s *session) applied(o outcome) {
 	s.connected()
+	s.behindInRow = 0
 	s.metrics.refusesOlder.Store(false)
+	s.metrics.guarded.Store(false)
+	s.metrics.takenDown.Store(int64(len(s.applier.down.refusals)))
+	s.metrics.catchUp(o.applied.Version())
 	s.metrics.confirm()
+	s.tellUnserved(o)
 	s.caughtUp()
 	if s.keeper != nil {
-		s.keeper.changed()
+		s.keeper.changed(o.saveSoon)
 	}
 	if o.kind == kindSnapshot {
 		s.cfg.Log.Info("snapshot applied", "target", s.target, "revision", o.applied.Version().Revision, "entries", o.applied.Len())
@@ -175,8 +215,16 @@ func (s *session) heartbeat(h *feedv1.Heartbeat) {
 	}
 	s.caughtUp()
 	held := heldVersion(s.cfg.Live)
-	if held.Epoch != 0 && held.Epoch == h.GetHead().GetEpoch() && held.Revision >= h.GetHead().GetRevision() {
+	if held.Epoch == 0 || held.Epoch != h.GetHead().GetEpoch() {
+		return
+	}
+	s.metrics.heard(h.GetHead().GetRevision(), held)
+	if held.Revision >= h.GetHead().GetRevision() {
 		s.metrics.confirm()
+	}
+	if held.Revision <= h.GetHead().GetRevision() {
+		s.behindInRow = 0
+		s.metrics.refusesOlder.Store(false)
 	}
 }
 
@@ -188,20 +236,35 @@ func (s *session) caughtUp() {
 	if held.Epoch == 0 || s.goal != nil && (held.Epoch != s.goal.GetEpoch() || held.Revision < s.goal.GetRevision()) {
 		return
 	}
-	s.readyOnce.Do(func() { close(s.ready) })
+	s.holdsState()
 }
 
-// behind gives the reason for going elsewhere.
+// behind gives the reason for going elsewhere. It raises the alarm when there is
+// nowhere else to go: a control plane that has just started may be behind, and
+// one that lost what nodes hold is so for ever.
 func (s *session) behind(b *feedv1.Behind) error {
-	head, held := b.GetHead(), heldVersion(s.cfg.Live)
-	if head.GetEpoch() != 0 && held.Epoch != 0 && head.GetEpoch() != held.Epoch {
-		if !s.metrics.refusesOlder.Swap(true) { // not at every attempt
-			s.cfg.Log.Error("control plane serves another epoch: its store was replaced; this node goes on with what it holds",
-				"target", s.target, "epoch", fmt.Sprintf("%016x", head.GetEpoch()), "held", fmt.Sprintf("%016x", held.Epoch))
+	head, held := versionOf(b.GetHead()), heldVersion(s.cfg.Live)
+	err := fmt.Errorf("control plane is behind: %s", b.GetReason())
+	switch {
+	case head.Epoch == 0 || held.Epoch == 0:
+		return err
+	case head.Epoch == held.Epoch:
+		if s.behindInRow++; s.behindInRow < max(len(s.cfg.Targets), minBehind) {
+			return err
 		}
 	}
-	return fmt.Errorf("control plane is behind: %s", b.GetReason())
+	s.metrics.refusesOlder.Store(true)
+	if _, ok := s.older.due(tellEvery); ok {
+		s.cfg.Log.Error("control plane holds an older version than this node, or another epoch: this node goes on with what it holds", "target", s.target,
+			"epoch", fmt.Sprintf("%016x", head.Epoch), "revision", head.Revision,
+			"held_epoch", fmt.Sprintf("%016x", held.Epoch), "held", held.Revision, "hint", afterRestore)
+	}
+	return err
 }
+
+// minBehind is how many times in a row a node is told that a control plane is
+// behind until that is an alarm.
+const minBehind = 3
 
 // report sends the node's status until ctx ends.
 func (s *session) report(ctx context.Context) {
@@ -214,8 +277,9 @@ func (s *session) report(ctx context.Context) {
 				status = given
 			}
 		}
-		if t := s.cfg.Live.Load(); t != nil {
-			status.Version, status.SetHash, status.Links = versionProto(t.Version()), hashProto(t.Hash()), int64(t.Links())
+		if t := verified(s.cfg.Live); t != nil {
+			status.Version, status.SetHash = versionProto(t.Version()), hashProto(t.Hash())
+			status.Links, status.UnservedEntries = int64(t.Links()), int64(t.Unserved())
 		}
 		if s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Status{Status: status}}) != nil {
 			return // receiving says why
@@ -226,6 +290,15 @@ func (s *session) report(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// verified is the table that the live one is shown instead of, nil if there is no
+// state.
+func verified(live *table.Live) *table.Table {
+	if t := live.Load(); t != nil {
+		return t.Verified()
+	}
+	return nil
 }
 
 // heldVersion is the live version; the zero one if there is no state.

@@ -217,9 +217,7 @@ func BenchmarkBuild1M(b *testing.B) {
 					key, value := set.set(first + i)
 					keys[i], values[i] = append(keys[i][:0], key...), append(values[i][:0], value...)
 				}
-				if err := e.PutAll(n, func(i int) ([]byte, []byte) { return keys[i], values[i] }); err != nil {
-					b.Fatal(err)
-				}
+				e.PutAll(n, func(i int) ([]byte, []byte) { return keys[i], values[i] }, func(_ int, err error) { b.Fatal(err) })
 			}
 			if t := e.Build(Version{}); t.Links() != 1e6 {
 				b.Fatal(t.Links())

@@ -59,16 +59,33 @@ func (t *Table) Edit() *Builder {
 // Len is the number of entries.
 func (b *Builder) Len() int { return b.len() }
 
+// LinkEntries is the number of links, with those that are only held.
+func (b *Builder) LinkEntries() int { return b.links + b.heldLinks }
+
+// Size is the number of bytes of all keys and values.
+func (b *Builder) Size() int { return b.size }
+
 // Hash is the set hash of all entries.
 func (b *Builder) Hash() link.SetHash { return b.hash }
 
 // Build gives the table, as version v. The builder is spent.
 func (b *Builder) Build(v Version) *Table {
+	return b.build(v, nil)
+}
+
+// BuildOver gives a table that shows something else than what was verified: it
+// has the version of verified, which it gives when it is asked. The builder is
+// spent.
+func (b *Builder) BuildOver(verified *Table) *Table {
+	return b.build(verified.version, verified)
+}
+
+func (b *Builder) build(v Version, verified *Table) *Table {
 	b.check()
 	if b.each > 0 {
 		b.trim()
 	}
-	t := &Table{version: v, contents: b.contents, line: b.line}
+	t := &Table{version: v, contents: b.contents, line: b.line, verified: verified}
 	t.anyHost = noHost
 	if it := t.contents.hosts.get(nameHash(anyHost), anyHost); it != nil {
 		t.anyHost = it
@@ -99,10 +116,14 @@ func (b *Builder) trim() {
 
 // Put puts an entry, or replaces the one with this key. Both are copied. It is
 // an error, and changes nothing, if the key is none, does not belong to the
-// value, or the value does not compile; the error names the key.
+// value, or the value does not compile; the error names the key. See Hold.
 func (b *Builder) Put(key, value []byte) error {
 	b.check()
-	return putError(key, b.put(key, value))
+	err := b.put(key, value)
+	if err == nil {
+		b.unhold(key)
+	}
+	return putError(key, err)
 }
 
 func putError(key []byte, err error) error {
@@ -127,7 +148,10 @@ func (b *Builder) put(key, value []byte) error {
 	return b.putOther(key, value)
 }
 
-var errName = errors.New("holds another resource")
+var (
+	errName   = errors.New("holds another resource")
+	errNoName = errors.New("is not the name of a resource")
+)
 
 func (b *Builder) putDomain(key, id, value []byte) error {
 	value = bytes.Clone(value)
@@ -142,7 +166,7 @@ func (b *Builder) putDomain(key, id, value []byte) error {
 	if it.v.domain == nil {
 		b.domains++
 	}
-	b.rehash(key, it.v.value, it.v.domain != nil, value)
+	b.account(key, it.v.value, it.v.domain != nil, value)
 	it.v.domain, it.v.policy, it.v.value = d, d.Policy(), value
 	return nil
 }
@@ -157,7 +181,7 @@ func (b *Builder) putAffiliate(key, id, value []byte) error {
 		return errName
 	}
 	it := b.affiliates.edit(b.id, nameHash(id), id)
-	b.rehash(key, it.v.value, it.v.compiled != nil, value)
+	b.account(key, it.v.value, it.v.compiled != nil, value)
 	it.v = affiliate{a, value}
 	return nil
 }
@@ -180,22 +204,32 @@ func (b *Builder) putOther(key, value []byte) error {
 	if isNew && opaque {
 		b.opaque++
 	}
-	b.rehash(key, it.v, !isNew, value)
+	b.account(key, it.v, !isNew, value)
 	it.v = append([]byte{}, value...)
 	return nil
 }
 
-// rehash replaces, or adds, an entry in the set hash.
-func (b *Builder) rehash(key, old []byte, had bool, value []byte) {
+// account replaces, or adds, an entry in the sums of the whole.
+func (b *Builder) account(key, old []byte, had bool, value []byte) {
 	if had {
-		b.hash = b.hash.Sub(link.HashEntry(key, old))
+		b.discount(key, old)
 	}
 	b.hash = b.hash.Add(link.HashEntry(key, value))
+	b.size += len(key) + len(value)
+}
+
+// discount takes an entry out of the sums of the whole.
+func (b *Builder) discount(key, value []byte) {
+	b.hash = b.hash.Sub(link.HashEntry(key, value))
+	b.size -= len(key) + len(value)
 }
 
 // Delete deletes the entry with a key, and says whether there was one.
 func (b *Builder) Delete(key []byte) bool {
 	b.check()
+	if b.unhold(key) {
+		return true
+	}
 	kind, id := cutKind(key)
 	switch kind {
 	case link.Links:
@@ -205,7 +239,7 @@ func (b *Builder) Delete(key []byte) bool {
 		if it == nil || it.v.domain == nil {
 			return false
 		}
-		b.hash = b.hash.Sub(link.HashEntry(key, it.v.value))
+		b.discount(key, it.v.value)
 		b.domains--
 		it = b.hosts.edit(b.id, it.hash, id)
 		it.v.domain, it.v.policy, it.v.value = nil, 0, nil
@@ -215,14 +249,14 @@ func (b *Builder) Delete(key []byte) bool {
 		if it == nil {
 			return false
 		}
-		b.hash = b.hash.Sub(link.HashEntry(key, it.v.value))
+		b.discount(key, it.v.value)
 		b.affiliates.remove(b.id, it.hash, id)
 	default:
 		it := b.others.get(nameHash(key), key)
 		if it == nil {
 			return false
 		}
-		b.hash = b.hash.Sub(link.HashEntry(key, it.v))
+		b.discount(key, it.v)
 		b.others.remove(b.id, it.hash, key)
 		if isOpaque(key) {
 			b.opaque--
@@ -255,12 +289,11 @@ const maxOpaqueKey = 16 << 10
 // isOpaque says that a key has the shape of a name, of a kind that this release
 // does not know.
 func isOpaque(key []byte) bool {
-	kind, id, ok := bytes.Cut(key, []byte{'/'})
-	if !ok || len(kind) == 0 || len(id) == 0 || len(key) > maxOpaqueKey {
+	if !hasShape(key) {
 		return false
 	}
 	for _, k := range link.Kinds {
-		if string(key[:len(kind)+1]) == k.Prefix() {
+		if bytes.HasPrefix(key, []byte(k.Prefix())) {
 			return false
 		}
 	}

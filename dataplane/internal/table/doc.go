@@ -46,6 +46,11 @@
 // no reference has to be kept valid when affiliates come and go, and a link
 // without one pays nothing.
 //
+// An entry that does not compile is held in a registry of its own: it is counted
+// and hashed like the others, and no Lookup finds it. A table can be shown
+// instead of the one that was verified, with some links less: it is an edit of
+// that one, so that a Lookup costs the same.
+//
 // # Versions
 //
 // Edit shares everything. The first change to a shard copies its index (about

@@ -16,6 +16,7 @@ type pending struct {
 	at       uint64       // the hash of its domain and path
 	sum      link.SetHash // what it adds to the set hash
 	size     int          // what was appended to the arena; 0 if there was nothing to do
+	grown    int          // bytes of keys and values that there are more
 	added    bool         // there was no link with this key
 	worker   uint8        // which goroutine inserts it
 	isLink   bool         // the entry is a link
@@ -40,10 +41,12 @@ func (p *pending) prepare(id, value []byte) error {
 	return nil
 }
 
+var linksPrefix = link.Links.Prefix()
+
 // hashLink is link.HashEntry of a link by its id.
 func hashLink(id, value []byte) link.SetHash {
 	var buf [512]byte
-	return link.HashEntry(append(append(buf[:0], link.Links.Prefix()...), id...), value)
+	return link.HashEntry(append(append(buf[:0], linksPrefix...), id...), value)
 }
 
 // insert puts a prepared link into its shard. It touches only that, its places
@@ -68,8 +71,10 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 	}
 	if old != nil {
 		p.sum = p.sum.Sub(hashLink(id, old))
+		p.grown = len(value) - len(old)
 		s.dead += entryHead + len(old)
 	} else {
+		p.grown = len(linksPrefix) + len(id) + len(value)
 		s.n++
 	}
 	p.added = old == nil
@@ -77,14 +82,15 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 	return nil
 }
 
-// account adds an inserted link to the sums of the whole, and splits the shards
-// that have become too large.
-func (b *Builder) account(p *pending, value []byte) {
+// accountLink adds an inserted link to the sums of the whole, and splits the
+// shards that have become too large.
+func (b *Builder) accountLink(p *pending, value []byte) {
 	domain := p.compiled.Domain(value)
 	if p.size == 0 {
 		return
 	}
 	b.hash = b.hash.Add(p.sum)
+	b.size += p.grown
 	b.bytes += p.size
 	b.puts++
 	if p.added {
@@ -104,7 +110,7 @@ func (b *Builder) putLink(id, value []byte) error {
 	if err := b.insert(&p, id, value); err != nil {
 		return err
 	}
-	b.account(&p, value)
+	b.accountLink(&p, value)
 	return nil
 }
 
@@ -122,6 +128,7 @@ func (b *Builder) deleteLink(id []byte) bool {
 		return false
 	}
 	b.hash = b.hash.Sub(hashLink(id, old))
+	b.size -= len(linksPrefix) + len(id) + len(old)
 	b.links--
 	s := b.own(h)
 	s.free(slot)

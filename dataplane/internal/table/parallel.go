@@ -1,8 +1,6 @@
 package table
 
 import (
-	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 
@@ -13,43 +11,53 @@ const (
 	blockEntries  = 4096 // that are put in one go
 	serialEntries = 128  // fewer are not worth a goroutine
 	maxWorkers    = 64
-	maxErrors     = 8 // that PutAll names
 )
 
 // PutAll puts n entries as Put does, with as many goroutines as the process may
 // run at the same time. The result is that of calling Put for each in order.
-// Entries that are wrong are left out; the error names the first of them, and
-// says how many there are.
+// Entries that are wrong are left out; when all others are put, wrong is called
+// for each of them, in order, with the error of Put. It may hold them.
 //
 // It calls entry for each i from 0 to n-1, more than once and from several
 // goroutines. Keys and values must stay as they are until it returns.
-func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte)) error {
+func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong func(i int, err error)) {
 	b.check()
-	left := leftOut{}
+	var left []leftOut
 	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
 	if workers == 1 || n < serialEntries {
 		for i := range n {
 			key, value := entry(i)
-			left.add(putError(key, b.put(key, value)))
+			if err := b.Put(key, value); err != nil {
+				left = append(left, leftOut{i, err})
+			}
 		}
-		return left.err()
+	} else {
+		block := make([]pending, min(n, blockEntries))
+		for first := 0; first < n; first += len(block) {
+			block = block[:min(len(block), n-first)]
+			left = b.putBlock(block, first, workers, entry, left)
+		}
 	}
-	block := make([]pending, min(n, blockEntries))
-	for first := 0; first < n; first += len(block) {
-		block = block[:min(len(block), n-first)]
-		b.putBlock(block, workers, func(i int) (key, value []byte) { return entry(first + i) }, &left)
+	for _, l := range left {
+		wrong(l.i, l.err)
 	}
-	return left.err()
+}
+
+// leftOut is an entry that was not put.
+type leftOut struct {
+	i   int
+	err error
 }
 
 // putBlock compiles the links of a block in parallel, then puts each into its
-// shard, with all the links of a shard done by one goroutine.
-func (b *Builder) putBlock(block []pending, workers int, entry func(int) (key, value []byte), left *leftOut) {
+// shard, with all the links of a shard done by one goroutine. The block begins
+// with entry first. It appends what it leaves out.
+func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) (key, value []byte), left []leftOut) []leftOut {
 	inParallel(workers, func(w int) {
 		for i := len(block) * w / workers; i < len(block)*(w+1)/workers; i++ {
 			p := &block[i]
 			*p = pending{}
-			key, value := entry(i)
+			key, value := entry(first + i)
 			kind, id := cutKind(key)
 			if p.isLink = kind == link.Links; !p.isLink {
 				continue
@@ -63,7 +71,7 @@ func (b *Builder) putBlock(block []pending, workers int, entry func(int) (key, v
 	inParallel(workers, func(w int) {
 		for i := range block {
 			if p := &block[i]; p.isLink && int(p.worker) == w && p.err == nil {
-				key, value := entry(i)
+				key, value := entry(first + i)
 				_, id := cutKind(key)
 				p.err = b.insert(p, id, value)
 			}
@@ -71,15 +79,20 @@ func (b *Builder) putBlock(block []pending, workers int, entry func(int) (key, v
 	})
 	for i := range block {
 		p := &block[i]
-		key, value := entry(i)
+		key, value := entry(first + i)
 		switch {
 		case !p.isLink:
 			p.err = b.put(key, value)
 		case p.err == nil:
-			b.account(p, value)
+			b.accountLink(p, value)
 		}
-		left.add(putError(key, p.err))
+		if p.err != nil {
+			left = append(left, leftOut{first + i, putError(key, p.err)})
+		} else {
+			b.unhold(key)
+		}
 	}
+	return left
 }
 
 // inParallel calls f for each worker and waits for all.
@@ -89,26 +102,4 @@ func inParallel(workers int, f func(worker int)) {
 		wg.Go(func() { f(w) })
 	}
 	wg.Wait()
-}
-
-// leftOut collects the errors of many entries.
-type leftOut struct {
-	first []error
-	n     int
-}
-
-func (l *leftOut) add(err error) {
-	if err == nil {
-		return
-	}
-	if l.n++; l.n <= maxErrors {
-		l.first = append(l.first, err)
-	}
-}
-
-func (l *leftOut) err() error {
-	if l.n > maxErrors {
-		l.first = append(l.first, fmt.Errorf("and %d more", l.n-maxErrors))
-	}
-	return errors.Join(l.first...)
 }

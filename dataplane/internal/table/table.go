@@ -1,6 +1,7 @@
 package table
 
 import (
+	"bytes"
 	"iter"
 	"math/rand/v2"
 	"sync/atomic"
@@ -25,6 +26,7 @@ type Table struct {
 	anyHost  *item[host]
 	line     uint64
 	claimed  atomic.Bool // a builder has the right to append to the arenas
+	verified *Table      // what this one is shown instead of; nil: itself
 }
 
 // contents is what tables and builders have in common. A copy shares all that
@@ -37,8 +39,11 @@ type contents struct {
 	hosts      registry[host]      // by host, with "*": what has links or a domain
 	affiliates registry[affiliate] // by id
 	others     registry[[]byte]    // by name: the values of what is not compiled
+	held       registry[[]byte]    // by name: the values of what cannot be served
 	domains    int
 	opaque     int
+	heldLinks  int
+	size       int // bytes of all keys and values
 }
 
 // affiliate is a compiled affiliate and its value.
@@ -53,17 +58,57 @@ func (t *Table) Version() Version { return t.version }
 // Len is the number of entries: resources of every kind.
 func (t *Table) Len() int { return t.contents.len() }
 
-// Links is the number of links.
+// Links is the number of links that may be found.
 func (t *Table) Links() int { return t.contents.links }
 
-// Opaque is the number of entries of kinds that this release does not know.
-// They count and are hashed like the others, and nothing else.
-func (t *Table) Opaque() int { return t.contents.opaque }
+// LinkEntries is the number of links, with those that are only held.
+func (t *Table) LinkEntries() int { return t.contents.links + t.contents.heldLinks }
+
+// Unserved is the number of entries that nobody can find: those of kinds that
+// this release does not know, and those that are only held. They count and are
+// hashed like the others, and nothing else.
+func (t *Table) Unserved() int { return t.contents.opaque + t.contents.held.n }
+
+// Size is the number of bytes of all keys and values.
+func (t *Table) Size() int { return t.contents.size }
+
+// Verified is the table that this one is shown instead of: itself, but for one
+// of BuildOver.
+func (t *Table) Verified() *Table {
+	if t.verified != nil {
+		return t.verified
+	}
+	return t
+}
 
 // Hash is the set hash of all entries.
 func (t *Table) Hash() link.SetHash { return t.contents.hash }
 
-func (c *contents) len() int { return c.links + c.domains + c.affiliates.n + c.others.n }
+func (c *contents) len() int { return c.links + c.domains + c.affiliates.n + c.others.n + c.held.n }
+
+// has says whether there is an entry with a key.
+func (c *contents) has(key []byte) bool {
+	if c.held.get(nameHash(key), key) != nil {
+		return true
+	}
+	switch kind, id := cutKind(key); kind {
+	case link.Links:
+		i := bytes.IndexByte(id, '/')
+		if i < 0 {
+			return false
+		}
+		var l link.Compiled
+		h := link.HashKey(nameHash(id[:i]), id[i:])
+		_, value := c.shard(h).find(h, id[:i], id[i:], &l)
+		return value != nil
+	case link.Domains:
+		it := c.hosts.get(nameHash(id), id)
+		return it != nil && it.v.domain != nil
+	case link.Affiliates:
+		return c.affiliates.get(nameHash(id), id) != nil
+	}
+	return c.others.get(nameHash(key), key) != nil
+}
 
 // shard is the shard of a link's hash.
 func (c *contents) shard(h uint64) *shard { return c.shards[h>>(64-c.bits)] }
@@ -86,6 +131,9 @@ func (t *Table) All() iter.Seq2[[]byte, []byte] {
 		}) && c.others.each(func(it *item[[]byte]) bool {
 			key = append(key[:0], it.name...)
 			return yield(key, it.v)
+		}) && c.held.each(func(it *item[[]byte]) bool {
+			key = append(key[:0], it.name...)
+			return yield(key, it.v)
 		})
 		for i := 0; ok && i < len(c.shards); {
 			s := c.shards[i]
@@ -100,7 +148,7 @@ func (t *Table) All() iter.Seq2[[]byte, []byte] {
 
 // appendLinkName appends the key of a link.
 func appendLinkName(dst []byte, c *link.Compiled, value []byte) []byte {
-	dst = append(dst, link.Links.Prefix()...)
+	dst = append(dst, linksPrefix...)
 	dst = append(dst, c.Domain(value)...)
 	return append(dst, c.Path(value)...)
 }

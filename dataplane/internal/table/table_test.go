@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -134,20 +135,95 @@ func TestPutSaysThatAMeaningIsMissing(t *testing.T) {
 }
 
 func TestPutAllLeavesOutWhatIsWrongAndNamesIt(t *testing.T) {
-	const n, wrong = 3 * serialEntries, 20
-	b := NewBuilder(n)
-	err := b.PutAll(n, func(i int) ([]byte, []byte) {
-		key, value := bytesOf(aLink(t, "a.example", fmt.Sprintf("/%d", i), "https://shop.example/", ""))
-		if i < wrong {
-			value = value[:len(value)-1]
+	for _, n := range []int{30, 3 * serialEntries} {
+		const wrong = 20
+		b := NewBuilder(n)
+		var left []int
+		b.PutAll(n, func(i int) ([]byte, []byte) {
+			key, value := bytesOf(aLink(t, "a.example", fmt.Sprintf("/%d", i), "https://shop.example/", ""))
+			if i < wrong {
+				value = value[:len(value)-1]
+			}
+			return key, value
+		}, func(i int, err error) {
+			if !strings.Contains(err.Error(), fmt.Sprintf("%q", fmt.Sprintf("links/a.example/%d", i))) {
+				t.Errorf("entry %d: %v", i, err)
+			}
+			left = append(left, i)
+		})
+		if b.Len() != n-wrong || len(left) != wrong || !slices.IsSorted(left) || left[0] != 0 {
+			t.Errorf("%d entries, want %d; left out were %v", b.Len(), n-wrong, left)
 		}
-		return key, value
-	})
-	if b.Len() != n-wrong {
-		t.Errorf("%d entries, want %d", b.Len(), n-wrong)
 	}
-	if err == nil || !strings.Contains(err.Error(), `"links/a.example/0"`) || !strings.Contains(err.Error(), fmt.Sprintf("and %d more", wrong-maxErrors)) {
-		t.Errorf("error is %v", err)
+}
+
+func TestHeldEntryBelongsToTheStateAndIsNotServed(t *testing.T) {
+	table, m := small(t)
+	var match link.Match
+	change := func(key, value string) {
+		t.Helper()
+		b := table.Edit()
+		m.put(t, b, []byte(key), []byte(value))
+		m[key] = value
+		table = b.Build(Version{})
+		m.check(t, table)
+	}
+	// A link that a newer release has changed, and one that it has made.
+	change("links/a.example/x", broken+"newer")
+	if table.Lookup([]byte("a.example"), []byte("/x"), &match); string(match.Link.Domain(match.Value)) != "*" {
+		t.Errorf("the link that is held hides the one of every host: %+v", match)
+	}
+	change("links/a.example/new", broken+"newer")
+	change("links/a.example/new", broken+"still")
+	change("affiliates/aff_1", broken)
+	change("domains/b.example", broken)
+	change("domains/*", broken)
+	// And back.
+	change(aLink(t, "a.example", "/x", "https://shop.example/again", ""))
+	change(anAffiliate(t, "aff_1", "One"))
+	change(aDomain(t, "*", ""))
+	b := table.Edit()
+	if !b.Delete([]byte("links/a.example/new")) || b.Delete([]byte("links/a.example/new")) {
+		t.Fatal("what is held was not deleted once")
+	}
+	delete(m, "links/a.example/new")
+	m.check(t, b.Build(Version{}))
+}
+
+func TestHoldRefusesWhatIsNoName(t *testing.T) {
+	for _, key := range []string{"", "links", "links/", "/x", strings.Repeat("x", maxOpaqueKey) + "/y"} {
+		table, m := small(t)
+		b := table.Edit()
+		if err := b.Hold([]byte(key), nil); err == nil {
+			t.Errorf("%.20q is held", key)
+		}
+		m.check(t, b.Build(Version{}))
+	}
+	if err := NewBuilder(0).Hold([]byte("links/a.example/x"), make([]byte, MaxHeld+1)); err == nil {
+		t.Error("a value that is too long is held")
+	}
+}
+
+func TestTableOfBuildOverShowsOneThingAndVerifiesAnother(t *testing.T) {
+	verified, m := small(t)
+	if verified.Verified() != verified {
+		t.Fatal("a table is shown instead of another")
+	}
+	b := verified.Edit()
+	b.Delete([]byte("links/a.example/x"))
+	shown := b.BuildOver(verified)
+	if shown.Verified() != verified || shown.Version() != verified.Version() {
+		t.Fatalf("version %v, want %v", shown.Version(), verified.Version())
+	}
+	m.check(t, shown.Verified())
+	delete(m, "links/a.example/x")
+	m.check(t, shown)
+	// What is edited is what is verified: nothing of the other gets in.
+	next := shown.Verified().Edit().Build(Version{1, 3})
+	_, m = small(t)
+	m.check(t, next)
+	if next.Verified() != next {
+		t.Fatal("the next version still shows something else")
 	}
 }
 
@@ -457,7 +533,7 @@ func FuzzPut(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key, value []byte) {
 		table, m := small(t)
 		b := table.Edit()
-		if err := b.Put(key, value); err == nil {
+		if err := b.Put(key, value); err == nil || b.Hold(key, value) == nil {
 			m[string(key)] = string(value)
 		}
 		hash := m.hash()

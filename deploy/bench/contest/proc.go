@@ -1,7 +1,6 @@
 package contest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -10,43 +9,17 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/affleet/affleet/deploy/bench/proc"
 )
 
-// tick is the unit of times in /proc: USER_HZ, on every machine that matters.
-const tick = 10 * time.Millisecond
-
 // cpuOf is the user and system time of a process, all threads.
-func cpuOf(pid int) (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The name, in parentheses, may hold anything.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, stat)
-	}
-	user, err := strconv.Atoi(string(fields[11]))
-	if err != nil {
-		return 0, err
-	}
-	system, err := strconv.Atoi(string(fields[12]))
-	return time.Duration(user+system) * tick, err
-}
+func cpuOf(pid int) (time.Duration, error) { return proc.CPU(pid) }
 
 // resident is a process's memory in MB.
 func resident(pid int) (float64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		var kB float64
-		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kB); n == 1 {
-			return kB * 1024 / 1e6, nil
-		}
-	}
-	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+	now, _, err := proc.Memory(pid)
+	return now, err
 }
 
 // coresBusy is the time that the two cores have worked since the start.
@@ -55,7 +28,7 @@ func coresBusy() (busy [2]time.Duration) {
 	for line := range strings.Lines(string(stat)) {
 		var core, user, nice, system, idle, wait, irq, softirq, steal int
 		if n, _ := fmt.Sscanf(line, "cpu%d %d %d %d %d %d %d %d %d", &core, &user, &nice, &system, &idle, &wait, &irq, &softirq, &steal); n == 9 && core < 2 {
-			busy[core] = time.Duration(user+nice+system+steal) * tick
+			busy[core] = time.Duration(user+nice+system+steal) * proc.Tick
 		}
 	}
 	return busy

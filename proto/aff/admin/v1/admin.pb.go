@@ -676,7 +676,10 @@ type DeleteRequest struct {
 	// Not an error if there is no such resource.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	// Check everything, write nothing.
-	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The write passes the guards, however much it and those shortly before it
+	// remove.
+	AllowShrink   bool `protobuf:"varint,5,opt,name=allow_shrink,json=allowShrink,proto3" json:"allow_shrink,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -735,6 +738,13 @@ func (x *DeleteRequest) GetAllowMissing() bool {
 func (x *DeleteRequest) GetValidateOnly() bool {
 	if x != nil {
 		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *DeleteRequest) GetAllowShrink() bool {
+	if x != nil {
+		return x.AllowShrink
 	}
 	return false
 }
@@ -891,7 +901,10 @@ type BatchWriteRequest struct {
 	Writes []*Write `protobuf:"bytes,1,rep,name=writes,proto3" json:"writes,omitempty"`
 	// Check everything, write nothing; the validate_only of the writes is not
 	// looked at.
-	ValidateOnly  bool `protobuf:"varint,2,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,2,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The write passes the guards, however much it and those shortly before it
+	// remove; the allow_shrink of the writes is not looked at.
+	AllowShrink   bool `protobuf:"varint,3,opt,name=allow_shrink,json=allowShrink,proto3" json:"allow_shrink,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -936,6 +949,13 @@ func (x *BatchWriteRequest) GetWrites() []*Write {
 func (x *BatchWriteRequest) GetValidateOnly() bool {
 	if x != nil {
 		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *BatchWriteRequest) GetAllowShrink() bool {
+	if x != nil {
+		return x.AllowShrink
 	}
 	return false
 }
@@ -1719,9 +1739,14 @@ type Node struct {
 	// Where it listens for redirects, as it says.
 	ListenAddress string `protobuf:"bytes,13,opt,name=listen_address,json=listenAddress,proto3" json:"listen_address,omitempty"`
 	// The node's program version.
-	Build         string `protobuf:"bytes,14,opt,name=build,proto3" json:"build,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Build string `protobuf:"bytes,14,opt,name=build,proto3" json:"build,omitempty"`
+	// Entries that it holds and cannot serve.
+	UnservedEntries int64 `protobuf:"varint,15,opt,name=unserved_entries,json=unservedEntries,proto3" json:"unserved_entries,omitempty"`
+	// Up to this revision it refuses what was taken down, although it may serve
+	// an older version; 0 when nothing was taken down ahead of its version.
+	TakenDownRevision int64 `protobuf:"varint,16,opt,name=taken_down_revision,json=takenDownRevision,proto3" json:"taken_down_revision,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -1852,6 +1877,20 @@ func (x *Node) GetBuild() string {
 	return ""
 }
 
+func (x *Node) GetUnservedEntries() int64 {
+	if x != nil {
+		return x.UnservedEntries
+	}
+	return 0
+}
+
+func (x *Node) GetTakenDownRevision() int64 {
+	if x != nil {
+		return x.TakenDownRevision
+	}
+	return 0
+}
+
 type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Default: all regions.
@@ -1901,8 +1940,11 @@ type ListNodesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In order of region and name.
 	Nodes []*Node `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// The newest version that the control plane holds.
-	Head          *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// The newest version that the control plane serves.
+	Head *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// What an operator has to look at, for people: a version that is held back,
+	// an etcd that went back.
+	Alarms        []string `protobuf:"bytes,3,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1947,6 +1989,13 @@ func (x *ListNodesResponse) GetNodes() []*Node {
 func (x *ListNodesResponse) GetHead() *v1.Version {
 	if x != nil {
 		return x.Head
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
 	}
 	return nil
 }
@@ -2009,8 +2058,11 @@ type WatchNodesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In order of region and name.
 	Nodes []*Node `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// The newest version that the control plane holds.
-	Head          *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// The newest version that the control plane serves.
+	Head *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// What an operator has to look at, for people: a version that is held back,
+	// an etcd that went back.
+	Alarms        []string `protobuf:"bytes,3,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2055,6 +2107,13 @@ func (x *WatchNodesResponse) GetNodes() []*Node {
 func (x *WatchNodesResponse) GetHead() *v1.Version {
 	if x != nil {
 		return x.Head
+	}
+	return nil
+}
+
+func (x *WatchNodesResponse) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
 	}
 	return nil
 }
@@ -2194,6 +2253,550 @@ func (x *WaitForVersionResponse) GetLagging() []string {
 	return nil
 }
 
+type GetStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusRequest) Reset() {
+	*x = GetStatusRequest{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusRequest) ProtoMessage() {}
+
+func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
+func (*GetStatusRequest) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+type GetStatusResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In order of their names.
+	Replicas []*ReplicaStatus `protobuf:"bytes,1,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// What an operator has to look at, for people, of all replicas.
+	Alarms        []string `protobuf:"bytes,2,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusResponse) Reset() {
+	*x = GetStatusResponse{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusResponse) ProtoMessage() {}
+
+func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
+func (*GetStatusResponse) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *GetStatusResponse) GetReplicas() []*ReplicaStatus {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+// ReplicaStatus is how one replica fares.
+type ReplicaStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Replica string `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	// The newest version that it serves.
+	Head *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// The revision of etcd up to which it knows everything.
+	SeenRevision int64 `protobuf:"varint,3,opt,name=seen_revision,json=seenRevision,proto3" json:"seen_revision,omitempty"`
+	// Whether it follows etcd now.
+	Following bool `protobuf:"varint,4,opt,name=following,proto3" json:"following,omitempty"`
+	// Nodes connected to it.
+	Nodes int64 `protobuf:"varint,5,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	// Of what it serves.
+	Links int64 `protobuf:"varint,6,opt,name=links,proto3" json:"links,omitempty"`
+	// Of what it serves, with domains, affiliates and blocks.
+	Entries int64 `protobuf:"varint,7,opt,name=entries,proto3" json:"entries,omitempty"`
+	// Of keys and values of what it serves.
+	Bytes int64 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Set while it holds a version back.
+	HeldBack *HeldBack `protobuf:"bytes,9,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
+	// The version up to which an operator has released.
+	Released *v1.Version `protobuf:"bytes,10,opt,name=released,proto3" json:"released,omitempty"`
+	// When it last found that it holds what etcd holds; not set before.
+	AuditTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=audit_time,json=auditTime,proto3" json:"audit_time,omitempty"`
+	// How often it found something else, since it started.
+	AuditMismatches int64 `protobuf:"varint,12,opt,name=audit_mismatches,json=auditMismatches,proto3" json:"audit_mismatches,omitempty"`
+	// What an operator has to look at, for people.
+	Alarms []string `protobuf:"bytes,13,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	// The program version.
+	Build         string `protobuf:"bytes,14,opt,name=build,proto3" json:"build,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaStatus) Reset() {
+	*x = ReplicaStatus{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaStatus) ProtoMessage() {}
+
+func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
+func (*ReplicaStatus) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ReplicaStatus) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetHead() *v1.Version {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetSeenRevision() int64 {
+	if x != nil {
+		return x.SeenRevision
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetFollowing() bool {
+	if x != nil {
+		return x.Following
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetNodes() int64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetLinks() int64 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetEntries() int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetHeldBack() *HeldBack {
+	if x != nil {
+		return x.HeldBack
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetReleased() *v1.Version {
+	if x != nil {
+		return x.Released
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetAuditTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AuditTime
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetAuditMismatches() int64 {
+	if x != nil {
+		return x.AuditMismatches
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetAlarms() []string {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetBuild() string {
+	if x != nil {
+		return x.Build
+	}
+	return ""
+}
+
+// HeldBack is a version that the guards hold back, with all after it.
+type HeldBack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first that is held back.
+	Version *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// For people.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How long ago it came.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Links that are served.
+	LinksBefore int64 `protobuf:"varint,4,opt,name=links_before,json=linksBefore,proto3" json:"links_before,omitempty"`
+	// Links that would be, with the newest version.
+	LinksAfter int64 `protobuf:"varint,5,opt,name=links_after,json=linksAfter,proto3" json:"links_after,omitempty"`
+	// Revisions that wait, those behind it included.
+	Revisions     int64 `protobuf:"varint,6,opt,name=revisions,proto3" json:"revisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldBack) Reset() {
+	*x = HeldBack{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldBack) ProtoMessage() {}
+
+func (x *HeldBack) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldBack.ProtoReflect.Descriptor instead.
+func (*HeldBack) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *HeldBack) GetVersion() *v1.Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *HeldBack) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *HeldBack) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *HeldBack) GetLinksBefore() int64 {
+	if x != nil {
+		return x.LinksBefore
+	}
+	return 0
+}
+
+func (x *HeldBack) GetLinksAfter() int64 {
+	if x != nil {
+		return x.LinksAfter
+	}
+	return 0
+}
+
+func (x *HeldBack) GetRevisions() int64 {
+	if x != nil {
+		return x.Revisions
+	}
+	return 0
+}
+
+type ReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. It and all versions before it are released. The epoch may be
+	// left out.
+	Version       *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseRequest) Reset() {
+	*x = ReleaseRequest{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseRequest) ProtoMessage() {}
+
+func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ReleaseRequest) GetVersion() *v1.Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+type ReleaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is released.
+	Version *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Whether this replica held it back.
+	HeldBack      bool `protobuf:"varint,2,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseResponse) Reset() {
+	*x = ReleaseResponse{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseResponse) ProtoMessage() {}
+
+func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ReleaseResponse) GetVersion() *v1.Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *ReleaseResponse) GetHeldBack() bool {
+	if x != nil {
+		return x.HeldBack
+	}
+	return false
+}
+
+type NewEpochRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The epoch that ends. ABORTED when it is not the current one. Required.
+	Current uint64 `protobuf:"fixed64,1,opt,name=current,proto3" json:"current,omitempty"`
+	// Epochs of nodes that may also go over to the new one: for an etcd that was
+	// set up anew and has lost the fleet's epoch.
+	Adopt         []uint64 `protobuf:"fixed64,2,rep,packed,name=adopt,proto3" json:"adopt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewEpochRequest) Reset() {
+	*x = NewEpochRequest{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewEpochRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewEpochRequest) ProtoMessage() {}
+
+func (x *NewEpochRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewEpochRequest.ProtoReflect.Descriptor instead.
+func (*NewEpochRequest) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *NewEpochRequest) GetCurrent() uint64 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *NewEpochRequest) GetAdopt() []uint64 {
+	if x != nil {
+		return x.Adopt
+	}
+	return nil
+}
+
+type NewEpochResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version at which the new epoch begins.
+	Version       *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewEpochResponse) Reset() {
+	*x = NewEpochResponse{}
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewEpochResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewEpochResponse) ProtoMessage() {}
+
+func (x *NewEpochResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_admin_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewEpochResponse.ProtoReflect.Descriptor instead.
+func (*NewEpochResponse) Descriptor() ([]byte, []int) {
+	return file_aff_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *NewEpochResponse) GetVersion() *v1.Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
 var File_aff_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_aff_admin_v1_admin_proto_rawDesc = "" +
@@ -2242,22 +2845,24 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"\x0eUpdateResponse\x121\n" +
 	"\bresource\x18\x01 \x01(\v2\x15.aff.link.v1.ResourceR\bresource\x12.\n" +
 	"\aversion\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x12\n" +
-	"\x04etag\x18\x03 \x01(\tR\x04etag\"\x81\x01\n" +
+	"\x04etag\x18\x03 \x01(\tR\x04etag\"\xa4\x01\n" +
 	"\rDeleteRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\x12#\n" +
 	"\rallow_missing\x18\x03 \x01(\bR\fallowMissing\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"@\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12!\n" +
+	"\fallow_shrink\x18\x05 \x01(\bR\vallowShrink\"@\n" +
 	"\x0eDeleteResponse\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\"\xb4\x01\n" +
 	"\x05Write\x125\n" +
 	"\x06create\x18\x01 \x01(\v2\x1b.aff.admin.v1.CreateRequestH\x00R\x06create\x125\n" +
 	"\x06update\x18\x02 \x01(\v2\x1b.aff.admin.v1.UpdateRequestH\x00R\x06update\x125\n" +
 	"\x06delete\x18\x03 \x01(\v2\x1b.aff.admin.v1.DeleteRequestH\x00R\x06deleteB\x06\n" +
-	"\x04verb\"e\n" +
+	"\x04verb\"\x88\x01\n" +
 	"\x11BatchWriteRequest\x12+\n" +
 	"\x06writes\x18\x01 \x03(\v2\x13.aff.admin.v1.WriteR\x06writes\x12#\n" +
-	"\rvalidate_only\x18\x02 \x01(\bR\fvalidateOnly\"y\n" +
+	"\rvalidate_only\x18\x02 \x01(\bR\fvalidateOnly\x12!\n" +
+	"\fallow_shrink\x18\x03 \x01(\bR\vallowShrink\"y\n" +
 	"\x12BatchWriteResponse\x123\n" +
 	"\aresults\x18\x01 \x03(\v2\x19.aff.admin.v1.WriteResultR\aresults\x12.\n" +
 	"\aversion\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\aversion\"T\n" +
@@ -2304,7 +2909,7 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"\achanges\x18\x02 \x03(\v2\x14.aff.admin.v1.ChangeR\achanges\"O\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
-	"\bresource\x18\x02 \x01(\v2\x15.aff.link.v1.ResourceR\bresource\"\x80\x04\n" +
+	"\bresource\x18\x02 \x01(\v2\x15.aff.link.v1.ResourceR\bresource\"\xdb\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12.\n" +
@@ -2320,18 +2925,22 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"\fconnect_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\vconnectTime\x12\x18\n" +
 	"\areplica\x18\f \x01(\tR\areplica\x12%\n" +
 	"\x0elisten_address\x18\r \x01(\tR\rlistenAddress\x12\x14\n" +
-	"\x05build\x18\x0e \x01(\tR\x05build\"*\n" +
+	"\x05build\x18\x0e \x01(\tR\x05build\x12)\n" +
+	"\x10unserved_entries\x18\x0f \x01(\x03R\x0funservedEntries\x12.\n" +
+	"\x13taken_down_revision\x18\x10 \x01(\x03R\x11takenDownRevision\"*\n" +
 	"\x10ListNodesRequest\x12\x16\n" +
-	"\x06region\x18\x01 \x01(\tR\x06region\"g\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\"\x7f\n" +
 	"\x11ListNodesResponse\x12(\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x12.aff.admin.v1.NodeR\x05nodes\x12(\n" +
-	"\x04head\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\x04head\"b\n" +
+	"\x04head\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\x04head\x12\x16\n" +
+	"\x06alarms\x18\x03 \x03(\tR\x06alarms\"b\n" +
 	"\x11WatchNodesRequest\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x125\n" +
-	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\"h\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\"\x80\x01\n" +
 	"\x12WatchNodesResponse\x12(\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x12.aff.admin.v1.NodeR\x05nodes\x12(\n" +
-	"\x04head\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\x04head\"\x96\x01\n" +
+	"\x04head\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\x04head\x12\x16\n" +
+	"\x06alarms\x18\x03 \x03(\tR\x06alarms\"\x96\x01\n" +
 	"\x15WaitForVersionRequest\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -2340,7 +2949,46 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"\x16WaitForVersionResponse\x12\x14\n" +
 	"\x05nodes\x18\x01 \x01(\x05R\x05nodes\x121\n" +
 	"\x06waited\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06waited\x12\x18\n" +
-	"\alagging\x18\x03 \x03(\tR\alagging*`\n" +
+	"\alagging\x18\x03 \x03(\tR\alagging\"\x12\n" +
+	"\x10GetStatusRequest\"d\n" +
+	"\x11GetStatusResponse\x127\n" +
+	"\breplicas\x18\x01 \x03(\v2\x1b.aff.admin.v1.ReplicaStatusR\breplicas\x12\x16\n" +
+	"\x06alarms\x18\x02 \x03(\tR\x06alarms\"\xed\x03\n" +
+	"\rReplicaStatus\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\tR\areplica\x12(\n" +
+	"\x04head\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\x04head\x12#\n" +
+	"\rseen_revision\x18\x03 \x01(\x03R\fseenRevision\x12\x1c\n" +
+	"\tfollowing\x18\x04 \x01(\bR\tfollowing\x12\x14\n" +
+	"\x05nodes\x18\x05 \x01(\x03R\x05nodes\x12\x14\n" +
+	"\x05links\x18\x06 \x01(\x03R\x05links\x12\x18\n" +
+	"\aentries\x18\a \x01(\x03R\aentries\x12\x14\n" +
+	"\x05bytes\x18\b \x01(\x03R\x05bytes\x123\n" +
+	"\theld_back\x18\t \x01(\v2\x16.aff.admin.v1.HeldBackR\bheldBack\x120\n" +
+	"\breleased\x18\n" +
+	" \x01(\v2\x14.aff.link.v1.VersionR\breleased\x129\n" +
+	"\n" +
+	"audit_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tauditTime\x12)\n" +
+	"\x10audit_mismatches\x18\f \x01(\x03R\x0fauditMismatches\x12\x16\n" +
+	"\x06alarms\x18\r \x03(\tR\x06alarms\x12\x14\n" +
+	"\x05build\x18\x0e \x01(\tR\x05build\"\xe6\x01\n" +
+	"\bHeldBack\x12.\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12!\n" +
+	"\flinks_before\x18\x04 \x01(\x03R\vlinksBefore\x12\x1f\n" +
+	"\vlinks_after\x18\x05 \x01(\x03R\n" +
+	"linksAfter\x12\x1c\n" +
+	"\trevisions\x18\x06 \x01(\x03R\trevisions\"@\n" +
+	"\x0eReleaseRequest\x12.\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\"^\n" +
+	"\x0fReleaseResponse\x12.\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x1b\n" +
+	"\theld_back\x18\x02 \x01(\bR\bheldBack\"A\n" +
+	"\x0fNewEpochRequest\x12\x18\n" +
+	"\acurrent\x18\x01 \x01(\x06R\acurrent\x12\x14\n" +
+	"\x05adopt\x18\x02 \x03(\x06R\x05adopt\"B\n" +
+	"\x10NewEpochResponse\x12.\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion*`\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tKIND_LINK\x10\x01\x12\x0f\n" +
@@ -2358,12 +3006,15 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"BatchWrite\x12\x1f.aff.admin.v1.BatchWriteRequest\x1a .aff.admin.v1.BatchWriteResponse\x12G\n" +
 	"\x06Import\x12\x1b.aff.admin.v1.ImportRequest\x1a\x1c.aff.admin.v1.ImportResponse(\x010\x01\x12E\n" +
 	"\x06Export\x12\x1b.aff.admin.v1.ExportRequest\x1a\x1c.aff.admin.v1.ExportResponse0\x01\x12B\n" +
-	"\x05Watch\x12\x1a.aff.admin.v1.WatchRequest\x1a\x1b.aff.admin.v1.WatchResponse0\x012\x8c\x02\n" +
+	"\x05Watch\x12\x1a.aff.admin.v1.WatchRequest\x1a\x1b.aff.admin.v1.WatchResponse0\x012\xed\x03\n" +
 	"\fFleetService\x12L\n" +
 	"\tListNodes\x12\x1e.aff.admin.v1.ListNodesRequest\x1a\x1f.aff.admin.v1.ListNodesResponse\x12Q\n" +
 	"\n" +
 	"WatchNodes\x12\x1f.aff.admin.v1.WatchNodesRequest\x1a .aff.admin.v1.WatchNodesResponse0\x01\x12[\n" +
-	"\x0eWaitForVersion\x12#.aff.admin.v1.WaitForVersionRequest\x1a$.aff.admin.v1.WaitForVersionResponseB7Z5github.com/affleet/affleet/proto/aff/admin/v1;adminv1b\x06proto3"
+	"\x0eWaitForVersion\x12#.aff.admin.v1.WaitForVersionRequest\x1a$.aff.admin.v1.WaitForVersionResponse\x12L\n" +
+	"\tGetStatus\x12\x1e.aff.admin.v1.GetStatusRequest\x1a\x1f.aff.admin.v1.GetStatusResponse\x12F\n" +
+	"\aRelease\x12\x1c.aff.admin.v1.ReleaseRequest\x1a\x1d.aff.admin.v1.ReleaseResponse\x12I\n" +
+	"\bNewEpoch\x12\x1d.aff.admin.v1.NewEpochRequest\x1a\x1e.aff.admin.v1.NewEpochResponseB7Z5github.com/affleet/affleet/proto/aff/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_aff_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -2378,7 +3029,7 @@ func file_aff_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_aff_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_aff_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_aff_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_aff_admin_v1_admin_proto_goTypes = []any{
 	(Kind)(0),                      // 0: aff.admin.v1.Kind
 	(*CreateRequest)(nil),          // 1: aff.admin.v1.CreateRequest
@@ -2413,87 +3064,111 @@ var file_aff_admin_v1_admin_proto_goTypes = []any{
 	(*WatchNodesResponse)(nil),     // 30: aff.admin.v1.WatchNodesResponse
 	(*WaitForVersionRequest)(nil),  // 31: aff.admin.v1.WaitForVersionRequest
 	(*WaitForVersionResponse)(nil), // 32: aff.admin.v1.WaitForVersionResponse
-	nil,                            // 33: aff.admin.v1.Filter.LabelsEntry
-	(*v1.Resource)(nil),            // 34: aff.link.v1.Resource
-	(*v1.Version)(nil),             // 35: aff.link.v1.Version
-	(*fieldmaskpb.FieldMask)(nil),  // 36: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),    // 37: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 38: google.protobuf.Timestamp
+	(*GetStatusRequest)(nil),       // 33: aff.admin.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 34: aff.admin.v1.GetStatusResponse
+	(*ReplicaStatus)(nil),          // 35: aff.admin.v1.ReplicaStatus
+	(*HeldBack)(nil),               // 36: aff.admin.v1.HeldBack
+	(*ReleaseRequest)(nil),         // 37: aff.admin.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),        // 38: aff.admin.v1.ReleaseResponse
+	(*NewEpochRequest)(nil),        // 39: aff.admin.v1.NewEpochRequest
+	(*NewEpochResponse)(nil),       // 40: aff.admin.v1.NewEpochResponse
+	nil,                            // 41: aff.admin.v1.Filter.LabelsEntry
+	(*v1.Resource)(nil),            // 42: aff.link.v1.Resource
+	(*v1.Version)(nil),             // 43: aff.link.v1.Version
+	(*fieldmaskpb.FieldMask)(nil),  // 44: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),    // 45: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 46: google.protobuf.Timestamp
 }
 var file_aff_admin_v1_admin_proto_depIdxs = []int32{
-	34, // 0: aff.admin.v1.CreateRequest.resource:type_name -> aff.link.v1.Resource
-	34, // 1: aff.admin.v1.CreateResponse.resource:type_name -> aff.link.v1.Resource
-	35, // 2: aff.admin.v1.CreateResponse.version:type_name -> aff.link.v1.Version
-	34, // 3: aff.admin.v1.GetResponse.resource:type_name -> aff.link.v1.Resource
-	35, // 4: aff.admin.v1.GetResponse.version:type_name -> aff.link.v1.Version
+	42, // 0: aff.admin.v1.CreateRequest.resource:type_name -> aff.link.v1.Resource
+	42, // 1: aff.admin.v1.CreateResponse.resource:type_name -> aff.link.v1.Resource
+	43, // 2: aff.admin.v1.CreateResponse.version:type_name -> aff.link.v1.Version
+	42, // 3: aff.admin.v1.GetResponse.resource:type_name -> aff.link.v1.Resource
+	43, // 4: aff.admin.v1.GetResponse.version:type_name -> aff.link.v1.Version
 	0,  // 5: aff.admin.v1.Filter.kind:type_name -> aff.admin.v1.Kind
-	33, // 6: aff.admin.v1.Filter.labels:type_name -> aff.admin.v1.Filter.LabelsEntry
+	41, // 6: aff.admin.v1.Filter.labels:type_name -> aff.admin.v1.Filter.LabelsEntry
 	5,  // 7: aff.admin.v1.ListRequest.filter:type_name -> aff.admin.v1.Filter
-	34, // 8: aff.admin.v1.ListResponse.resources:type_name -> aff.link.v1.Resource
-	35, // 9: aff.admin.v1.ListResponse.version:type_name -> aff.link.v1.Version
-	34, // 10: aff.admin.v1.UpdateRequest.resource:type_name -> aff.link.v1.Resource
-	36, // 11: aff.admin.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
-	34, // 12: aff.admin.v1.UpdateResponse.resource:type_name -> aff.link.v1.Resource
-	35, // 13: aff.admin.v1.UpdateResponse.version:type_name -> aff.link.v1.Version
-	35, // 14: aff.admin.v1.DeleteResponse.version:type_name -> aff.link.v1.Version
+	42, // 8: aff.admin.v1.ListResponse.resources:type_name -> aff.link.v1.Resource
+	43, // 9: aff.admin.v1.ListResponse.version:type_name -> aff.link.v1.Version
+	42, // 10: aff.admin.v1.UpdateRequest.resource:type_name -> aff.link.v1.Resource
+	44, // 11: aff.admin.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
+	42, // 12: aff.admin.v1.UpdateResponse.resource:type_name -> aff.link.v1.Resource
+	43, // 13: aff.admin.v1.UpdateResponse.version:type_name -> aff.link.v1.Version
+	43, // 14: aff.admin.v1.DeleteResponse.version:type_name -> aff.link.v1.Version
 	1,  // 15: aff.admin.v1.Write.create:type_name -> aff.admin.v1.CreateRequest
 	8,  // 16: aff.admin.v1.Write.update:type_name -> aff.admin.v1.UpdateRequest
 	10, // 17: aff.admin.v1.Write.delete:type_name -> aff.admin.v1.DeleteRequest
 	12, // 18: aff.admin.v1.BatchWriteRequest.writes:type_name -> aff.admin.v1.Write
 	15, // 19: aff.admin.v1.BatchWriteResponse.results:type_name -> aff.admin.v1.WriteResult
-	35, // 20: aff.admin.v1.BatchWriteResponse.version:type_name -> aff.link.v1.Version
-	34, // 21: aff.admin.v1.WriteResult.resource:type_name -> aff.link.v1.Resource
+	43, // 20: aff.admin.v1.BatchWriteResponse.version:type_name -> aff.link.v1.Version
+	42, // 21: aff.admin.v1.WriteResult.resource:type_name -> aff.link.v1.Resource
 	17, // 22: aff.admin.v1.ImportRequest.options:type_name -> aff.admin.v1.ImportOptions
-	34, // 23: aff.admin.v1.ImportRequest.resources:type_name -> aff.link.v1.Resource
+	42, // 23: aff.admin.v1.ImportRequest.resources:type_name -> aff.link.v1.Resource
 	19, // 24: aff.admin.v1.ImportResponse.errors:type_name -> aff.admin.v1.RowError
 	20, // 25: aff.admin.v1.ImportResponse.progress:type_name -> aff.admin.v1.ImportProgress
-	35, // 26: aff.admin.v1.ImportProgress.version:type_name -> aff.link.v1.Version
+	43, // 26: aff.admin.v1.ImportProgress.version:type_name -> aff.link.v1.Version
 	5,  // 27: aff.admin.v1.ExportRequest.filters:type_name -> aff.admin.v1.Filter
-	34, // 28: aff.admin.v1.ExportResponse.resources:type_name -> aff.link.v1.Resource
-	35, // 29: aff.admin.v1.ExportResponse.version:type_name -> aff.link.v1.Version
+	42, // 28: aff.admin.v1.ExportResponse.resources:type_name -> aff.link.v1.Resource
+	43, // 29: aff.admin.v1.ExportResponse.version:type_name -> aff.link.v1.Version
 	5,  // 30: aff.admin.v1.WatchRequest.filters:type_name -> aff.admin.v1.Filter
-	35, // 31: aff.admin.v1.WatchResponse.version:type_name -> aff.link.v1.Version
+	43, // 31: aff.admin.v1.WatchResponse.version:type_name -> aff.link.v1.Version
 	25, // 32: aff.admin.v1.WatchResponse.changes:type_name -> aff.admin.v1.Change
-	34, // 33: aff.admin.v1.Change.resource:type_name -> aff.link.v1.Resource
-	35, // 34: aff.admin.v1.Node.version:type_name -> aff.link.v1.Version
-	37, // 35: aff.admin.v1.Node.lag:type_name -> google.protobuf.Duration
-	38, // 36: aff.admin.v1.Node.connect_time:type_name -> google.protobuf.Timestamp
+	42, // 33: aff.admin.v1.Change.resource:type_name -> aff.link.v1.Resource
+	43, // 34: aff.admin.v1.Node.version:type_name -> aff.link.v1.Version
+	45, // 35: aff.admin.v1.Node.lag:type_name -> google.protobuf.Duration
+	46, // 36: aff.admin.v1.Node.connect_time:type_name -> google.protobuf.Timestamp
 	26, // 37: aff.admin.v1.ListNodesResponse.nodes:type_name -> aff.admin.v1.Node
-	35, // 38: aff.admin.v1.ListNodesResponse.head:type_name -> aff.link.v1.Version
-	37, // 39: aff.admin.v1.WatchNodesRequest.interval:type_name -> google.protobuf.Duration
+	43, // 38: aff.admin.v1.ListNodesResponse.head:type_name -> aff.link.v1.Version
+	45, // 39: aff.admin.v1.WatchNodesRequest.interval:type_name -> google.protobuf.Duration
 	26, // 40: aff.admin.v1.WatchNodesResponse.nodes:type_name -> aff.admin.v1.Node
-	35, // 41: aff.admin.v1.WatchNodesResponse.head:type_name -> aff.link.v1.Version
-	35, // 42: aff.admin.v1.WaitForVersionRequest.version:type_name -> aff.link.v1.Version
-	37, // 43: aff.admin.v1.WaitForVersionResponse.waited:type_name -> google.protobuf.Duration
-	1,  // 44: aff.admin.v1.LinkService.Create:input_type -> aff.admin.v1.CreateRequest
-	3,  // 45: aff.admin.v1.LinkService.Get:input_type -> aff.admin.v1.GetRequest
-	6,  // 46: aff.admin.v1.LinkService.List:input_type -> aff.admin.v1.ListRequest
-	8,  // 47: aff.admin.v1.LinkService.Update:input_type -> aff.admin.v1.UpdateRequest
-	10, // 48: aff.admin.v1.LinkService.Delete:input_type -> aff.admin.v1.DeleteRequest
-	13, // 49: aff.admin.v1.LinkService.BatchWrite:input_type -> aff.admin.v1.BatchWriteRequest
-	16, // 50: aff.admin.v1.LinkService.Import:input_type -> aff.admin.v1.ImportRequest
-	21, // 51: aff.admin.v1.LinkService.Export:input_type -> aff.admin.v1.ExportRequest
-	23, // 52: aff.admin.v1.LinkService.Watch:input_type -> aff.admin.v1.WatchRequest
-	27, // 53: aff.admin.v1.FleetService.ListNodes:input_type -> aff.admin.v1.ListNodesRequest
-	29, // 54: aff.admin.v1.FleetService.WatchNodes:input_type -> aff.admin.v1.WatchNodesRequest
-	31, // 55: aff.admin.v1.FleetService.WaitForVersion:input_type -> aff.admin.v1.WaitForVersionRequest
-	2,  // 56: aff.admin.v1.LinkService.Create:output_type -> aff.admin.v1.CreateResponse
-	4,  // 57: aff.admin.v1.LinkService.Get:output_type -> aff.admin.v1.GetResponse
-	7,  // 58: aff.admin.v1.LinkService.List:output_type -> aff.admin.v1.ListResponse
-	9,  // 59: aff.admin.v1.LinkService.Update:output_type -> aff.admin.v1.UpdateResponse
-	11, // 60: aff.admin.v1.LinkService.Delete:output_type -> aff.admin.v1.DeleteResponse
-	14, // 61: aff.admin.v1.LinkService.BatchWrite:output_type -> aff.admin.v1.BatchWriteResponse
-	18, // 62: aff.admin.v1.LinkService.Import:output_type -> aff.admin.v1.ImportResponse
-	22, // 63: aff.admin.v1.LinkService.Export:output_type -> aff.admin.v1.ExportResponse
-	24, // 64: aff.admin.v1.LinkService.Watch:output_type -> aff.admin.v1.WatchResponse
-	28, // 65: aff.admin.v1.FleetService.ListNodes:output_type -> aff.admin.v1.ListNodesResponse
-	30, // 66: aff.admin.v1.FleetService.WatchNodes:output_type -> aff.admin.v1.WatchNodesResponse
-	32, // 67: aff.admin.v1.FleetService.WaitForVersion:output_type -> aff.admin.v1.WaitForVersionResponse
-	56, // [56:68] is the sub-list for method output_type
-	44, // [44:56] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	43, // 41: aff.admin.v1.WatchNodesResponse.head:type_name -> aff.link.v1.Version
+	43, // 42: aff.admin.v1.WaitForVersionRequest.version:type_name -> aff.link.v1.Version
+	45, // 43: aff.admin.v1.WaitForVersionResponse.waited:type_name -> google.protobuf.Duration
+	35, // 44: aff.admin.v1.GetStatusResponse.replicas:type_name -> aff.admin.v1.ReplicaStatus
+	43, // 45: aff.admin.v1.ReplicaStatus.head:type_name -> aff.link.v1.Version
+	36, // 46: aff.admin.v1.ReplicaStatus.held_back:type_name -> aff.admin.v1.HeldBack
+	43, // 47: aff.admin.v1.ReplicaStatus.released:type_name -> aff.link.v1.Version
+	46, // 48: aff.admin.v1.ReplicaStatus.audit_time:type_name -> google.protobuf.Timestamp
+	43, // 49: aff.admin.v1.HeldBack.version:type_name -> aff.link.v1.Version
+	46, // 50: aff.admin.v1.HeldBack.since:type_name -> google.protobuf.Timestamp
+	43, // 51: aff.admin.v1.ReleaseRequest.version:type_name -> aff.link.v1.Version
+	43, // 52: aff.admin.v1.ReleaseResponse.version:type_name -> aff.link.v1.Version
+	43, // 53: aff.admin.v1.NewEpochResponse.version:type_name -> aff.link.v1.Version
+	1,  // 54: aff.admin.v1.LinkService.Create:input_type -> aff.admin.v1.CreateRequest
+	3,  // 55: aff.admin.v1.LinkService.Get:input_type -> aff.admin.v1.GetRequest
+	6,  // 56: aff.admin.v1.LinkService.List:input_type -> aff.admin.v1.ListRequest
+	8,  // 57: aff.admin.v1.LinkService.Update:input_type -> aff.admin.v1.UpdateRequest
+	10, // 58: aff.admin.v1.LinkService.Delete:input_type -> aff.admin.v1.DeleteRequest
+	13, // 59: aff.admin.v1.LinkService.BatchWrite:input_type -> aff.admin.v1.BatchWriteRequest
+	16, // 60: aff.admin.v1.LinkService.Import:input_type -> aff.admin.v1.ImportRequest
+	21, // 61: aff.admin.v1.LinkService.Export:input_type -> aff.admin.v1.ExportRequest
+	23, // 62: aff.admin.v1.LinkService.Watch:input_type -> aff.admin.v1.WatchRequest
+	27, // 63: aff.admin.v1.FleetService.ListNodes:input_type -> aff.admin.v1.ListNodesRequest
+	29, // 64: aff.admin.v1.FleetService.WatchNodes:input_type -> aff.admin.v1.WatchNodesRequest
+	31, // 65: aff.admin.v1.FleetService.WaitForVersion:input_type -> aff.admin.v1.WaitForVersionRequest
+	33, // 66: aff.admin.v1.FleetService.GetStatus:input_type -> aff.admin.v1.GetStatusRequest
+	37, // 67: aff.admin.v1.FleetService.Release:input_type -> aff.admin.v1.ReleaseRequest
+	39, // 68: aff.admin.v1.FleetService.NewEpoch:input_type -> aff.admin.v1.NewEpochRequest
+	2,  // 69: aff.admin.v1.LinkService.Create:output_type -> aff.admin.v1.CreateResponse
+	4,  // 70: aff.admin.v1.LinkService.Get:output_type -> aff.admin.v1.GetResponse
+	7,  // 71: aff.admin.v1.LinkService.List:output_type -> aff.admin.v1.ListResponse
+	9,  // 72: aff.admin.v1.LinkService.Update:output_type -> aff.admin.v1.UpdateResponse
+	11, // 73: aff.admin.v1.LinkService.Delete:output_type -> aff.admin.v1.DeleteResponse
+	14, // 74: aff.admin.v1.LinkService.BatchWrite:output_type -> aff.admin.v1.BatchWriteResponse
+	18, // 75: aff.admin.v1.LinkService.Import:output_type -> aff.admin.v1.ImportResponse
+	22, // 76: aff.admin.v1.LinkService.Export:output_type -> aff.admin.v1.ExportResponse
+	24, // 77: aff.admin.v1.LinkService.Watch:output_type -> aff.admin.v1.WatchResponse
+	28, // 78: aff.admin.v1.FleetService.ListNodes:output_type -> aff.admin.v1.ListNodesResponse
+	30, // 79: aff.admin.v1.FleetService.WatchNodes:output_type -> aff.admin.v1.WatchNodesResponse
+	32, // 80: aff.admin.v1.FleetService.WaitForVersion:output_type -> aff.admin.v1.WaitForVersionResponse
+	34, // 81: aff.admin.v1.FleetService.GetStatus:output_type -> aff.admin.v1.GetStatusResponse
+	38, // 82: aff.admin.v1.FleetService.Release:output_type -> aff.admin.v1.ReleaseResponse
+	40, // 83: aff.admin.v1.FleetService.NewEpoch:output_type -> aff.admin.v1.NewEpochResponse
+	69, // [69:84] is the sub-list for method output_type
+	54, // [54:69] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_aff_admin_v1_admin_proto_init() }
@@ -2512,7 +3187,7 @@ func file_aff_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aff_admin_v1_admin_proto_rawDesc), len(file_aff_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -477,6 +477,9 @@ const (
 	FleetService_ListNodes_FullMethodName      = "/aff.admin.v1.FleetService/ListNodes"
 	FleetService_WatchNodes_FullMethodName     = "/aff.admin.v1.FleetService/WatchNodes"
 	FleetService_WaitForVersion_FullMethodName = "/aff.admin.v1.FleetService/WaitForVersion"
+	FleetService_GetStatus_FullMethodName      = "/aff.admin.v1.FleetService/GetStatus"
+	FleetService_Release_FullMethodName        = "/aff.admin.v1.FleetService/Release"
+	FleetService_NewEpoch_FullMethodName       = "/aff.admin.v1.FleetService/NewEpoch"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -491,7 +494,21 @@ type FleetServiceClient interface {
 	WatchNodes(ctx context.Context, in *WatchNodesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchNodesResponse], error)
 	// WaitForVersion answers when the nodes serve a version, or with
 	// DEADLINE_EXCEEDED and the names of the nodes that lag.
+	//
+	// A write that only takes links down counts for a node as soon as the node
+	// refuses them, also while the version itself waits. For another version that
+	// is held back it answers at once: FAILED_PRECONDITION, with the cure.
 	WaitForVersion(ctx context.Context, in *WaitForVersionRequest, opts ...grpc.CallOption) (*WaitForVersionResponse, error)
+	// GetStatus reads how the replicas fare: what they hold, what they hold back,
+	// and what an operator has to look at.
+	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
+	// Release lets a version pass that the guards of replicas and nodes hold
+	// back, and all before it. It is kept in etcd.
+	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
+	// NewEpoch begins a new epoch, for an operator who has restored etcd from a
+	// backup: every replica starts anew, and nodes take what etcd now holds,
+	// whatever its revision.
+	NewEpoch(ctx context.Context, in *NewEpochRequest, opts ...grpc.CallOption) (*NewEpochResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -541,6 +558,36 @@ func (c *fleetServiceClient) WaitForVersion(ctx context.Context, in *WaitForVers
 	return out, nil
 }
 
+func (c *fleetServiceClient) GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetStatusResponse)
+	err := c.cc.Invoke(ctx, FleetService_GetStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseResponse)
+	err := c.cc.Invoke(ctx, FleetService_Release_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) NewEpoch(ctx context.Context, in *NewEpochRequest, opts ...grpc.CallOption) (*NewEpochResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NewEpochResponse)
+	err := c.cc.Invoke(ctx, FleetService_NewEpoch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -553,7 +600,21 @@ type FleetServiceServer interface {
 	WatchNodes(*WatchNodesRequest, grpc.ServerStreamingServer[WatchNodesResponse]) error
 	// WaitForVersion answers when the nodes serve a version, or with
 	// DEADLINE_EXCEEDED and the names of the nodes that lag.
+	//
+	// A write that only takes links down counts for a node as soon as the node
+	// refuses them, also while the version itself waits. For another version that
+	// is held back it answers at once: FAILED_PRECONDITION, with the cure.
 	WaitForVersion(context.Context, *WaitForVersionRequest) (*WaitForVersionResponse, error)
+	// GetStatus reads how the replicas fare: what they hold, what they hold back,
+	// and what an operator has to look at.
+	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
+	// Release lets a version pass that the guards of replicas and nodes hold
+	// back, and all before it. It is kept in etcd.
+	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
+	// NewEpoch begins a new epoch, for an operator who has restored etcd from a
+	// backup: every replica starts anew, and nodes take what etcd now holds,
+	// whatever its revision.
+	NewEpoch(context.Context, *NewEpochRequest) (*NewEpochResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -572,6 +633,15 @@ func (UnimplementedFleetServiceServer) WatchNodes(*WatchNodesRequest, grpc.Serve
 }
 func (UnimplementedFleetServiceServer) WaitForVersion(context.Context, *WaitForVersionRequest) (*WaitForVersionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WaitForVersion not implemented")
+}
+func (UnimplementedFleetServiceServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedFleetServiceServer) Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
+}
+func (UnimplementedFleetServiceServer) NewEpoch(context.Context, *NewEpochRequest) (*NewEpochResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method NewEpoch not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -641,6 +711,60 @@ func _FleetService_WaitForVersion_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).GetStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_GetStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).GetStatus(ctx, req.(*GetStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_Release_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).Release(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_Release_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).Release(ctx, req.(*ReleaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_NewEpoch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NewEpochRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).NewEpoch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_NewEpoch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).NewEpoch(ctx, req.(*NewEpochRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -655,6 +779,18 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "WaitForVersion",
 			Handler:    _FleetService_WaitForVersion_Handler,
+		},
+		{
+			MethodName: "GetStatus",
+			Handler:    _FleetService_GetStatus_Handler,
+		},
+		{
+			MethodName: "Release",
+			Handler:    _FleetService_Release_Handler,
+		},
+		{
+			MethodName: "NewEpoch",
+			Handler:    _FleetService_NewEpoch_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

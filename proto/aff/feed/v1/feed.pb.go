@@ -53,8 +53,10 @@ const (
 	RejectCode_REJECT_CODE_BAD_ENTRY RejectCode = 3
 	// The frame itself makes no sense, or is larger than the node allows.
 	RejectCode_REJECT_CODE_BAD_FRAME RejectCode = 4
-	// It would take the node to an older version or another epoch.
+	// It would take the node to an older version, or a delta to another epoch.
 	RejectCode_REJECT_CODE_OLDER RejectCode = 5
+	// It removes or adds more than the node's guard allows, and is not released.
+	RejectCode_REJECT_CODE_GUARDED RejectCode = 6
 )
 
 // Enum value maps for RejectCode.
@@ -66,6 +68,7 @@ var (
 		3: "REJECT_CODE_BAD_ENTRY",
 		4: "REJECT_CODE_BAD_FRAME",
 		5: "REJECT_CODE_OLDER",
+		6: "REJECT_CODE_GUARDED",
 	}
 	RejectCode_value = map[string]int32{
 		"REJECT_CODE_UNSPECIFIED":   0,
@@ -74,6 +77,7 @@ var (
 		"REJECT_CODE_BAD_ENTRY":     3,
 		"REJECT_CODE_BAD_FRAME":     4,
 		"REJECT_CODE_OLDER":         5,
+		"REJECT_CODE_GUARDED":       6,
 	}
 )
 
@@ -168,6 +172,7 @@ type SubscribeRequest struct {
 	//	*SubscribeRequest_Applied
 	//	*SubscribeRequest_Rejected
 	//	*SubscribeRequest_Status
+	//	*SubscribeRequest_TakenDown
 	Message       isSubscribeRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -246,6 +251,15 @@ func (x *SubscribeRequest) GetStatus() *Status {
 	return nil
 }
 
+func (x *SubscribeRequest) GetTakenDown() *TakenDown {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeRequest_TakenDown); ok {
+			return x.TakenDown
+		}
+	}
+	return nil
+}
+
 type isSubscribeRequest_Message interface {
 	isSubscribeRequest_Message()
 }
@@ -266,6 +280,10 @@ type SubscribeRequest_Status struct {
 	Status *Status `protobuf:"bytes,4,opt,name=status,proto3,oneof"`
 }
 
+type SubscribeRequest_TakenDown struct {
+	TakenDown *TakenDown `protobuf:"bytes,5,opt,name=taken_down,json=takenDown,proto3,oneof"`
+}
+
 func (*SubscribeRequest_Hello) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Applied) isSubscribeRequest_Message() {}
@@ -273,6 +291,8 @@ func (*SubscribeRequest_Applied) isSubscribeRequest_Message() {}
 func (*SubscribeRequest_Rejected) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Status) isSubscribeRequest_Message() {}
+
+func (*SubscribeRequest_TakenDown) isSubscribeRequest_Message() {}
 
 // SubscribeResponse is what the control plane says.
 type SubscribeResponse struct {
@@ -287,6 +307,8 @@ type SubscribeResponse struct {
 	//	*SubscribeResponse_Delta
 	//	*SubscribeResponse_Heartbeat
 	//	*SubscribeResponse_Behind
+	//	*SubscribeResponse_TakeDown
+	//	*SubscribeResponse_RetryLater
 	Frame         isSubscribeResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -383,6 +405,24 @@ func (x *SubscribeResponse) GetBehind() *Behind {
 	return nil
 }
 
+func (x *SubscribeResponse) GetTakeDown() *TakeDown {
+	if x != nil {
+		if x, ok := x.Frame.(*SubscribeResponse_TakeDown); ok {
+			return x.TakeDown
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeResponse) GetRetryLater() *RetryLater {
+	if x != nil {
+		if x, ok := x.Frame.(*SubscribeResponse_RetryLater); ok {
+			return x.RetryLater
+		}
+	}
+	return nil
+}
+
 type isSubscribeResponse_Frame interface {
 	isSubscribeResponse_Frame()
 }
@@ -411,6 +451,14 @@ type SubscribeResponse_Behind struct {
 	Behind *Behind `protobuf:"bytes,6,opt,name=behind,proto3,oneof"`
 }
 
+type SubscribeResponse_TakeDown struct {
+	TakeDown *TakeDown `protobuf:"bytes,7,opt,name=take_down,json=takeDown,proto3,oneof"`
+}
+
+type SubscribeResponse_RetryLater struct {
+	RetryLater *RetryLater `protobuf:"bytes,8,opt,name=retry_later,json=retryLater,proto3,oneof"`
+}
+
 func (*SubscribeResponse_SnapshotBegin) isSubscribeResponse_Frame() {}
 
 func (*SubscribeResponse_SnapshotChunk) isSubscribeResponse_Frame() {}
@@ -422,6 +470,10 @@ func (*SubscribeResponse_Delta) isSubscribeResponse_Frame() {}
 func (*SubscribeResponse_Heartbeat) isSubscribeResponse_Frame() {}
 
 func (*SubscribeResponse_Behind) isSubscribeResponse_Frame() {}
+
+func (*SubscribeResponse_TakeDown) isSubscribeResponse_Frame() {}
+
+func (*SubscribeResponse_RetryLater) isSubscribeResponse_Frame() {}
 
 // SetHash is the sum, modulo 2^128, of the hashes of every entry of a state:
 // the XXH3-128 of its value, seeded with the XXH3-64 of its key. The order of
@@ -725,8 +777,12 @@ type Status struct {
 	SpoolClicks int64 `protobuf:"varint,6,opt,name=spool_clicks,json=spoolClicks,proto3" json:"spool_clicks,omitempty"`
 	// Clicks that could not be recorded since it started.
 	DroppedClicks uint64 `protobuf:"varint,7,opt,name=dropped_clicks,json=droppedClicks,proto3" json:"dropped_clicks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Entries that it holds and cannot serve: they do not compile, say because
+	// they use what only a newer node knows. A request for one is answered as if
+	// it did not exist.
+	UnservedEntries int64 `protobuf:"varint,8,opt,name=unserved_entries,json=unservedEntries,proto3" json:"unserved_entries,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -808,6 +864,13 @@ func (x *Status) GetDroppedClicks() uint64 {
 	return 0
 }
 
+func (x *Status) GetUnservedEntries() int64 {
+	if x != nil {
+		return x.UnservedEntries
+	}
+	return 0
+}
+
 // Entry is one resource as it is stored.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -866,12 +929,18 @@ func (x *Entry) GetValue() []byte {
 // SnapshotBegin opens a whole state. The node builds it beside the one that it
 // serves.
 type SnapshotBegin struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Version *v1.Version            `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of another epoch than the node's: an operator has begun it, and the control
+	// plane knows it for a later one. The node takes it whatever its revision.
+	Version *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// How many entries follow.
 	Entries int64 `protobuf:"varint,2,opt,name=entries,proto3" json:"entries,omitempty"`
 	// How many bytes of keys and values follow.
-	Bytes         int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// An operator, or the writer, has released it, or the control plane knows what
+	// the node holds and that it grew in steps which its guard let pass: the
+	// node's guard lets it pass.
+	Released      bool `protobuf:"varint,4,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -925,6 +994,13 @@ func (x *SnapshotBegin) GetBytes() int64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *SnapshotBegin) GetReleased() bool {
+	if x != nil {
+		return x.Released
+	}
+	return false
 }
 
 // SnapshotChunk holds entries of it, in no particular order.
@@ -1068,7 +1144,9 @@ type Delta struct {
 	// What the node must hold after it.
 	SetHash *SetHash `protobuf:"bytes,5,opt,name=set_hash,json=setHash,proto3" json:"set_hash,omitempty"`
 	// How many entries the node must hold after it.
-	Entries       int64 `protobuf:"varint,6,opt,name=entries,proto3" json:"entries,omitempty"`
+	Entries int64 `protobuf:"varint,6,opt,name=entries,proto3" json:"entries,omitempty"`
+	// As SnapshotBegin's.
+	Released      bool `protobuf:"varint,7,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1143,6 +1221,13 @@ func (x *Delta) GetEntries() int64 {
 		return x.Entries
 	}
 	return 0
+}
+
+func (x *Delta) GetReleased() bool {
+	if x != nil {
+		return x.Released
+	}
+	return false
 }
 
 // Heartbeat says that the stream lives, and how far the control plane is.
@@ -1257,24 +1342,192 @@ func (x *Behind) GetReason() string {
 	return ""
 }
 
+// TakeDown overtakes everything else that waits for a node: what it names is
+// refused at once, whatever version the node holds. It is an overlay beside the
+// versions, whose order it does not touch: the node drops it once it serves
+// version, which holds all of it. Sent at any time, also between the messages
+// of a snapshot.
+type TakeDown struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version that has taken it down. A node that serves it, or a later one,
+	// acknowledges and does nothing.
+	Version *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Resources as they are at that version: a link that is disabled, an
+	// affiliate that is suspended. Without a value: it was deleted.
+	Entries       []*Entry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeDown) Reset() {
+	*x = TakeDown{}
+	mi := &file_aff_feed_v1_feed_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeDown) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeDown) ProtoMessage() {}
+
+func (x *TakeDown) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_feed_v1_feed_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeDown.ProtoReflect.Descriptor instead.
+func (*TakeDown) Descriptor() ([]byte, []int) {
+	return file_aff_feed_v1_feed_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TakeDown) GetVersion() *v1.Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *TakeDown) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// TakenDown acknowledges a TakeDown.
+type TakenDown struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The TakeDown's.
+	Version       *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakenDown) Reset() {
+	*x = TakenDown{}
+	mi := &file_aff_feed_v1_feed_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakenDown) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakenDown) ProtoMessage() {}
+
+func (x *TakenDown) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_feed_v1_feed_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakenDown.ProtoReflect.Descriptor instead.
+func (*TakenDown) Descriptor() ([]byte, []int) {
+	return file_aff_feed_v1_feed_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TakenDown) GetVersion() *v1.Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+// RetryLater ends a stream that the replica has no room for now.
+type RetryLater struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node comes back after this time and up to half of it more, here or at
+	// another replica.
+	After *durationpb.Duration `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// For people.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryLater) Reset() {
+	*x = RetryLater{}
+	mi := &file_aff_feed_v1_feed_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryLater) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryLater) ProtoMessage() {}
+
+func (x *RetryLater) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_feed_v1_feed_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryLater.ProtoReflect.Descriptor instead.
+func (*RetryLater) Descriptor() ([]byte, []int) {
+	return file_aff_feed_v1_feed_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RetryLater) GetAfter() *durationpb.Duration {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *RetryLater) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_aff_feed_v1_feed_proto protoreflect.FileDescriptor
 
 const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\n" +
-	"\x16aff/feed/v1/feed.proto\x12\vaff.feed.v1\x1a\x16aff/link/v1/link.proto\x1a\x1egoogle/protobuf/duration.proto\"\xdf\x01\n" +
+	"\x16aff/feed/v1/feed.proto\x12\vaff.feed.v1\x1a\x16aff/link/v1/link.proto\x1a\x1egoogle/protobuf/duration.proto\"\x98\x02\n" +
 	"\x10SubscribeRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.aff.feed.v1.HelloH\x00R\x05hello\x120\n" +
 	"\aapplied\x18\x02 \x01(\v2\x14.aff.feed.v1.AppliedH\x00R\aapplied\x123\n" +
 	"\brejected\x18\x03 \x01(\v2\x15.aff.feed.v1.RejectedH\x00R\brejected\x12-\n" +
-	"\x06status\x18\x04 \x01(\v2\x13.aff.feed.v1.StatusH\x00R\x06statusB\t\n" +
-	"\amessage\"\xf8\x02\n" +
+	"\x06status\x18\x04 \x01(\v2\x13.aff.feed.v1.StatusH\x00R\x06status\x127\n" +
+	"\n" +
+	"taken_down\x18\x05 \x01(\v2\x16.aff.feed.v1.TakenDownH\x00R\ttakenDownB\t\n" +
+	"\amessage\"\xea\x03\n" +
 	"\x11SubscribeResponse\x12C\n" +
 	"\x0esnapshot_begin\x18\x01 \x01(\v2\x1a.aff.feed.v1.SnapshotBeginH\x00R\rsnapshotBegin\x12C\n" +
 	"\x0esnapshot_chunk\x18\x02 \x01(\v2\x1a.aff.feed.v1.SnapshotChunkH\x00R\rsnapshotChunk\x12=\n" +
 	"\fsnapshot_end\x18\x03 \x01(\v2\x18.aff.feed.v1.SnapshotEndH\x00R\vsnapshotEnd\x12*\n" +
 	"\x05delta\x18\x04 \x01(\v2\x12.aff.feed.v1.DeltaH\x00R\x05delta\x126\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x16.aff.feed.v1.HeartbeatH\x00R\theartbeat\x12-\n" +
-	"\x06behind\x18\x06 \x01(\v2\x13.aff.feed.v1.BehindH\x00R\x06behindB\a\n" +
+	"\x06behind\x18\x06 \x01(\v2\x13.aff.feed.v1.BehindH\x00R\x06behind\x124\n" +
+	"\ttake_down\x18\a \x01(\v2\x15.aff.feed.v1.TakeDownH\x00R\btakeDown\x12:\n" +
+	"\vretry_later\x18\b \x01(\v2\x17.aff.feed.v1.RetryLaterH\x00R\n" +
+	"retryLaterB\a\n" +
 	"\x05frame\")\n" +
 	"\aSetHash\x12\x0e\n" +
 	"\x02hi\x18\x01 \x01(\x06R\x02hi\x12\x0e\n" +
@@ -1294,7 +1547,7 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\bRejected\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12+\n" +
-	"\x04code\x18\x03 \x01(\x0e2\x17.aff.feed.v1.RejectCodeR\x04code\"\x95\x02\n" +
+	"\x04code\x18\x03 \x01(\x0e2\x17.aff.feed.v1.RejectCodeR\x04code\"\xc0\x02\n" +
 	"\x06Status\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12/\n" +
 	"\bset_hash\x18\x02 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\x12\x14\n" +
@@ -1302,14 +1555,16 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\banswered\x18\x04 \x01(\x04R\banswered\x12.\n" +
 	"\x13requests_per_second\x18\x05 \x01(\x01R\x11requestsPerSecond\x12!\n" +
 	"\fspool_clicks\x18\x06 \x01(\x03R\vspoolClicks\x12%\n" +
-	"\x0edropped_clicks\x18\a \x01(\x04R\rdroppedClicks\"/\n" +
+	"\x0edropped_clicks\x18\a \x01(\x04R\rdroppedClicks\x12)\n" +
+	"\x10unserved_entries\x18\b \x01(\x03R\x0funservedEntries\"/\n" +
 	"\x05Entry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"o\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x8b\x01\n" +
 	"\rSnapshotBegin\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x03R\aentries\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\x99\x01\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x1a\n" +
+	"\breleased\x18\x04 \x01(\bR\breleased\"\x99\x01\n" +
 	"\rSnapshotChunk\x12,\n" +
 	"\aentries\x18\x01 \x03(\v2\x12.aff.feed.v1.EntryR\aentries\x12\x1e\n" +
 	"\n" +
@@ -1319,20 +1574,30 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\vSnapshotEnd\x12.\n" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12/\n" +
 	"\bset_hash\x18\x02 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\x12\x18\n" +
-	"\aentries\x18\x03 \x01(\x03R\aentries\"\xe4\x01\n" +
+	"\aentries\x18\x03 \x01(\x03R\aentries\"\x80\x02\n" +
 	"\x05Delta\x12(\n" +
 	"\x04from\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\x04from\x12$\n" +
 	"\x02to\x18\x02 \x01(\v2\x14.aff.link.v1.VersionR\x02to\x12&\n" +
 	"\x04puts\x18\x03 \x03(\v2\x12.aff.feed.v1.EntryR\x04puts\x12\x18\n" +
 	"\adeletes\x18\x04 \x03(\tR\adeletes\x12/\n" +
 	"\bset_hash\x18\x05 \x01(\v2\x14.aff.feed.v1.SetHashR\asetHash\x12\x18\n" +
-	"\aentries\x18\x06 \x01(\x03R\aentries\"l\n" +
+	"\aentries\x18\x06 \x01(\x03R\aentries\x12\x1a\n" +
+	"\breleased\x18\a \x01(\bR\breleased\"l\n" +
 	"\tHeartbeat\x12(\n" +
 	"\x04head\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\x04head\x125\n" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\"J\n" +
 	"\x06Behind\x12(\n" +
 	"\x04head\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\x04head\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason*\xb1\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"h\n" +
+	"\bTakeDown\x12.\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12,\n" +
+	"\aentries\x18\x02 \x03(\v2\x12.aff.feed.v1.EntryR\aentries\";\n" +
+	"\tTakenDown\x12.\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\"U\n" +
+	"\n" +
+	"RetryLater\x12/\n" +
+	"\x05after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05after\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason*\xca\x01\n" +
 	"\n" +
 	"RejectCode\x12\x1b\n" +
 	"\x17REJECT_CODE_UNSPECIFIED\x10\x00\x12\x1a\n" +
@@ -1340,7 +1605,8 @@ const file_aff_feed_v1_feed_proto_rawDesc = "" +
 	"\x19REJECT_CODE_HASH_MISMATCH\x10\x02\x12\x19\n" +
 	"\x15REJECT_CODE_BAD_ENTRY\x10\x03\x12\x19\n" +
 	"\x15REJECT_CODE_BAD_FRAME\x10\x04\x12\x15\n" +
-	"\x11REJECT_CODE_OLDER\x10\x05*T\n" +
+	"\x11REJECT_CODE_OLDER\x10\x05\x12\x17\n" +
+	"\x13REJECT_CODE_GUARDED\x10\x06*T\n" +
 	"\vCompression\x12\x1b\n" +
 	"\x17COMPRESSION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCOMPRESSION_S2\x10\x01\x12\x14\n" +
@@ -1361,7 +1627,7 @@ func file_aff_feed_v1_feed_proto_rawDescGZIP() []byte {
 }
 
 var file_aff_feed_v1_feed_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_aff_feed_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_aff_feed_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_aff_feed_v1_feed_proto_goTypes = []any{
 	(RejectCode)(0),             // 0: aff.feed.v1.RejectCode
 	(Compression)(0),            // 1: aff.feed.v1.Compression
@@ -1379,47 +1645,57 @@ var file_aff_feed_v1_feed_proto_goTypes = []any{
 	(*Delta)(nil),               // 13: aff.feed.v1.Delta
 	(*Heartbeat)(nil),           // 14: aff.feed.v1.Heartbeat
 	(*Behind)(nil),              // 15: aff.feed.v1.Behind
-	(*v1.Version)(nil),          // 16: aff.link.v1.Version
-	(*durationpb.Duration)(nil), // 17: google.protobuf.Duration
+	(*TakeDown)(nil),            // 16: aff.feed.v1.TakeDown
+	(*TakenDown)(nil),           // 17: aff.feed.v1.TakenDown
+	(*RetryLater)(nil),          // 18: aff.feed.v1.RetryLater
+	(*v1.Version)(nil),          // 19: aff.link.v1.Version
+	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
 }
 var file_aff_feed_v1_feed_proto_depIdxs = []int32{
 	5,  // 0: aff.feed.v1.SubscribeRequest.hello:type_name -> aff.feed.v1.Hello
 	6,  // 1: aff.feed.v1.SubscribeRequest.applied:type_name -> aff.feed.v1.Applied
 	7,  // 2: aff.feed.v1.SubscribeRequest.rejected:type_name -> aff.feed.v1.Rejected
 	8,  // 3: aff.feed.v1.SubscribeRequest.status:type_name -> aff.feed.v1.Status
-	10, // 4: aff.feed.v1.SubscribeResponse.snapshot_begin:type_name -> aff.feed.v1.SnapshotBegin
-	11, // 5: aff.feed.v1.SubscribeResponse.snapshot_chunk:type_name -> aff.feed.v1.SnapshotChunk
-	12, // 6: aff.feed.v1.SubscribeResponse.snapshot_end:type_name -> aff.feed.v1.SnapshotEnd
-	13, // 7: aff.feed.v1.SubscribeResponse.delta:type_name -> aff.feed.v1.Delta
-	14, // 8: aff.feed.v1.SubscribeResponse.heartbeat:type_name -> aff.feed.v1.Heartbeat
-	15, // 9: aff.feed.v1.SubscribeResponse.behind:type_name -> aff.feed.v1.Behind
-	16, // 10: aff.feed.v1.Hello.version:type_name -> aff.link.v1.Version
-	4,  // 11: aff.feed.v1.Hello.set_hash:type_name -> aff.feed.v1.SetHash
-	16, // 12: aff.feed.v1.Applied.version:type_name -> aff.link.v1.Version
-	4,  // 13: aff.feed.v1.Applied.set_hash:type_name -> aff.feed.v1.SetHash
-	16, // 14: aff.feed.v1.Rejected.version:type_name -> aff.link.v1.Version
-	0,  // 15: aff.feed.v1.Rejected.code:type_name -> aff.feed.v1.RejectCode
-	16, // 16: aff.feed.v1.Status.version:type_name -> aff.link.v1.Version
-	4,  // 17: aff.feed.v1.Status.set_hash:type_name -> aff.feed.v1.SetHash
-	16, // 18: aff.feed.v1.SnapshotBegin.version:type_name -> aff.link.v1.Version
-	9,  // 19: aff.feed.v1.SnapshotChunk.entries:type_name -> aff.feed.v1.Entry
-	1,  // 20: aff.feed.v1.SnapshotChunk.compression:type_name -> aff.feed.v1.Compression
-	16, // 21: aff.feed.v1.SnapshotEnd.version:type_name -> aff.link.v1.Version
-	4,  // 22: aff.feed.v1.SnapshotEnd.set_hash:type_name -> aff.feed.v1.SetHash
-	16, // 23: aff.feed.v1.Delta.from:type_name -> aff.link.v1.Version
-	16, // 24: aff.feed.v1.Delta.to:type_name -> aff.link.v1.Version
-	9,  // 25: aff.feed.v1.Delta.puts:type_name -> aff.feed.v1.Entry
-	4,  // 26: aff.feed.v1.Delta.set_hash:type_name -> aff.feed.v1.SetHash
-	16, // 27: aff.feed.v1.Heartbeat.head:type_name -> aff.link.v1.Version
-	17, // 28: aff.feed.v1.Heartbeat.interval:type_name -> google.protobuf.Duration
-	16, // 29: aff.feed.v1.Behind.head:type_name -> aff.link.v1.Version
-	2,  // 30: aff.feed.v1.FeedService.Subscribe:input_type -> aff.feed.v1.SubscribeRequest
-	3,  // 31: aff.feed.v1.FeedService.Subscribe:output_type -> aff.feed.v1.SubscribeResponse
-	31, // [31:32] is the sub-list for method output_type
-	30, // [30:31] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	17, // 4: aff.feed.v1.SubscribeRequest.taken_down:type_name -> aff.feed.v1.TakenDown
+	10, // 5: aff.feed.v1.SubscribeResponse.snapshot_begin:type_name -> aff.feed.v1.SnapshotBegin
+	11, // 6: aff.feed.v1.SubscribeResponse.snapshot_chunk:type_name -> aff.feed.v1.SnapshotChunk
+	12, // 7: aff.feed.v1.SubscribeResponse.snapshot_end:type_name -> aff.feed.v1.SnapshotEnd
+	13, // 8: aff.feed.v1.SubscribeResponse.delta:type_name -> aff.feed.v1.Delta
+	14, // 9: aff.feed.v1.SubscribeResponse.heartbeat:type_name -> aff.feed.v1.Heartbeat
+	15, // 10: aff.feed.v1.SubscribeResponse.behind:type_name -> aff.feed.v1.Behind
+	16, // 11: aff.feed.v1.SubscribeResponse.take_down:type_name -> aff.feed.v1.TakeDown
+	18, // 12: aff.feed.v1.SubscribeResponse.retry_later:type_name -> aff.feed.v1.RetryLater
+	19, // 13: aff.feed.v1.Hello.version:type_name -> aff.link.v1.Version
+	4,  // 14: aff.feed.v1.Hello.set_hash:type_name -> aff.feed.v1.SetHash
+	19, // 15: aff.feed.v1.Applied.version:type_name -> aff.link.v1.Version
+	4,  // 16: aff.feed.v1.Applied.set_hash:type_name -> aff.feed.v1.SetHash
+	19, // 17: aff.feed.v1.Rejected.version:type_name -> aff.link.v1.Version
+	0,  // 18: aff.feed.v1.Rejected.code:type_name -> aff.feed.v1.RejectCode
+	19, // 19: aff.feed.v1.Status.version:type_name -> aff.link.v1.Version
+	4,  // 20: aff.feed.v1.Status.set_hash:type_name -> aff.feed.v1.SetHash
+	19, // 21: aff.feed.v1.SnapshotBegin.version:type_name -> aff.link.v1.Version
+	9,  // 22: aff.feed.v1.SnapshotChunk.entries:type_name -> aff.feed.v1.Entry
+	1,  // 23: aff.feed.v1.SnapshotChunk.compression:type_name -> aff.feed.v1.Compression
+	19, // 24: aff.feed.v1.SnapshotEnd.version:type_name -> aff.link.v1.Version
+	4,  // 25: aff.feed.v1.SnapshotEnd.set_hash:type_name -> aff.feed.v1.SetHash
+	19, // 26: aff.feed.v1.Delta.from:type_name -> aff.link.v1.Version
+	19, // 27: aff.feed.v1.Delta.to:type_name -> aff.link.v1.Version
+	9,  // 28: aff.feed.v1.Delta.puts:type_name -> aff.feed.v1.Entry
+	4,  // 29: aff.feed.v1.Delta.set_hash:type_name -> aff.feed.v1.SetHash
+	19, // 30: aff.feed.v1.Heartbeat.head:type_name -> aff.link.v1.Version
+	20, // 31: aff.feed.v1.Heartbeat.interval:type_name -> google.protobuf.Duration
+	19, // 32: aff.feed.v1.Behind.head:type_name -> aff.link.v1.Version
+	19, // 33: aff.feed.v1.TakeDown.version:type_name -> aff.link.v1.Version
+	9,  // 34: aff.feed.v1.TakeDown.entries:type_name -> aff.feed.v1.Entry
+	19, // 35: aff.feed.v1.TakenDown.version:type_name -> aff.link.v1.Version
+	20, // 36: aff.feed.v1.RetryLater.after:type_name -> google.protobuf.Duration
+	2,  // 37: aff.feed.v1.FeedService.Subscribe:input_type -> aff.feed.v1.SubscribeRequest
+	3,  // 38: aff.feed.v1.FeedService.Subscribe:output_type -> aff.feed.v1.SubscribeResponse
+	38, // [38:39] is the sub-list for method output_type
+	37, // [37:38] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_aff_feed_v1_feed_proto_init() }
@@ -1432,6 +1708,7 @@ func file_aff_feed_v1_feed_proto_init() {
 		(*SubscribeRequest_Applied)(nil),
 		(*SubscribeRequest_Rejected)(nil),
 		(*SubscribeRequest_Status)(nil),
+		(*SubscribeRequest_TakenDown)(nil),
 	}
 	file_aff_feed_v1_feed_proto_msgTypes[1].OneofWrappers = []any{
 		(*SubscribeResponse_SnapshotBegin)(nil),
@@ -1440,6 +1717,8 @@ func file_aff_feed_v1_feed_proto_init() {
 		(*SubscribeResponse_Delta)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Behind)(nil),
+		(*SubscribeResponse_TakeDown)(nil),
+		(*SubscribeResponse_RetryLater)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1447,7 +1726,7 @@ func file_aff_feed_v1_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aff_feed_v1_feed_proto_rawDesc), len(file_aff_feed_v1_feed_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   14,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

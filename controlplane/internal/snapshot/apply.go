@@ -1,0 +1,309 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/affleet/affleet/controlplane/internal/store"
+)
+
+// load reads everything. What is new against the held state becomes one record,
+// deletes included; another epoch begins anew.
+func (l *Log) load(ctx context.Context, epochs store.Epochs) error {
+	keep := l.View().epoch == epochs.Current
+	if keep {
+		return l.reload(ctx)
+	}
+	held, err := l.src.Held(ctx, epochs.Current)
+	if err != nil {
+		return fmt.Errorf("read what is held back: %w", err)
+	}
+	fresh := newState()
+	read := func(at int64) (int64, error) {
+		return l.src.Load(ctx, store.LoadOptions{At: at}, func(o store.Object) error {
+			if o.Value != nil { // without, it counts as deleted, as in a watch
+				e := makeEntry(o.Name, o.Value)
+				fresh.set(e.key(), e)
+			}
+			return nil
+		})
+	}
+	revision, err := read(max(held-1, 0))
+	if held > 0 && errors.Is(err, store.ErrCompacted) {
+		l.cfg.Logger.Error("what is served is no longer told from what is held back: etcd has compacted it; everything is served", "held", held)
+		held, fresh = 0, newState()
+		revision, err = read(0)
+	}
+	if err != nil {
+		return fmt.Errorf("read everything: %w", err)
+	}
+	released, err := l.src.Released(ctx, epochs.Current)
+	if err != nil {
+		return fmt.Errorf("read what is released: %w", err)
+	}
+	l.begin(epochs, revision, fresh, released, held)
+	return nil
+}
+
+// reload reads everything again, in the epoch that is held.
+func (l *Log) reload(ctx context.Context) error {
+	held, old := l.View(), l.state // only this goroutine changes them
+	fresh := newState()
+	fresh.seed = old.seed
+	var changes []change
+	var olds []entry
+	revision, err := l.src.Load(ctx, store.LoadOptions{}, func(o store.Object) error {
+		if o.Value == nil {
+			return nil
+		}
+		e := makeEntry(o.Name, o.Value)
+		was := old.get(o.Name)
+		if was == e {
+			e = was // one copy in memory
+		} else {
+			changes, olds = append(changes, change{key: e.key(), entry: e, had: was != ""}), append(olds, was)
+		}
+		fresh.set(e.key(), e)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read everything: %w", err)
+	}
+	if revision < held.seen {
+		return fmt.Errorf("read everything: %w", l.wentBack(revision, held.seen))
+	}
+	for _, sh := range old.shards {
+		if sh == nil {
+			continue
+		}
+		for key, was := range sh.m {
+			if fresh.get(key) == "" {
+				changes, olds = append(changes, change{key: key, had: true}), append(olds, was)
+			}
+		}
+	}
+	released, err := l.src.Released(ctx, held.epoch)
+	if err != nil {
+		return fmt.Errorf("read what is released: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state = fresh
+	if held.hold == nil {
+		l.served = fresh
+	}
+	l.commit(step{revision: revision, since: held.seen, changes: changes, olds: olds, release: released, before: func() *state { return old }})
+	return nil
+}
+
+// begin makes fresh the state at revision of an epoch. held is the revision that
+// is to be held back when it comes.
+func (l *Log) begin(epochs store.Epochs, revision int64, fresh *state, released store.Release, held int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.view.Load()
+	l.state, l.served = fresh, fresh
+	l.forced, l.lane = held, lane{}
+	m := fresh.mark(revision, time.Now())
+	l.guard.rebase(m)
+	l.alarm.clear()
+	l.publish(&View{epoch: epochs.Current, past: epochs.Past, base: m, truth: m, seen: revision, released: released})
+	if before.epoch == 0 {
+		close(l.ready)
+	} else {
+		l.cfg.Logger.Warn("the fleet has another epoch, starting anew", "held", before.epoch, "epoch", epochs.Current)
+	}
+	l.cfg.Logger.Info("state is read", "revision", revision, "entries", fresh.entries)
+}
+
+// step is a revision, or several that were read at once, on its way into the
+// log.
+type step struct {
+	revision int64
+	since    int64 // the changes came after this one
+	changes  []change
+	olds     []entry // what was there before each
+	release  store.Release
+	before   func() *state // the state before it, to go on serving
+}
+
+// apply takes in one revision.
+func (l *Log) apply(batch store.Batch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	held := l.view.Load()
+	if batch.Revision <= held.seen {
+		return
+	}
+	s := step{revision: batch.Revision, since: batch.Revision - 1, release: batch.Release}
+	for _, c := range batch.Changes {
+		var e entry
+		key := c.Name
+		if c.Value != nil {
+			e = makeEntry(c.Name, c.Value)
+			key = e.key()
+		}
+		if old := l.state.set(key, e); old != e {
+			s.changes, s.olds = append(s.changes, change{key: key, entry: e, had: old != ""}), append(s.olds, old)
+		}
+	}
+	s.before = func() *state {
+		before := l.state.fork()
+		for i, c := range slices.Backward(s.changes) {
+			before.set(c.key, s.olds[i])
+		}
+		return before
+	}
+	l.commit(s)
+}
+
+// commit publishes the state after a step. l.mu is held, and l.state has the
+// changes already.
+func (l *Log) commit(s step) {
+	held := l.view.Load()
+	next := *held
+	next.seen = s.revision
+	if s.release.Epoch == held.epoch {
+		next.released = held.released.Merge(s.release)
+	}
+	if len(s.changes) > 0 {
+		l.extend(&next, s)
+	}
+	if next.hold != nil && next.released.UpTo >= next.hold.Revision {
+		l.release(&next)
+	}
+	l.publish(&next)
+}
+
+// extend adds the changes of a step to a view that is being made: as a record
+// that is served or held back, and as a take-down.
+func (l *Log) extend(next *View, s step) {
+	before := next.truth
+	r := &record{
+		mark:     l.state.mark(s.revision, time.Now()),
+		from:     before.revision,
+		since:    s.since,
+		changes:  s.changes,
+		released: next.released.Write > before.revision && next.released.Write <= s.revision,
+		memory:   changesMemory(s.changes),
+	}
+	next.truth = r.mark
+	if next.hold == nil {
+		l.judge(next, before, r)
+		if next.hold != nil {
+			l.served = s.before()
+		}
+	}
+	if down, deletes := takenDown(s.changes, s.olds); len(down) > 0 {
+		if l.lane.admit(len(down), deletes, next.hold != nil, r.at) {
+			next.downs = withDown(next.downs, newTakeDown(next.epoch, r.revision, s.changes, down))
+			l.metrics.downs.Add(1)
+		} else {
+			l.metrics.downsSkipped.Add(1)
+		}
+	}
+	if next.lost {
+		return
+	}
+	if r.memory <= l.cfg.MaxDelta {
+		r.frame = deltaFrame(next.epoch, r.from, r.mark, s.changes, r.released)
+		r.memory += r.frame.Bytes
+	}
+	next.append(r, l.cfg.LogBytes)
+}
+
+// judge holds a record back, in a view that is being made, unless the guard lets
+// it pass or it is released.
+func (l *Log) judge(next *View, before mark, r *record) {
+	reason := l.guard.check(before, r.mark)
+	switch {
+	case r.released || r.revision <= next.released.UpTo:
+		r.released = true
+		l.guard.rebase(r.mark)
+		return
+	case l.forced != 0 && r.revision >= l.forced:
+		if reason == "" {
+			reason = "another replica holds it back"
+		}
+		l.forced = 0
+	}
+	if reason == "" {
+		l.guard.passed(r.mark)
+		return
+	}
+	next.hold = &Hold{Revision: r.revision, Reason: reason, Since: r.at, after: r.since}
+	l.cfg.Logger.Error("a version is held back, nodes keep what they have: look at what was written, and then: affctl fleet release",
+		"revision", r.revision, "why", reason, "served", before.revision)
+}
+
+// release serves what a view that is being made holds back, as far as it is
+// released and the guard lets pass what comes behind that.
+func (l *Log) release(next *View) {
+	l.cfg.Logger.Warn("what was held back is released", "revision", next.hold.Revision, "up_to", next.released.UpTo)
+	after := next.hold.after
+	next.hold, l.forced = nil, 0
+	if next.lost {
+		changes, _ := l.served.difference(l.state)
+		r := &record{mark: next.truth, from: next.head().revision, since: after, changes: changes, released: true, memory: changesMemory(changes)}
+		next.lost = false
+		next.append(r, l.cfg.LogBytes)
+		l.guard.rebase(r.mark)
+		l.served = l.state
+		return
+	}
+	next.records = slices.Clone(next.records)
+	for ; next.served < len(next.records); next.served++ {
+		r := *next.records[next.served]
+		was := r.released
+		l.judge(next, next.head(), &r)
+		if next.hold != nil {
+			return
+		}
+		if r.released && !was && r.frame != nil {
+			r.frame = deltaFrame(next.epoch, r.from, r.mark, r.changes, true)
+		}
+		next.records[next.served] = &r
+		for _, c := range r.changes {
+			l.served.set(c.key, c.entry)
+		}
+	}
+	l.served = l.state
+}
+
+// publish makes next the view and wakes who waits. l.mu is held.
+func (l *Log) publish(next *View) {
+	held := l.view.Load()
+	next.advanced = make(chan struct{})
+	next.changed, next.downed = held.changed, held.downed
+	moved := next.Head() != held.Head() || next.released.UpTo != held.released.UpTo
+	if moved {
+		next.changed = make(chan struct{})
+	}
+	downed := len(next.downs) > 0 && (len(held.downs) == 0 || next.downs[len(next.downs)-1] != held.downs[len(held.downs)-1])
+	if downed {
+		next.downed = make(chan struct{})
+	}
+	l.view.Store(next)
+	if moved {
+		close(held.changed)
+	}
+	if downed {
+		close(held.downed)
+	}
+	close(held.advanced)
+	if next.hold != nil && next.hold != held.hold {
+		poke(l.note)
+	}
+}
+
+// deltaFrame encodes a delta.
+func deltaFrame(epoch uint64, from int64, to mark, changes []change, released bool) *Frame {
+	b := encodeDelta(epoch, from, to, changes, released)
+	return &Frame{
+		Kind: Delta, To: Version{epoch, to.revision}, Hash: to.hash, Entries: to.entries, Released: released,
+		Messages: [][]byte{b}, Bytes: int64(len(b)), from: from,
+	}
+}

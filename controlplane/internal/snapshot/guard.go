@@ -1,0 +1,97 @@
+package snapshot
+
+import (
+	"fmt"
+	"time"
+)
+
+// Guard says what a revision may do without an operator's word. The zero value
+// has the defaults; what is negative is not guarded.
+type Guard struct {
+	// The share of the links that may be removed by one revision, or by all of
+	// a window together. Default: 0.2.
+	Shrink float64
+	// How many times as many links one revision, or what is read anew after an
+	// outage, may make of those before. Default: 10.
+	Grow float64
+	// Fewer links than this are not guarded, and growth is measured from here.
+	// Default: 1000.
+	Floor int64
+	// How far back links are counted; at least this and at most twice this.
+	// Default: 1 minute.
+	Window time.Duration
+	// The most resources, and bytes of their keys and values, in all. Default:
+	// no limit.
+	MaxEntries, MaxBytes int64
+}
+
+func (g *Guard) setDefaults() {
+	if g.Shrink == 0 {
+		g.Shrink = 0.2
+	}
+	if g.Grow == 0 {
+		g.Grow = 10
+	}
+	if g.Floor == 0 {
+		g.Floor = 1000
+	}
+	if g.Window <= 0 {
+		g.Window = time.Minute
+	}
+}
+
+// Hold is a revision that is held back, with all after it. It never changes.
+type Hold struct {
+	Revision int64
+	Reason   string // for people
+	Since    time.Time
+
+	after int64 // what is held back came after this revision
+}
+
+// watchman measures revisions by a Guard. It belongs to the log's writer.
+type watchman struct {
+	Guard
+	since         time.Time // when the current half of the window began
+	recent, older int64     // most links in it, and in the one before
+}
+
+// passed notes a state that is served.
+func (w *watchman) passed(m mark) {
+	switch age := m.at.Sub(w.since); {
+	case age >= 2*w.Window:
+		w.since, w.recent, w.older = m.at, 0, 0
+	case age >= w.Window:
+		w.since, w.recent, w.older = m.at, 0, w.recent
+	}
+	w.recent = max(w.recent, m.links)
+}
+
+// rebase measures from a state on: it was released, or is the first.
+func (w *watchman) rebase(m mark) { w.since, w.recent, w.older = m.at, m.links, 0 }
+
+// check says why the step from one state to the next is held back; "" if it is
+// not.
+func (w *watchman) check(before, after mark) string {
+	most := before.links
+	switch age := after.at.Sub(w.since); {
+	case age < w.Window:
+		most = max(most, w.recent, w.older)
+	case age < 2*w.Window:
+		most = max(most, w.recent)
+	}
+	guarded := w.Shrink > 0 && most >= w.Floor && after.links < before.links
+	switch {
+	case guarded && after.links == 0:
+		return fmt.Sprintf("it leaves none of %d links", most)
+	case guarded && float64(after.links) < (1-w.Shrink)*float64(most):
+		return fmt.Sprintf("it leaves %d of %d links, and more than %.4g%% of them may not go within %s", after.links, most, 100*w.Shrink, w.Window)
+	case w.Grow > 0 && float64(after.links) > w.Grow*float64(max(before.links, w.Floor)):
+		return fmt.Sprintf("it makes %d links of %d, more than %.4g times as many", after.links, before.links, w.Grow)
+	case w.MaxEntries > 0 && after.entries > max(w.MaxEntries, before.entries):
+		return fmt.Sprintf("it makes %d resources, and %d are allowed", after.entries, w.MaxEntries)
+	case w.MaxBytes > 0 && after.bytes > max(w.MaxBytes, before.bytes):
+		return fmt.Sprintf("it makes %d bytes of resources, and %d are allowed", after.bytes, w.MaxBytes)
+	}
+	return ""
+}

@@ -1,0 +1,192 @@
+package snapshot
+
+import (
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// TakeDown is what one revision takes down, for nodes that cannot be sent the
+// revision itself at once. It is shared by streams and never changes.
+type TakeDown struct {
+	Revision int64
+	// A serialized feedv1.SubscribeResponse.
+	Message []byte
+
+	names   []string
+	entries int
+}
+
+// Wholly says whether a revision did nothing but take down.
+func (d *TakeDown) wholly(changes int) bool { return d.entries == changes }
+
+const (
+	// maxDowns is how many resources the take-downs in a view name: the oldest
+	// are forgotten. Nodes that connect are told no more than these.
+	maxDowns = 10_000
+	// downsPerSecond is how fast the lane is filled again, up to maxDowns. What
+	// does not fit waits for its version as all else does: a lane that held
+	// everything would overtake nothing.
+	downsPerSecond = 1000
+	// fewDowns is what a person, and not a program that tidies up, takes down
+	// at once: the half of the lane is kept for them.
+	fewDowns = 8
+	// maxHeldDeletes is how many links may be deleted by the lane while a
+	// version is held back, perhaps because somebody deletes by mistake.
+	maxHeldDeletes = 1000
+)
+
+// lane decides what is a take-down. It belongs to the log's writer.
+type lane struct {
+	room    float64
+	filled  time.Time
+	deletes int // since a version is held back
+}
+
+// admit says whether a revision that takes down n resources, and deletes some
+// of them, goes by the lane.
+func (l *lane) admit(n, deletes int, held bool, now time.Time) bool {
+	l.room = min(l.room+downsPerSecond*now.Sub(l.filled).Seconds(), maxDowns)
+	if l.filled.IsZero() {
+		l.room = maxDowns
+	}
+	l.filled = now
+	if !held {
+		l.deletes = 0
+	}
+	least := 0.0
+	if n > fewDowns {
+		least = maxDowns / 2
+	}
+	switch {
+	case float64(n) > l.room-least:
+		return false
+	case held && deletes > 0 && (deletes > fewDowns || l.deletes+deletes > maxHeldDeletes):
+		return false
+	}
+	l.room -= float64(n)
+	l.deletes += deletes
+	return true
+}
+
+// takenDown finds what changes take down: links that are deleted or become
+// disabled, affiliates that become suspended. It gives their indexes, and how
+// many are deletions.
+func takenDown(changes []change, olds []entry) (down []int, deletes int) {
+	for i := range changes {
+		c := &changes[i]
+		switch {
+		case strings.HasPrefix(c.key, linkPrefix):
+			switch {
+			case olds[i] == "":
+			case c.entry == "":
+				down = append(down, i)
+				deletes++
+			case disabled(c.entry) && !disabled(olds[i]):
+				down = append(down, i)
+			}
+		case strings.HasPrefix(c.key, affiliatePrefix):
+			if c.entry != "" && suspended(c.entry) && (olds[i] == "" || !suspended(olds[i])) {
+				down = append(down, i)
+			}
+		}
+	}
+	return down, deletes
+}
+
+var (
+	linkPrefix      = link.Links.Prefix()
+	affiliatePrefix = link.Affiliates.Prefix()
+)
+
+// Field numbers of aff.link.v1 that are read by hand, of entries that need not
+// be decoded otherwise.
+const (
+	fieldResourceLink      = 1
+	fieldResourceAffiliate = 3
+	fieldLinkDisabled      = 15
+	fieldAffiliateState    = 2
+)
+
+func disabled(e entry) bool {
+	_, value := e.split()
+	return varint(bytesField(bytesOf(value), fieldResourceLink), fieldLinkDisabled) != 0
+}
+
+func suspended(e entry) bool {
+	_, value := e.split()
+	state := varint(bytesField(bytesOf(value), fieldResourceAffiliate), fieldAffiliateState)
+	return state == uint64(linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED)
+}
+
+// bytesField and varint give the last occurrence of a field in a message, or
+// nothing if there is none or the message is damaged.
+func bytesField(message []byte, number protowire.Number) (value []byte) {
+	eachField(message, func(num protowire.Number, typ protowire.Type, b []byte) {
+		if num == number && typ == protowire.BytesType {
+			value, _ = protowire.ConsumeBytes(b)
+		}
+	})
+	return value
+}
+
+func varint(message []byte, number protowire.Number) (value uint64) {
+	eachField(message, func(num protowire.Number, typ protowire.Type, b []byte) {
+		if num == number && typ == protowire.VarintType {
+			value, _ = protowire.ConsumeVarint(b)
+		}
+	})
+	return value
+}
+
+func eachField(message []byte, f func(protowire.Number, protowire.Type, []byte)) {
+	for len(message) > 0 {
+		num, typ, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return
+		}
+		size := protowire.ConsumeFieldValue(num, typ, message[n:])
+		if size < 0 {
+			return
+		}
+		f(num, typ, message[n:n+size])
+		message = message[n+size:]
+	}
+}
+
+// newTakeDown encodes a take-down of some of the changes of a revision.
+func newTakeDown(epoch uint64, revision int64, changes []change, down []int) *TakeDown {
+	at := encodeVersion(epoch, revision)
+	body := appendBytes(nil, fieldTakeDownVersion, at)
+	d := &TakeDown{Revision: revision, entries: len(down)}
+	for _, i := range down {
+		c := &changes[i]
+		e := string(c.entry)
+		if e == "" {
+			e = string(appendBytes(nil, fieldEntryKey, bytesOf(c.key)))
+		}
+		body = appendBytes(body, fieldTakeDownEntries, bytesOf(e))
+		d.names = append(d.names, c.key)
+	}
+	d.Message = appendBytes(make([]byte, 0, len(body)+8), fieldTakeDown, body)
+	return d
+}
+
+// withDown gives take-downs with one more, and without the oldest where there
+// would be too many. downs is not changed.
+func withDown(downs []*TakeDown, d *TakeDown) []*TakeDown {
+	total := d.entries
+	from := len(downs)
+	for from > 0 && total+downs[from-1].entries <= maxDowns {
+		from--
+		total += downs[from].entries
+	}
+	if from == 0 {
+		return append(downs, d) // older views end before it
+	}
+	return append(append(make([]*TakeDown, 0, 2*(len(downs)-from+1)), downs[from:]...), d)
+}

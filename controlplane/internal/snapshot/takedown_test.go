@@ -1,0 +1,154 @@
+package snapshot
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/protobuf/proto"
+
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+func value(t *testing.T, r *linkv1.Resource) string {
+	t.Helper()
+	b, err := link.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func linkValue(t *testing.T, path string, disabled bool) string {
+	return value(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{Domain: "a", Path: path, Destination: "https://shop.test/", Disabled: disabled}}})
+}
+
+func affiliateValue(t *testing.T, state linkv1.AffiliateState) string {
+	return value(t, &linkv1.Resource{Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{Id: "x", State: state}}})
+}
+
+// decoded gives the names that a take-down has, and whether each has a value.
+func decoded(t *testing.T, d *TakeDown) map[string]bool {
+	t.Helper()
+	var m feedv1.SubscribeResponse
+	if err := proto.Unmarshal(d.Message, &m); err != nil {
+		t.Fatal(err)
+	}
+	if m.GetTakeDown().GetVersion().GetRevision() != d.Revision || m.GetTakeDown().GetVersion().GetEpoch() != 7 {
+		t.Fatalf("a take-down of revision %d says %v", d.Revision, m.GetTakeDown().GetVersion())
+	}
+	names := make(map[string]bool)
+	for _, e := range m.GetTakeDown().GetEntries() {
+		names[e.GetKey()] = len(e.GetValue()) > 0
+	}
+	return names
+}
+
+func TestWhatIsTakenDownIsOnlyThat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(map[string]string{
+			"links/a/on": linkValue(t, "/on", false), "links/a/off": linkValue(t, "/off", true), "links/a/gone": linkValue(t, "/gone", false),
+			"affiliates/x": affiliateValue(t, linkv1.AffiliateState_AFFILIATE_STATE_ACTIVE), "domains/a": "1",
+		})
+		l := start(t, src, Config{})
+		for _, step := range []struct {
+			changes map[string]string
+			want    string
+		}{
+			{map[string]string{"links/a/new": linkValue(t, "/new", true), "domains/a": ""}, "map[]"},
+			{map[string]string{"links/a/gone": "", "links/a/new": linkValue(t, "/new", false)}, "map[links/a/gone:false]"},
+			{map[string]string{"links/a/on": linkValue(t, "/on", true), "links/a/off": linkValue(t, "/off2", true)}, "map[links/a/on:true]"},
+			{map[string]string{"affiliates/x": affiliateValue(t, linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED)}, "map[affiliates/x:true]"},
+			{map[string]string{"affiliates/x": affiliateValue(t, linkv1.AffiliateState_AFFILIATE_STATE_ACTIVE)}, "map[]"},
+			{map[string]string{"links/a/new": "damaged \xff"}, "map[]"},
+		} {
+			downed := l.View().Downed()
+			at := src.write(step.changes)
+			synctest.Wait()
+			got := "map[]"
+			if downs := l.View().TakeDowns(at - 1); len(downs) > 0 {
+				got = fmt.Sprint(decoded(t, downs[0]))
+			}
+			if got != step.want {
+				t.Errorf("%v takes down %s, want %s", step.changes, got, step.want)
+			}
+			select {
+			case <-downed:
+				if step.want == "map[]" {
+					t.Error("streams were woken for nothing")
+				}
+			default:
+				if step.want != "map[]" {
+					t.Error("streams were not woken")
+				}
+			}
+			if wholly := l.View().IsTakeDown(at); wholly != (len(step.changes) == 1 && step.want != "map[]") {
+				t.Errorf("%v is wholly a take-down: %v", step.changes, wholly)
+			}
+		}
+	})
+}
+
+func TestTakeDownIsToldWhileItsVersionIsHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, n := guarded(t, Config{})
+		src.write(links(1000, ""))
+		at := src.write(map[string]string{"links/a/1999": ""})
+		serves(t, l, n, 2000)
+		downs := l.View().TakeDowns(n.held.Revision)
+		if len(downs) != 1 || downs[0].Revision != at {
+			t.Fatalf("%d take-downs: what is held back because it deletes too much must not be one", len(downs))
+		}
+	})
+}
+
+func TestDeletingByMistakeDoesNotGoRoundTheGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.forgets = true
+		src.write(links(9000, "1"))
+		l := start(t, src, Config{})
+		n := &replicaNode{entries: map[string]string{}}
+		next(t, l, n)
+		for i := range 8000 {
+			src.write(map[string]string{fmt.Sprintf("links/a/%04d", i): ""})
+		}
+		serves(t, l, n, 7200)
+		if got := len(l.View().TakeDowns(n.held.Revision)); got > maxHeldDeletes+1 {
+			t.Fatalf("%d links were taken down while the version is held back", got)
+		}
+	})
+}
+
+func TestMassDeleteDoesNotFillTheLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		all := make(map[string]string)
+		for i := range 100_000 {
+			all[fmt.Sprintf("links/a/%d", i)] = "1"
+		}
+		src.forgets = true
+		src.write(all)
+		l := start(t, src, Config{})
+		for i := range 190 {
+			part := make(map[string]string)
+			for j := range 100 {
+				part[fmt.Sprintf("links/a/%d", i*100+j)] = ""
+			}
+			src.write(part)
+		}
+		at := src.write(map[string]string{"links/a/99999": ""})
+		synctest.Wait()
+		downs := l.View().TakeDowns(0)
+		total := 0
+		for _, d := range downs {
+			total += d.entries
+		}
+		if last := downs[len(downs)-1]; last.Revision != at || total > maxDowns || l.metrics.downsSkipped.Load() == 0 {
+			t.Fatalf("the last of %d take-downs of %d links is of revision %d, want %d", len(downs), total, last.Revision, at)
+		}
+	})
+}

@@ -1,0 +1,190 @@
+package feed
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+)
+
+// StatePath is where a node's admin address gives its last known good state.
+const StatePath = "/state"
+
+// source is where a new node may take its first state from: a file or a URL.
+type source struct{ file, url string }
+
+// ParseBootstrap says what is wrong with a bootstrap setting.
+func ParseBootstrap(s string) error {
+	_, err := parseSource(s)
+	return err
+}
+
+// parseSource reads FILE, an http or https URL, or host:port of a node's admin
+// address.
+func parseSource(s string) (source, error) {
+	if scheme, _, ok := strings.Cut(s, "://"); ok {
+		u, err := url.Parse(s)
+		switch {
+		case err != nil:
+			return source{}, fmt.Errorf("bootstrap: %w", err)
+		case scheme != "http" && scheme != "https":
+			return source{}, fmt.Errorf("bootstrap: %s: neither http nor https, nor a file, nor host:port", s)
+		case u.Host == "":
+			return source{}, fmt.Errorf("bootstrap: %s: no host", s)
+		}
+		return source{url: s}, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if address := err == nil && !strings.ContainsAny(host, `/\`); !address {
+		return source{file: s}, nil // as "state.aff", or "./a:1"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
+		return source{}, fmt.Errorf("bootstrap: %s: not host:port of another node's admin address; a file of that name is ./%s", s, s)
+	}
+	return source{url: "http://" + s + StatePath}, nil
+}
+
+// Bounds of a download.
+const (
+	firstByte = 10 * time.Second // from the request to the head of the answer
+	nextByte  = 15 * time.Second // without a byte
+)
+
+// bootstrap takes the first state from where the settings say, if the node holds
+// none. What fails is tried again, before each control plane.
+func (c *Client) bootstrap(ctx context.Context) {
+	if c.cfg.Bootstrap == "" || c.cfg.Live.Load() != nil {
+		return
+	}
+	start := time.Now()
+	t, at, err := c.fetch(ctx, firstByte, nextByte)
+	c.applier.wire.done()
+	if err != nil {
+		if _, ok := c.boots.due(tellEvery); ok {
+			c.cfg.Log.Error("node cannot start from the state of another place, control planes are asked", "bootstrap", c.cfg.Bootstrap, "err", err,
+				"hint", "--bootstrap takes state.aff of a node's data folder, a URL of such a file, or host:port of the admin address of a node that is ready")
+		}
+		return
+	}
+	if !at.IsZero() {
+		c.metrics.confirmed.Store(at.UnixNano())
+	}
+	c.applier.publish(t)
+	c.cfg.Log.Info("serving the state of another place until a control plane answers", "bootstrap", c.cfg.Bootstrap,
+		"revision", t.Version().Revision, "entries", t.Len(), "unserved", t.Unserved(),
+		"took", time.Since(start).Round(time.Millisecond), "state_age", time.Duration(c.metrics.age()*float64(time.Second)).Round(time.Second))
+	if c.keeper != nil {
+		c.keeper.changed(true)
+	}
+	c.holdsState()
+}
+
+// fetch reads and verifies the state of the place, and says when it was known to
+// be the newest. A download is given up after a time without its first byte, or
+// without another one.
+func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table.Table, at time.Time, err error) {
+	from, err := parseSource(c.cfg.Bootstrap)
+	if err != nil {
+		return nil, at, err
+	}
+	admit := func(h fileHeader) error { return c.applier.wire.arm(h.version) }
+	if from.file != "" {
+		if info, err := os.Stat(from.file); err == nil {
+			at = info.ModTime()
+		}
+		t, err = readStateFile(from.file, &c.applier.guard, admit)
+		return t, at, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(first, func() { cancel(errors.New("nothing came for some time")) })
+	defer silence.Stop()
+	defer func() {
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			err = fmt.Errorf("%w (%w)", err, cause)
+		}
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from.url, nil)
+	if err != nil {
+		return nil, at, err
+	}
+	req.Header.Set("User-Agent", "affnode/"+c.cfg.Build)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, at, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
+		return nil, at, fmt.Errorf("%s answers %s: %s", from.url, resp.Status, strings.TrimSpace(string(why)))
+	}
+	at, _ = http.ParseTime(resp.Header.Get("Last-Modified"))
+	body := &watched{r: resp.Body, heard: func() { silence.Reset(next) }}
+	t, err = readState(bufio.NewReaderSize(body, 1<<20), &c.applier.guard, admit)
+	return t, at, err
+}
+
+// watched calls heard whenever something was read.
+type watched struct {
+	r     io.Reader
+	heard func()
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	n, err := w.r.Read(b)
+	if n > 0 {
+		w.heard()
+	}
+	return n, err
+}
+
+// Bounds of giving the state to others: at a time, and the time for each.
+const (
+	maxServing  = 4
+	servingTime = 5 * time.Minute
+)
+
+// ServeState answers with the last-known-good file, for other nodes to start
+// from. It may be some seconds older than what is served.
+func (c *Client) ServeState(w http.ResponseWriter, r *http.Request) {
+	unavailable := func(why string) {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, why, http.StatusServiceUnavailable)
+	}
+	if c.keeper == nil {
+		unavailable("this node keeps no state on disk")
+		return
+	}
+	select {
+	case c.serving <- struct{}{}:
+		defer func() { <-c.serving }()
+	default:
+		unavailable("other nodes are being given the state")
+		return
+	}
+	f, err := os.Open(c.keeper.current())
+	if err != nil {
+		unavailable("this node has no state on disk yet")
+		return
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		unavailable("the state cannot be read")
+		return
+	}
+	// A reader that does not read must not keep the others out for ever.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(servingTime))
+	w.Header().Set("Content-Type", "application/octet-stream")
+	http.ServeContent(w, r, "", info.ModTime(), f)
+}

@@ -1,0 +1,195 @@
+package feed
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// stateFile writes a state to a file of its own.
+func stateFile(t *testing.T, s state) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "copy.aff")
+	if err := writeStateFile(path, "", heldTable(t, s)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// nobody is an address at which nobody answers.
+const nobody = "127.0.0.1:1"
+
+func TestNewNodeStartsFromAFileAURLOrAnotherNode(t *testing.T) {
+	s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+	file := stateFile(t, s)
+	files := httptest.NewServer(http.FileServer(http.Dir(filepath.Dir(file))))
+	t.Cleanup(files.Close)
+
+	dir := t.TempDir()
+	if err := os.Link(file, filepath.Join(dir, currentName)); err != nil {
+		t.Fatal(err)
+	}
+	other := startNode(t, dir, nobody)
+	<-other.Ready()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+StatePath, other.ServeState)
+	admin := httptest.NewServer(mux)
+	t.Cleanup(admin.Close)
+
+	for name, from := range map[string]string{
+		"file":         file,
+		"URL":          files.URL + "/copy.aff",
+		"another node": strings.TrimPrefix(admin.URL, "http://"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			own := t.TempDir()
+			n := startNodeWith(t, Config{Dir: own, Targets: []string{nobody}, Bootstrap: from})
+			<-n.Ready()
+			wantHolds(t, n.live, 10, s)
+			if age := n.metrics.age(); age < 0 || age > 60 {
+				t.Errorf("the state is said to be %v s old", age)
+			}
+			n.stop()
+			// It has it on its own disk now, and does not ask again.
+			n = startNodeWith(t, Config{Dir: own, Targets: []string{nobody}, Bootstrap: "127.0.0.1:9"})
+			<-n.Ready()
+			wantHolds(t, n.live, 10, s)
+			if strings.Contains(n.logs.String(), "another place") {
+				t.Errorf("it asked again: %s", n.logs)
+			}
+		})
+	}
+}
+
+func TestNodeStartsFromAControlPlaneWhenTheOtherPlaceIsOfNoUse(t *testing.T) {
+	s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+	whole, err := os.ReadFile(stateFile(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	give := func(path string, b []byte) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(b) })
+	}
+	give("/torn", whole[:len(whole)-5])
+	give("/flipped", append(append(bytes.Clone(whole[:90]), whole[90]^1), whole[91:]...))
+	give("/page", []byte("<!doctype html><title>This is a page of more than sixty-four bytes</title>"))
+	give("/empty", nil)
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	torn := filepath.Join(t.TempDir(), "torn.aff")
+	if err := os.WriteFile(torn, whole[:100], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for from, says := range map[string]string{
+		torn:                             "ends inside a block",
+		filepath.Join(t.TempDir(), "no"): "no such file",
+		server.URL + "/torn":             "ends inside a block",
+		server.URL + "/flipped":          "damaged",
+		server.URL + "/page":             "not a state file",
+		server.URL + "/empty":            "ends inside a header",
+		server.URL + "/nothing":          "404 Not Found",
+		nobody:                           "refused",
+	} {
+		t.Run(says, func(t *testing.T) {
+			c := startControl(t)
+			n := startNodeWith(t, Config{Dir: t.TempDir(), Targets: []string{c.address}, Bootstrap: from})
+			p := c.accept()
+			if p.hello.GetVersion() != nil {
+				t.Fatalf("the node holds %v", p.hello.GetVersion())
+			}
+			log := n.logs.String()
+			if !strings.Contains(log, says) || !strings.Contains(log, from) || !strings.Contains(log, "hint=") || strings.Count(log, "cannot start from") != 1 {
+				t.Errorf("the log does not say once what is wrong with %s (%s):\n%s", from, says, log)
+			}
+			p.send(s.snapshot(11)...)
+			p.wantApplied(11)
+			<-n.Ready()
+		})
+	}
+}
+
+func TestPlaceThatIsNoneIsRefusedAtOnce(t *testing.T) {
+	for _, bad := range []string{"ftp://x/y", "http://", "https:///x", "http://%zz/", "host:", "host:http", ":9091", "host:99999"} {
+		if err := ParseBootstrap(bad); err == nil || !strings.Contains(err.Error(), "bootstrap: ") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	for in, want := range map[string]source{
+		"":                {},
+		"state.aff":       {file: "state.aff"},
+		"./a:1":           {file: "./a:1"},
+		"/var/x:9/state":  {file: "/var/x:9/state"},
+		"10.0.0.7:9091":   {url: "http://10.0.0.7:9091/state"},
+		"[::1]:9091":      {url: "http://[::1]:9091/state"},
+		"http://h/s?x=1":  {url: "http://h/s?x=1"},
+		"https://h/s.aff": {url: "https://h/s.aff"},
+	} {
+		if got, err := parseSource(in); err != nil || got != want {
+			t.Errorf("%s is %+v, %v", in, got, err)
+		}
+	}
+}
+
+func TestStateIsGivenToFewAtATime(t *testing.T) {
+	dir := t.TempDir()
+	n := startNode(t, dir, nobody)
+	server := httptest.NewServer(http.HandlerFunc(n.ServeState))
+	t.Cleanup(server.Close)
+	get := func() (int, string) {
+		resp, err := http.Get(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != http.StatusOK && resp.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: nothing says when to come again", resp.Status)
+		}
+		return resp.StatusCode, string(b)
+	}
+	if code, why := get(); code != 503 || !strings.Contains(why, "no state") {
+		t.Errorf("without a state: %d %s", code, why)
+	}
+	// More than sockets take in, so that a reader that does not read is in the way.
+	if err := os.WriteFile(filepath.Join(dir, currentName), make([]byte, 64<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range maxServing {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+		if _, err := conn.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, why := get(); code != 503 || !strings.Contains(why, "other nodes") {
+		t.Errorf("while %d are given it: %d %s", maxServing, code, why)
+	}
+}
+
+func TestSilentPlaceIsGivenUp(t *testing.T) {
+	stop := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(fileMagic))
+		_ = http.NewResponseController(w).Flush()
+		<-stop
+	}))
+	defer server.Close()
+	defer close(stop)
+	n := &Client{cfg: Config{Bootstrap: server.URL}, applier: newApplier(nil, Guard{})}
+	start := time.Now()
+	if _, _, err := n.fetch(t.Context(), 30*time.Millisecond, 30*time.Millisecond); err == nil || !strings.Contains(err.Error(), "nothing came") {
+		t.Errorf("after %v: %v", time.Since(start), err)
+	}
+}

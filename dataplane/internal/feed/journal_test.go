@@ -1,0 +1,193 @@
+package feed
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+)
+
+// killed gives the folder of a node that was killed at revision 10+n, with the
+// file at revision 10, and the states by revision.
+func killed(t *testing.T, n int) (dir string, states map[int64]state) {
+	t.Helper()
+	dir = t.TempDir()
+	c := startControl(t)
+	node := startNodeWith(t, Config{Dir: dir, Targets: []string{c.address}, SaveInterval: time.Hour})
+	p := c.accept()
+	s := state{"/a": "https://x.test/a"}
+	states = map[int64]state{10: maps.Clone(s)}
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	for node.metrics.saves.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range int64(n) {
+		p.send(s.delta(10+i, 11+i, map[string]string{fmt.Sprint("/", i): "https://x.test/"}))
+		p.wantApplied(11 + i)
+		states[11+i] = maps.Clone(s)
+	}
+	return copyFolder(t, dir), states // as it is at this moment
+}
+
+func copyFolder(t *testing.T, dir string) string {
+	t.Helper()
+	to := t.TempDir()
+	if err := os.CopyFS(filepath.Join(to, "d"), os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(to, "d")
+}
+
+func TestNodeThatIsKilledComesBackWithTheVersionThatItServed(t *testing.T) {
+	dir, states := killed(t, 3)
+	if held, err := readFile(filepath.Join(dir, currentName)); err != nil || held.Version().Revision != 10 {
+		t.Fatalf("the file is not the one before: %v", err)
+	}
+	c := startControl(t)
+	n := startNodeWith(t, Config{Dir: dir, Targets: []string{c.address}, SaveInterval: time.Hour})
+	p := c.accept()
+	if p.hello.GetVersion().GetRevision() != 13 {
+		t.Fatalf("the node said %v", p.hello)
+	}
+	wantHolds(t, n.live, 13, states[13])
+	s := maps.Clone(states[13])
+	p.send(s.delta(13, 14, map[string]string{"/a": ""}))
+	p.wantApplied(14)
+	dir = copyFolder(t, dir)
+	n = startNode(t, dir, nobody)
+	<-n.Ready()
+	wantHolds(t, n.live, 14, s)
+}
+
+func TestJournalThatIsTornCountsUpToThere(t *testing.T) {
+	dir, states := killed(t, 3)
+	whole, err := os.ReadFile(filepath.Join(dir, journalName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := range whole {
+		for name, b := range map[string][]byte{
+			"torn":    whole[:cut],
+			"damaged": append(append(bytes.Clone(whole[:cut]), whole[cut]^0x40), whole[cut+1:]...),
+		} {
+			path := filepath.Join(t.TempDir(), journalName)
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			base, err := readFile(filepath.Join(dir, currentName))
+			if err != nil {
+				t.Fatal(err)
+			}
+			j := &journal{path: path, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+			live := &table.Live{}
+			live.Store(j.read(base, Guard{}))
+			revision := live.Load().Version().Revision
+			wantHolds(t, live, revision, states[revision])
+			if want := 10 + int64(3*cut/len(whole)); revision < want {
+				t.Fatalf("%s at byte %d of %d: revision %d, want %d", name, cut, len(whole), revision, want)
+			}
+			// It goes on behind the last good record.
+			s := maps.Clone(states[revision])
+			d, _ := proto.Marshal(s.delta(revision, 99, map[string]string{"/more": "https://x.test/"}).GetDelta())
+			j.add(table.Version{Epoch: epoch, Revision: 99}, d)
+			j.close()
+			j = &journal{path: path, log: j.log}
+			if again := j.read(base, Guard{}); again.Version().Revision != 99 {
+				t.Fatalf("%s at byte %d of %d: what was added later is lost", name, cut, len(whole))
+			}
+			j.close()
+		}
+	}
+}
+
+func TestJournalIsCutWhenTheFileIsWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), journalName)
+	j := &journal{path: path, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	defer j.close()
+	at := func(revision int) table.Version { return table.Version{Epoch: epoch, Revision: int64(revision)} }
+	size := func() int64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	full := 0
+	for i := range journalRecords {
+		if j.add(at(i+1), []byte("12345678")) {
+			full = i + 1
+		}
+	}
+	if full != journalRecords || size() != int64(full*(recordHead+8)) {
+		t.Errorf("after %d records it is time for a new file; it has %d bytes", full, size())
+	}
+	j.saved(at(journalRecords - 10))
+	if size() != 10*(recordHead+8) || len(j.records) != 10 {
+		t.Errorf("%d bytes are left", size())
+	}
+	j.add(at(journalRecords+1), []byte("12345678"))
+	if size() != 11*(recordHead+8) {
+		t.Errorf("%d bytes after one more", size())
+	}
+	j.saved(at(journalRecords + 1))
+	if size() != 0 {
+		t.Errorf("%d bytes are left", size())
+	}
+	// What is too large makes a gap, and what follows a gap is of no use.
+	if !j.add(at(6000), make([]byte, maxMessage+1)) || j.add(at(6001), []byte("x")) || size() != 0 {
+		t.Errorf("%d bytes behind a gap", size())
+	}
+	j.saved(at(6001))
+	if j.add(at(6002), []byte("x")); size() != recordHead+1 {
+		t.Errorf("%d bytes after the next file", size())
+	}
+}
+
+func TestJournalThatCannotBeWrittenStopsNothing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	j := &journal{path: filepath.Join(file, journalName), log: slog.New(slog.NewTextHandler(&log, nil))}
+	for range 100 {
+		j.add(table.Version{Epoch: 1, Revision: 1}, []byte("x"))
+		j.saved(table.Version{Epoch: 1, Revision: 1})
+	}
+	if strings.Count(log.String(), "is not written") != 1 {
+		t.Errorf("the log is told:\n%s", log.String())
+	}
+}
+
+// FuzzJournal reads any bytes as a journal, without the checksums that keep a
+// fuzzer out: the state never goes back, and is always one that verifies.
+func FuzzJournal(f *testing.F) {
+	base := heldTable(f, state{"/a": "https://x.test/a"})
+	s := state{"/a": "https://x.test/a"}
+	d, _ := proto.Marshal(s.delta(10, 11, map[string]string{"/b": "https://x.test/b"}).GetDelta())
+	f.Add(d, d)
+	f.Add([]byte{}, d)
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		path := filepath.Join(t.TempDir(), journalName)
+		w := &journal{path: path, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		w.add(table.Version{Epoch: epoch, Revision: 11}, first)
+		w.add(table.Version{Epoch: epoch, Revision: 12}, second)
+		w.close()
+		j := &journal{path: path, log: w.log}
+		got := j.read(base, Guard{})
+		if got.Version().Epoch != epoch || got.Version().Revision < 10 || got == base && got.Hash() != base.Hash() {
+			t.Fatalf("the state is %v", got.Version())
+		}
+	})
+}

@@ -1,5 +1,7 @@
 package link
 
+import "net/netip"
+
 // Outcome is why a request got its answer: the numbers of clickv1.Outcome.
 type Outcome uint8
 
@@ -11,14 +13,18 @@ const (
 	IsNotYet                     // before not_before: likewise
 	IsExpired                    // past expires_at: the fallback, or 410
 	IsSuspended                  // affiliate suspended: the link's or affiliate's fallback, or as if there were no link
+	IsCapped                     // over its cap: the fallback, or as if there were no link
+	ByRule                       // a rule says: the fallback, or as if there were no link
+	_                            // clickv1.Outcome_OUTCOME_BLOCKED
+	ToRoot                       // no link at "/": the domain's root
 )
 
-// ToRoot is the domain's root: no link at "/".
-const ToRoot Outcome = 9
+// ToRobots is the domain's robots.txt. It is no redirect, and no click.
+const ToRobots Outcome = 255
 
 var outcomeNames = map[Outcome]string{
 	ToDestination: "destination", ToNotFound: "not_found", IsDisabled: "disabled", IsNotYet: "not_yet",
-	IsExpired: "expired", IsSuspended: "suspended", ToRoot: "root",
+	IsExpired: "expired", IsSuspended: "suspended", IsCapped: "capped", ByRule: "rule", ToRoot: "root", ToRobots: "robots",
 }
 
 // String is the outcome for people: "expired".
@@ -28,31 +34,53 @@ func (o Outcome) String() string { return outcomeNames[o] }
 // domain and affiliate that go with it.
 type Match struct {
 	Link      Compiled
-	Value     []byte     // the link's stored bytes; nil when there is no link
+	Value     []byte     // the link's stored bytes, or without its plan as AppendBare gives them; nil when there is no link
+	Plan      *Plan      // of a link for which HasPlan says that it has one
 	Domain    *Domain    // nil when neither the host nor "*" has one
 	Affiliate *Affiliate // nil when the link has none
 }
 
 // Request is what a decision depends on.
 type Request struct {
-	Host, Path []byte // canonical
-	Query      []byte // raw, without the question mark
-	UnixMicro  int64  // the time, in µs since 1970
+	Host, Path []byte     // canonical
+	Query      []byte     // raw, without the question mark
+	UnixMicro  int64      // the time, in µs since 1970
+	Address    netip.Addr // the client's, not a proxy's
+	UserAgent  []byte     // the header
+	Random     uint64     // a number drawn for this request
+
+	Visitor Visitor // nil: nothing is known
+	Caps    Caps    // nil: there is room under every cap
+	Trace   *Trace  // nil: nobody wants to know how it was decided
 }
 
-// Decision is the answer to a request. Its slices belong to the Match, except
-// that the Location of a prefix link may be in a buffer of the Decision: it is
-// valid until the Decision is resolved again. One that is used again and again
-// does not allocate; its buffer is at most some MaxLocation bytes.
+// Param is a parameter of a request that its click records: its name, and the
+// bytes of its value as they were in the query.
+type Param struct{ Name, Value []byte }
+
+// MaxParams is how many parameters of a request are recorded: the first ones.
+const MaxParams = 64
+
+// Decision is the answer to a request. What it points at belongs to the Match,
+// the Request or the Decision itself: it is valid until the Decision is resolved
+// again or one of the others changes. One that is used again and again does not
+// allocate; its buffers are at most some MaxLocation bytes each.
 type Decision struct {
 	Outcome      Outcome
 	Status       int    // of HTTP
 	Location     []byte // nil when the answer is no redirect
+	Body         []byte // of the answer, when Status is 200
 	CacheControl string
+	RobotsTag    string // the X-Robots-Tag; empty for none
 
 	// What the click says about it; empty where there is none.
 	Domain, Path, Affiliate, Campaign, Variant []byte
-	Rule                                       uint32
+	Rule                                       uint32 // 1 for the first; 0 when none decided
+	RuleName                                   []byte
+	Params                                     []Param
+
+	// RuleErrors counts the rules that failed and were passed over.
+	RuleErrors uint32
 
 	buf []byte
 }

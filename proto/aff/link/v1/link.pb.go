@@ -698,8 +698,12 @@ type Link struct {
 	Rest RestPolicy `protobuf:"varint,16,opt,name=rest,proto3,enum=aff.link.v1.RestPolicy" json:"rest,omitempty"`
 	// What a split is sticky by. Default: client address and user agent.
 	Sticky StickyKey `protobuf:"varint,17,opt,name=sticky,proto3,enum=aff.link.v1.StickyKey" json:"sticky,omitempty"`
-	// The name of the parameter when sticky is STICKY_KEY_QUERY.
+	// The name of the parameter when sticky is STICKY_KEY_QUERY. At most 256
+	// bytes.
 	StickyParameter string `protobuf:"bytes,18,opt,name=sticky_parameter,json=stickyParameter,proto3" json:"sticky_parameter,omitempty"`
+	// Whether the destinations may be on the link's own domain, where a mistake
+	// is an endless loop. Nodes do not look at it. Default: they may not.
+	AllowLoop bool `protobuf:"varint,19,opt,name=allow_loop,json=allowLoop,proto3" json:"allow_loop,omitempty"`
 	// Read-only: the etcd revision of the last write; also the etag's source.
 	Revision int64 `protobuf:"varint,100,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Read-only.
@@ -866,6 +870,13 @@ func (x *Link) GetStickyParameter() string {
 		return x.StickyParameter
 	}
 	return ""
+}
+
+func (x *Link) GetAllowLoop() bool {
+	if x != nil {
+		return x.AllowLoop
+	}
+	return false
 }
 
 func (x *Link) GetRevision() int64 {
@@ -1899,7 +1910,7 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\x06domain\x18\x02 \x01(\v2\x13.aff.link.v1.DomainH\x00R\x06domain\x126\n" +
 	"\taffiliate\x18\x03 \x01(\v2\x16.aff.link.v1.AffiliateH\x00R\taffiliate\x12*\n" +
 	"\x05block\x18\x04 \x01(\v2\x12.aff.link.v1.BlockH\x00R\x05blockB\x06\n" +
-	"\x04kind\"\xb5\a\n" +
+	"\x04kind\"\xd4\a\n" +
 	"\x04Link\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12 \n" +
@@ -1922,7 +1933,9 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\bdisabled\x18\x0f \x01(\bR\bdisabled\x12+\n" +
 	"\x04rest\x18\x10 \x01(\x0e2\x17.aff.link.v1.RestPolicyR\x04rest\x12.\n" +
 	"\x06sticky\x18\x11 \x01(\x0e2\x16.aff.link.v1.StickyKeyR\x06sticky\x12)\n" +
-	"\x10sticky_parameter\x18\x12 \x01(\tR\x0fstickyParameter\x12\x1a\n" +
+	"\x10sticky_parameter\x18\x12 \x01(\tR\x0fstickyParameter\x12\x1d\n" +
+	"\n" +
+	"allow_loop\x18\x13 \x01(\bR\tallowLoop\x12\x1a\n" +
 	"\brevision\x18d \x01(\x03R\brevision\x12;\n" +
 	"\vcreate_time\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +

@@ -91,6 +91,7 @@ type Server struct {
 	log      *snapshot.Log
 	fleet    *fleet
 	replicas *replica.Directory
+	caps     *caps
 	grpc     *grpc.Server
 	health   *health.Server
 }
@@ -171,6 +172,8 @@ func (s *Server) assemble() (err error) {
 		grpc.WaitForHandlers(true), // when it is stopped, nothing uses etcd any more
 	)...)
 	s.grpc.RegisterService(receiving(feedv1.FeedService_ServiceDesc), newFeed(s.log, s.fleet, feedConfig{Logger: s.cfg.Log, Registerer: s.cfg.Registerer}))
+	s.caps = newCaps(resources, s.cfg.Log)
+	s.grpc.RegisterService(receiving(feedv1.CapService_ServiceDesc), s.caps)
 	s.grpc.RegisterService(receiving(adminv1.FleetService_ServiceDesc), s.fleet)
 	s.grpc.RegisterService(receiving(adminv1.LinkService_ServiceDesc), newAdmin(resources, s.epoch(resources)))
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
@@ -254,6 +257,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	parts.Go(func() error { return s.replicas.Run(ctx) })
+	parts.Go(func() error { return s.caps.run(ctx) })
 	parts.Go(func() error {
 		select {
 		case <-s.log.Ready():

@@ -5,13 +5,9 @@ import (
 
 	useragent "github.com/medama-io/go-useragent"
 	"github.com/medama-io/go-useragent/agents"
-)
 
-// Agent is what a user agent says that it is.
-type Agent struct {
-	Device, OS, Browser string // see the package's words; empty: not known
-	Bot                 bool   // it is on the list of bots
-}
+	"github.com/affleet/affleet/proto/link"
+)
 
 // maxAgent is how much of a user agent is looked at, in bytes. What browsers
 // send is a third of it.
@@ -41,9 +37,9 @@ const deviceBot = "bot"
 var newParser = sync.OnceValue(useragent.NewParser)
 
 // parseAgent is the one place that knows the parser.
-func parseAgent(agent string) Agent {
+func parseAgent(agent string) link.Agent {
 	p := newParser().Parse(agent)
-	return Agent{Device: devices[p.Device()], OS: systems[p.OS()], Browser: browsers[p.Browser()]}
+	return link.Agent{Device: devices[p.Device()], OS: systems[p.OS()], Browser: browsers[p.Browser()]}
 }
 
 // agentSlots is how many user agents are remembered. Each takes at most 1.2 kB,
@@ -53,13 +49,13 @@ const agentSlots = 1 << 13
 // agentCache belongs to one list of bots.
 type agentCache struct {
 	bots  *bots
-	cache *cache[Agent]
-	parse func(string) Agent // made once: a method value is an allocation
+	cache *cache[link.Agent]
+	parse func(string) link.Agent // made once: a method value is an allocation
 }
 
 func newAgentCache(b *bots) *agentCache {
-	c := &agentCache{bots: b, cache: newCache[Agent](agentSlots)}
-	c.parse = func(agent string) Agent {
+	c := &agentCache{bots: b, cache: newCache[link.Agent](agentSlots)}
+	c.parse = func(agent string) link.Agent {
 		a := parseAgent(agent)
 		if a.Bot = a.Device == deviceBot || c.bots.match(agent); a.Bot && a.Device == "" {
 			a.Device = deviceBot
@@ -69,8 +65,8 @@ func newAgentCache(b *bots) *agentCache {
 	return c
 }
 
-// get gives what a User-Agent header says.
-func (c *agentCache) get(agent []byte) *Agent {
+// get gives what a User-link.Agent header says.
+func (c *agentCache) get(agent []byte) *link.Agent {
 	if len(agent) == 0 {
 		return &noAgent
 	}
@@ -89,7 +85,7 @@ type Hints struct {
 
 // apply puts what the hints say over what the user agent says. A bot stays one,
 // whatever its hints.
-func (h *Hints) apply(a *Agent) {
+func (h *Hints) apply(a *link.Agent) {
 	if os := platforms[string(unquote(h.Platform))]; os != "" {
 		a.OS = os
 	}

@@ -1,6 +1,7 @@
 package visitor
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -8,19 +9,13 @@ import (
 	"sync/atomic"
 
 	"github.com/oschwald/maxminddb-golang/v2"
-)
 
-// Place is where an address is, and whose it is. What is not known is empty or 0.
-type Place struct {
-	Country string // ISO 3166-1 alpha-2, in capitals
-	Region  string // ISO 3166-2 without the country
-	City    string // the English name
-	ASN     uint32 // autonomous system
-}
+	"github.com/affleet/affleet/proto/link"
+)
 
 // merge takes what p does not know from another place. A region and a city
 // belong to their country: they are not taken from beside another one.
-func (p *Place) merge(other *Place) {
+func merge(p, other *link.Place) {
 	if p.Country == "" || p.Country == other.Country {
 		p.Country = other.Country
 		if p.Region == "" {
@@ -36,7 +31,7 @@ func (p *Place) merge(other *Place) {
 }
 
 // complete says that there is nothing left to look for.
-func (p *Place) complete() bool {
+func complete(p *link.Place) bool {
 	return p.Country != "" && p.Region != "" && p.City != "" && p.ASN != 0
 }
 
@@ -57,8 +52,8 @@ type geoRecord struct {
 	ASN uint32 `maxminddb:"autonomous_system_number"`
 }
 
-func (r *geoRecord) place() Place {
-	p := Place{Country: strings.ToUpper(r.Country.ISOCode), City: r.City.Names.English, ASN: r.ASN}
+func (r *geoRecord) place() link.Place {
+	p := link.Place{Country: strings.ToUpper(r.Country.ISOCode), City: r.City.Names.English, ASN: r.ASN}
 	if len(r.Subdivisions) > 0 {
 		p.Region = strings.ToUpper(r.Subdivisions[0].ISOCode)
 	}
@@ -82,21 +77,51 @@ type geoEntry struct {
 	place  Place
 }
 
-// openDatabase reads a whole database and checks it from end to end, so that no
-// lookup fails later.
-func openDatabase(name string, data []byte, errors *atomic.Uint64) (*database, error) {
+// openDatabase reads a whole database and looks at all of its records, so that
+// none that is damaged is used.
+func openDatabase(name string, data []byte, failed *atomic.Uint64) (*database, error) {
 	reader, err := maxminddb.OpenBytes(data)
-	if err == nil {
-		err = reader.Verify()
-	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: is no MaxMind database: %w", name, err)
 	}
-	return &database{reader: reader, errors: errors}, nil
+	if err := checkDatabase(reader); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &database{reader: reader, errors: failed}, nil
+}
+
+func checkDatabase(reader *maxminddb.Reader) error {
+	useful, other := 0, 0
+	seen := map[uintptr]struct{}{}
+	for result := range reader.Networks() {
+		if err := result.Err(); err != nil {
+			return fmt.Errorf("is damaged: %w", err)
+		}
+		offset := result.Offset()
+		if _, again := seen[offset]; again {
+			continue
+		}
+		seen[offset] = struct{}{}
+		var r geoRecord
+		err := result.Decode(&r)
+		_, layout := errors.AsType[maxminddb.UnmarshalTypeError](err)
+		switch {
+		case layout:
+			other++
+		case err != nil:
+			return fmt.Errorf("%s is damaged: %w", result.Prefix(), err)
+		case r.place() != link.Place{}:
+			useful++
+		}
+	}
+	if useful == 0 {
+		return fmt.Errorf("has no record with country.iso_code, subdivisions, city.names or autonomous_system_number, and %d of another layout", other)
+	}
+	return nil
 }
 
 // lookup gives what the database knows about an address, nil if that is nothing.
-func (d *database) lookup(addr netip.Addr) *Place {
+func (d *database) lookup(addr netip.Addr) *link.Place {
 	result := d.reader.Lookup(addr)
 	if !result.Found() {
 		return nil

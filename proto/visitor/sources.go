@@ -1,6 +1,7 @@
 package visitor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/affleet/affleet/proto/link"
 )
 
 // Config names the files that facts come from.
@@ -25,7 +28,7 @@ type Sources struct {
 	agents    atomic.Pointer[agentCache]
 	languages *cache[Languages]
 	referrers *cache[string]
-	places    *cache[Place] // of what proxies say
+	places    *cache[link.Place] // of what proxies say
 
 	loads, loadErrors, lookupErrors atomic.Uint64
 }
@@ -36,7 +39,7 @@ func Open(cfg Config) (*Sources, error) {
 		every:     5 * time.Second,
 		languages: newCache[Languages](languageSlots),
 		referrers: newCache[string](referrerSlots),
-		places:    newCache[Place](languageSlots),
+		places:    newCache[link.Place](languageSlots),
 	}
 	for _, path := range cfg.Geo {
 		s.geo = append(s.geo, &source[database]{path: path, limit: maxDatabase, parse: func(name string, data []byte) (*database, error) {
@@ -143,16 +146,16 @@ func (s *Sources) Stats() Stats {
 func (s *Sources) HasGeo() bool { return len(s.geo) > 0 }
 
 // Place gives what the databases know about an address.
-func (s *Sources) Place(addr netip.Addr) (p Place) {
+func (s *Sources) Place(addr netip.Addr) (p link.Place) {
 	if !addr.IsValid() {
 		return p
 	}
 	addr = addr.Unmap().WithZone("")
 	for _, g := range s.geo {
 		if found := g.current.Load().lookup(addr); found != nil {
-			p.merge(found)
+			merge(&p, found)
 		}
-		if p.complete() {
+		if complete(&p) {
 			break
 		}
 	}
@@ -161,19 +164,19 @@ func (s *Sources) Place(addr netip.Addr) (p Place) {
 
 // PlaceFrom gives what a trusted proxy says, and what the databases know about
 // an address where it says nothing.
-func (s *Sources) PlaceFrom(said *GeoValues, addr netip.Addr) Place {
+func (s *Sources) PlaceFrom(said *GeoValues, addr netip.Addr) link.Place {
 	var buf [4 * (maxGeoValue + 1)]byte
 	key := said.key(buf[:0])
 	p := *s.places.get(key, parseGeoValues)
-	if len(s.geo) > 0 && !p.complete() {
+	if len(s.geo) > 0 && !complete(&p) {
 		known := s.Place(addr)
-		p.merge(&known)
+		merge(&p, &known)
 	}
 	return p
 }
 
 // Agent gives what a User-Agent header and client hints say.
-func (s *Sources) Agent(agent []byte, hints *Hints) Agent {
+func (s *Sources) Agent(agent []byte, hints *Hints) link.Agent {
 	a := *s.agents.Load().get(agent)
 	hints.apply(&a)
 	return a
@@ -181,11 +184,14 @@ func (s *Sources) Agent(agent []byte, hints *Hints) Agent {
 
 // Languages gives what an Accept-Language header says. The slice is shared and
 // must not be changed.
-func (s *Sources) Languages(header []byte) Languages {
+func (s *Sources) Languages(header []byte) []string {
 	if len(header) == 0 {
 		return nil
 	}
-	return *s.languages.get(header[:min(len(header), maxLanguageHeader)], parseLanguages)
+	if len(header) > maxLanguageHeader {
+		header = header[:max(0, bytes.LastIndexByte(header[:maxLanguageHeader], ','))]
+	}
+	return *s.languages.get(header, parseLanguages)
 }
 
 // ReferrerDomain gives the host of a Referer header, as ReferrerDomain does.

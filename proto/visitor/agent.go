@@ -65,7 +65,7 @@ func newAgentCache(b *bots) *agentCache {
 	return c
 }
 
-// get gives what a User-link.Agent header says.
+// get gives what a User-Agent header says.
 func (c *agentCache) get(agent []byte) *link.Agent {
 	if len(agent) == 0 {
 		return &noAgent
@@ -73,7 +73,7 @@ func (c *agentCache) get(agent []byte) *link.Agent {
 	return c.cache.get(agent[:min(len(agent), maxAgent)], c.parse)
 }
 
-var noAgent Agent
+var noAgent link.Agent
 
 // Hints are the client hints of a request, as it sent them; nil where it did
 // not.

@@ -27,23 +27,27 @@ const (
 	operaWindows  = chromeWindows + " OPR/109.0.0.0"
 )
 
+func agentOf(device, os, browser string, bot bool) link.Agent {
+	return link.Agent{Device: device, OS: os, Browser: browser, Bot: bot}
+}
+
 func TestUserAgentsOfCommonBrowsers(t *testing.T) {
 	s := open(t, Config{})
 	for agent, want := range map[string]link.Agent{
 		"":                   {},
 		"Foo/1.0":            {},
-		chromeWindows:        {"desktop", "windows", "chrome", false},
-		edgeWindows:          {"desktop", "windows", "edge", false},
-		operaWindows:         {"desktop", "windows", "opera", false},
-		safariPhone:          {"mobile", "ios", "safari", false},
-		safariMac:            {"desktop", "macos", "safari", false},
-		safariPad:            {"tablet", "ios", "safari", false},
-		chromeAndroid:        {"mobile", "android", "chrome", false},
-		firefoxLinux:         {"desktop", "linux", "firefox", false},
-		samsungPhone:         {"mobile", "android", "samsung", false},
-		googlebot:            {"bot", "", "", true},
-		"curl/8.5.0":         {"bot", "", "", true},
-		"Go-http-client/1.1": {"bot", "", "", true},
+		chromeWindows:        agentOf("desktop", "windows", "chrome", false),
+		edgeWindows:          agentOf("desktop", "windows", "edge", false),
+		operaWindows:         agentOf("desktop", "windows", "opera", false),
+		safariPhone:          agentOf("mobile", "ios", "safari", false),
+		safariMac:            agentOf("desktop", "macos", "safari", false),
+		safariPad:            agentOf("tablet", "ios", "safari", false),
+		chromeAndroid:        agentOf("mobile", "android", "chrome", false),
+		firefoxLinux:         agentOf("desktop", "linux", "firefox", false),
+		samsungPhone:         agentOf("mobile", "android", "samsung", false),
+		googlebot:            agentOf("bot", "", "", true),
+		"curl/8.5.0":         agentOf("bot", "", "", true),
+		"Go-http-client/1.1": agentOf("bot", "", "", true),
 	} {
 		for range 2 {
 			if got := s.Agent([]byte(agent), &Hints{}); got != want {
@@ -59,14 +63,14 @@ func TestClientHintsWinOverTheUserAgent(t *testing.T) {
 		agent, brands, mobile, platform string
 		want                            link.Agent
 	}{
-		{chromeWindows, `"Chromium";v="124", "Vivaldi";v="6.7", "Not-A.Brand";v="99"`, "?0", `"Linux"`, link.Agent{"desktop", "linux", "vivaldi", false}},
-		{chromeAndroid, `"Not \"A;Brand";v="8", "Google Chrome";v="124"`, "?1", `"Android"`, link.Agent{"mobile", "android", "chrome", false}},
-		{chromeTablet, "", "?0", `"Android"`, link.Agent{"tablet", "android", "chrome", false}},
-		{chromeWindows, `"Microsoft Edge";v="1"`, "", "", link.Agent{"desktop", "windows", "edge", false}},
-		{"", `"Google Chrome";v="124"`, "?1", `"Android"`, link.Agent{"mobile", "android", "chrome", false}},
-		{googlebot, `"Google Chrome";v="124"`, "?0", `"Linux"`, link.Agent{"bot", "linux", "chrome", true}},
-		{firefoxLinux, `"`, "?2", `Windows`, link.Agent{"desktop", "linux", "firefox", false}},
-		{firefoxLinux, `"\`, "x", `"`, link.Agent{"desktop", "linux", "firefox", false}},
+		{chromeWindows, `"Chromium";v="124", "Vivaldi";v="6.7", "Not-A.Brand";v="99"`, "?0", `"Linux"`, agentOf("desktop", "linux", "vivaldi", false)},
+		{chromeAndroid, `"Not \"A;Brand";v="8", "Google Chrome";v="124"`, "?1", `"Android"`, agentOf("mobile", "android", "chrome", false)},
+		{chromeTablet, "", "?0", `"Android"`, agentOf("tablet", "android", "chrome", false)},
+		{chromeWindows, `"Microsoft Edge";v="1"`, "", "", agentOf("desktop", "windows", "edge", false)},
+		{"", `"Google Chrome";v="124"`, "?1", `"Android"`, agentOf("mobile", "android", "chrome", false)},
+		{googlebot, `"Google Chrome";v="124"`, "?0", `"Linux"`, agentOf("bot", "linux", "chrome", true)},
+		{firefoxLinux, `"`, "?2", `Windows`, agentOf("desktop", "linux", "firefox", false)},
+		{firefoxLinux, `"\`, "x", `"`, agentOf("desktop", "linux", "firefox", false)},
 	} {
 		got := s.Agent([]byte(test.agent), &Hints{[]byte(test.brands), []byte(test.mobile), []byte(test.platform)})
 		if got != test.want {

@@ -74,7 +74,7 @@ type database struct {
 
 type geoEntry struct {
 	offset uintptr
-	place  Place
+	place  link.Place
 }
 
 // openDatabase reads a whole database and looks at all of its records, so that
@@ -199,7 +199,7 @@ const maxGeoValue = 64
 
 // parseGeoValues reads joined values. What cannot be a country ("XX" and "T1"
 // stand for unknown ones) is none.
-func parseGeoValues(key string) (p Place) {
+func parseGeoValues(key string) (p link.Place) {
 	values := strings.SplitN(key, "\x00", 5)
 	if c := strings.ToUpper(values[0]); isCountry(c) {
 		p.Country = c

@@ -90,17 +90,21 @@ func open(t testing.TB, cfg Config) *Sources {
 	return s
 }
 
+func placeOf(country, region, city string, asn uint32) link.Place {
+	return link.Place{Country: country, Region: region, City: city, ASN: asn}
+}
+
 func TestAPlaceIsMergedFromAllDatabases(t *testing.T) {
 	cities, systems := testDatabases(t)
 	s := open(t, Config{Geo: []string{systems, cities}})
 	for addr, want := range map[string]link.Place{
-		"192.0.2.1":        {"DE", "BY", "Munich", 64500},
-		"192.0.2.200":      {"DE", "BY", "Munich", 0},
-		"::ffff:192.0.2.1": {"DE", "BY", "Munich", 64500},
-		"198.51.100.1":     {"US", "CA", "", 0},
+		"192.0.2.1":        placeOf("DE", "BY", "Munich", 64500),
+		"192.0.2.200":      placeOf("DE", "BY", "Munich", 0),
+		"::ffff:192.0.2.1": placeOf("DE", "BY", "Munich", 64500),
+		"198.51.100.1":     placeOf("US", "CA", "", 0),
 		"198.51.100.200":   {}, // its record is of another layout
-		"2001:db8::1":      {"FR", "", "Paris", 4_200_000_000},
-		"2001:db8:8000::1": {"FR", "", "Paris", 0},
+		"2001:db8::1":      placeOf("FR", "", "Paris", 4_200_000_000),
+		"2001:db8:8000::1": placeOf("FR", "", "Paris", 0),
 		"fe80::1%eth0":     {},
 		"203.0.113.1":      {},
 		"8.8.8.8":          {},
@@ -216,12 +220,12 @@ func TestWhatAProxySaysWinsAndDatabasesAddToIt(t *testing.T) {
 		country, region, city, asn string
 		want                       link.Place
 	}{
-		{"", "", "", "", link.Place{"DE", "BY", "Munich", 64500}},
-		{"de", "", "", "", link.Place{"DE", "BY", "Munich", 64500}},
-		{"AT", "", "", "AS1", link.Place{"AT", "", "", 1}},
-		{"XX", "", "", "x", link.Place{"DE", "BY", "Munich", 64500}},
-		{"T1", "bad region", "", "-1", link.Place{"DE", "BY", "Munich", 64500}},
-		{"US", "ny", "New York", "4294967295", link.Place{"US", "NY", "New York", 4294967295}},
+		{"", "", "", "", placeOf("DE", "BY", "Munich", 64500)},
+		{"de", "", "", "", placeOf("DE", "BY", "Munich", 64500)},
+		{"AT", "", "", "AS1", placeOf("AT", "", "", 1)},
+		{"XX", "", "", "x", placeOf("DE", "BY", "Munich", 64500)},
+		{"T1", "bad region", "", "-1", placeOf("DE", "BY", "Munich", 64500)},
+		{"US", "ny", "New York", "4294967295", placeOf("US", "NY", "New York", 4294967295)},
 	} {
 		v := GeoValues{[]byte(test.country), []byte(test.region), []byte(test.city), []byte(test.asn)}
 		if got := s.PlaceFrom(&v, addr); got != test.want {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"time"
@@ -50,9 +49,6 @@ const maxCapLinks = 60
 // differ, and what belongs to a period that is just over is still settled.
 const capDepth = 1
 
-// errRaced says that others wrote the same counters meanwhile.
-var errRaced = errors.New("others wrote the same counters")
-
 // LeaseCaps gives for each claim how many clicks are leased. All leases of a
 // link and period together, less what was returned, are never more than its cap.
 func (s *Store) LeaseCaps(ctx context.Context, claims []CapClaim) ([]uint64, error) {
@@ -72,20 +68,14 @@ func (s *Store) LeaseCaps(ctx context.Context, claims []CapClaim) ([]uint64, err
 	for len(keys) > 0 {
 		part := keys[:min(len(keys), maxCapLinks)]
 		keys = keys[len(part):]
-		deadline := s.now().Add(s.patience)
-		for {
-			err := s.leaseCaps(ctx, claims, part, places, granted)
-			if err == nil {
-				break
+		err := errRaced
+		for try, begin := 0, time.Now(); errors.Is(err, errRaced) && time.Since(begin) < s.patience; try++ {
+			if err = backOff(ctx, try); err == nil {
+				err = s.leaseCaps(ctx, claims, part, places, granted)
 			}
-			if !errors.Is(err, errRaced) || s.now().After(deadline) {
-				return nil, err
-			}
-			select {
-			case <-time.After(rand.N(10 * time.Millisecond)):
-			case <-ctx.Done():
-				return nil, fmt.Errorf("lease caps: %w", ctx.Err())
-			}
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	return granted, nil

@@ -20,6 +20,14 @@ const (
 	MaxLabelKey    = 63
 	MaxLabels      = 64    // labels of one resource
 	MaxValue       = 65535 // a serialized resource
+
+	MaxRobots         = 32 << 10 // a robots.txt
+	MaxParameters     = 32       // default parameters of an affiliate
+	MaxParameterValue = 2048
+	MaxNames          = 64  // names in a list of a query policy
+	MaxSplits         = 64  // variants of a split
+	MaxWeight         = 1e6 // of a variant
+	MaxName           = 64  // of a rule or a variant
 )
 
 // Marshal gives the bytes that are stored, distributed and hashed: without the

@@ -54,12 +54,19 @@ func (b *Builder) putBlock(block []pending, workers int, entry func(int) (key, v
 			if p.isLink = kind == link.Links; !p.isLink {
 				continue
 			}
-			if p.err = p.prepare(id, value); p.err == nil {
+			if p.err = b.prepare(p, id, value); p.err == nil {
 				p.worker = uint8(b.firstPlace(b.shard(p.at), p.at) * workers >> b.bits)
 			}
 		}
 	})
 	b.unshare()
+	for i := range block {
+		if p := &block[i]; p.isLink && p.err == nil {
+			_, value := entry(i)
+			b.hold(p, value)
+		}
+	}
+	b.underWay.forget()
 	inParallel(workers, func(w int) {
 		for i := range block {
 			if p := &block[i]; p.isLink && int(p.worker) == w && p.err == nil {
@@ -77,6 +84,8 @@ func (b *Builder) putBlock(block []pending, workers int, entry func(int) (key, v
 			p.err = b.put(key, value)
 		case p.err == nil:
 			b.account(p, value)
+		default:
+			b.release(p)
 		}
 		left.add(putError(key, p.err))
 	}

@@ -257,8 +257,5 @@ func composeParam(b []byte, start int, t *Trace, p param, of Origin, whyNot stri
 	case b[len(b)-1] != '?' && b[len(b)-1] != '&':
 		b = append(b, '&')
 	}
-	for _, c := range p.text {
-		b = appendByte(b, c, keepForwarded)
-	}
-	return b
+	return appendForwarded(b, p.text)
 }

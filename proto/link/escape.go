@@ -43,30 +43,61 @@ const (
 
 // appendEscapedText appends a value as one component of a URL.
 func appendEscapedText(dst, value []byte, from form) []byte {
-	for i := 0; i < len(value); {
-		c, n := value[i], 1
-		if from != plainText {
-			c, n = decodeLoose(value[i:], from)
+	for {
+		n := keepUnreserved.run(value)
+		dst = append(dst, value[:n]...)
+		if value = value[n:]; len(value) == 0 {
+			return dst
 		}
-		i += n
+		c, n := value[0], 1
+		if from != plainText {
+			c, n = decodeLoose(value, from)
+		}
+		value = value[n:]
 		dst = appendByte(dst, c, keepUnreserved)
 	}
-	return dst
 }
 
 // appendRawText appends a value as it is written but for the bytes that keep
 // does not allow. Percent escapes stay.
 func appendRawText(dst, value []byte, keep *keepTable) []byte {
-	for i, c := range value {
-		if c == '%' {
-			if _, n := decodeByte(value[i:]); n == 3 {
-				dst = append(dst, c)
-				continue
-			}
+	for {
+		n := keep.run(value)
+		dst = append(dst, value[:n]...)
+		if value = value[n:]; len(value) == 0 {
+			return dst
 		}
-		dst = appendByte(dst, c, keep)
+		if _, n := decodeByte(value); n == 3 {
+			dst = append(dst, '%')
+		} else {
+			dst = appendByte(dst, value[0], keep)
+		}
+		value = value[1:]
 	}
-	return dst
+}
+
+// appendForwarded appends a parameter of a request as it is, but for the bytes
+// that cannot stand in a Location.
+func appendForwarded(dst, text []byte) []byte {
+	for {
+		n := keepForwarded.run(text)
+		dst = append(dst, text[:n]...)
+		if text = text[n:]; len(text) == 0 {
+			return dst
+		}
+		dst = appendByte(dst, text[0], keepForwarded)
+		text = text[1:]
+	}
+}
+
+// run is how many of the first bytes stay as they are.
+func (t *keepTable) run(b []byte) int {
+	for i, c := range b {
+		if !t[c] {
+			return i
+		}
+	}
+	return len(b)
 }
 
 func appendByte(dst []byte, c byte, keep *keepTable) []byte {
@@ -113,6 +144,12 @@ func hasEscape(b []byte) bool {
 // sameName says whether two names of parameters are the same without their
 // escapes.
 func sameName(a, b []byte) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
+	}
+	if x, y := a[0], b[0]; x != y && x != '%' && x != '+' && y != '%' && y != '+' {
+		return false
+	}
 	return string(a) == string(b) || (hasEscape(a) || hasEscape(b)) && sameDecoded(a, b, queryText)
 }
 

@@ -20,8 +20,7 @@ func (p *program) evalSlowly(f *facts) (answer, error) {
 	return no, nil
 }
 
-// activation shows facts to CEL. What it gives is copied where it points into a
-// request, since a program may hold on to it for as long as it runs.
+// activation shows facts to CEL. Programs hold on to nothing that it gives.
 type activation struct{ facts *facts }
 
 func (activation) Parent() cel.Activation { return nil }

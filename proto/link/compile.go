@@ -281,6 +281,9 @@ func (c *Compiled) check(value []byte) *Error {
 	} else if c.flags&(flagAppend|flagDrop) != 0 {
 		return restWithoutPrefix(c.Path(value))
 	}
+	if limit, ok := c.Cap(value); ok && (limit.Clicks == 0 || limit.Period > PerDay) {
+		return invalid("cap", "", "%d clicks in period %d is no cap", limit.Clicks, limit.Period)
+	}
 	if c.HasPlan() && len(value) > MaxValue-bareTail {
 		return invalid("", "", "takes %d bytes, and at most %d are allowed", len(value), MaxValue-bareTail)
 	}
@@ -354,7 +357,7 @@ func (c *Compiled) Cap(value []byte) (limit Cap, ok bool) {
 			case num == 1:
 				limit.Clicks = n
 			case num == 2 && n != 0:
-				limit.Period = CapPeriod(n)
+				limit.Period = CapPeriod(min(n, math.MaxUint8))
 			}
 			return nil
 		})

@@ -60,7 +60,10 @@ func NewPlan(b []byte) (*Plan, error) {
 	if n := len(l.GetSplits()); n > 0 {
 		p.splits = make([]variant, 0, n)
 	}
-	err := fields(b, 0, func(num protowire.Number, _ protowire.Type, at span, _ uint64) *Error {
+	err := fields(b, 0, func(num protowire.Number, typ protowire.Type, at span, _ uint64) *Error {
+		if typ != protowire.BytesType {
+			return invalid("", "", "field %d has wire type %d", num, typ)
+		}
 		switch num {
 		case linkRules:
 			r, err := readRule(b, at)
@@ -91,40 +94,41 @@ func (p *Plan) Bytes() []byte { return p.bytes }
 // places.
 func (p *Plan) asksVisitor() bool { return len(p.rules) > 0 || len(p.splits) > 0 }
 
+// readRule reads a rule that protobuf has read as well.
 func readRule(b []byte, at span) (r rule, err *Error) {
-	err = fields(at.in(b), at.off, func(num protowire.Number, _ protowire.Type, at span, n uint64) *Error {
-		switch num {
-		case 2, 3, 4, 5:
+	err = fields(at.in(b), at.off, func(num protowire.Number, typ protowire.Type, at span, _ uint64) *Error {
+		switch {
+		case typ == protowire.BytesType && (num == 2 || num == 3), typ == protowire.VarintType && (num == 4 || num == 5):
 			if r.outcome != 0 {
 				return invalid("rules", "", "have a rule with two outcomes")
 			}
 			r.outcome, r.to = ruleOutcome(num), at
-		case 6:
+		case typ == protowire.BytesType && num == 6:
 			r.name = at
-		}
-		if num == 3 {
-			return fields(at.in(b), at.off, func(num protowire.Number, _ protowire.Type, at span, _ uint64) *Error {
-				if num != 1 {
-					return nil
-				}
-				v, err := readVariant(b, at)
-				r.variants = append(r.variants, v)
-				return err
-			})
 		}
 		return nil
 	})
-	return r, err
+	if err != nil || r.outcome != ruleSplits {
+		return r, err
+	}
+	return r, fields(r.to.in(b), r.to.off, func(num protowire.Number, typ protowire.Type, at span, _ uint64) *Error {
+		if num != 1 || typ != protowire.BytesType {
+			return nil
+		}
+		v, err := readVariant(b, at)
+		r.variants = append(r.variants, v)
+		return err
+	})
 }
 
 func readVariant(b []byte, at span) (v variant, err *Error) {
-	err = fields(at.in(b), at.off, func(num protowire.Number, _ protowire.Type, at span, n uint64) *Error {
-		switch num {
-		case 1:
+	err = fields(at.in(b), at.off, func(num protowire.Number, typ protowire.Type, at span, n uint64) *Error {
+		switch {
+		case typ == protowire.BytesType && num == 1:
 			v.name = at
-		case 2:
+		case typ == protowire.VarintType && num == 2:
 			v.weight = float64(uint32(n))
-		case 3:
+		case typ == protowire.BytesType && num == 3:
 			v.destination = at
 		}
 		return nil

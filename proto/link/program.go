@@ -209,19 +209,16 @@ func ruleIssue(issues *cel.Issues) *Error {
 	hint := ruleHint
 	if name, ok := strings.CutPrefix(message, "undeclared reference to '"); ok {
 		name, _, _ = strings.Cut(name, "'")
-		hint = "did you mean " + nearestVariable(name) + "?"
+		hint = "did you mean " + nearest(name, variableNames()) + "?"
 	}
 	return invalid("when", hint, "column %d: %s", first.Location.Column()+1, message)
 }
 
-func nearestVariable(name string) string {
-	best, least := "", 1<<30
+func variableNames() (names []string) {
 	for _, v := range variables {
-		if n := distance(strings.ToLower(name), v.name); n < least {
-			best, least = v.name, n
-		}
+		names = append(names, v.name)
 	}
-	return best
+	return names
 }
 
 var errZone = errors.New("has a time zone that is not a literal, or that is none")

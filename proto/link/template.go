@@ -2,6 +2,8 @@ package link
 
 import (
 	"bytes"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -56,11 +58,10 @@ var parameterNames = func() map[string][]byte {
 }()
 
 const (
-	queryPrefix   = "query."
-	maxMacroName  = 16 // of macroNames, in bytes
-	rawSuffix     = ":raw"
-	templateHint  = "write a literal brace as %7B or %7D"
-	macroNameHint = "{name}, {name:raw} or {name|default}"
+	queryPrefix  = "query."
+	maxMacroName = 16 // of macroNames, in bytes
+	rawSuffix    = ":raw"
+	templateHint = "write a literal brace as %7B or %7D"
 )
 
 // macro is one "{name}", "{name:raw}" or "{name|default}" of a template.
@@ -351,39 +352,6 @@ func checkMacro(field string, m *macro, text []byte) *Error {
 		}
 		name = base
 	}
-	return invalid(field, "did you mean {"+nearestMacro(strings.ToLower(name))+"}? A parameter of the request is {query.NAME}",
+	return invalid(field, "did you mean {"+nearest(name, slices.Sorted(maps.Keys(macroNames)))+"}? A parameter of the request is {query.NAME}",
 		"%q is no macro", text)
-}
-
-// nearestMacro is the macro whose name is written most like name.
-func nearestMacro(name string) string {
-	best, least := "", 1<<30
-	for known := range macroNames {
-		if n := distance(name, known); n < least || n == least && known < best {
-			best, least = known, n
-		}
-	}
-	return best
-}
-
-// distance is how many letters must change to make b of a.
-func distance(a, b string) int {
-	a = a[:min(len(a), 64)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

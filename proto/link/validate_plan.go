@@ -3,6 +3,7 @@ package link
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
@@ -88,6 +89,9 @@ func checkCondition(field, text string) (*program, *Error) {
 	}
 	if len(text) > MaxExpression {
 		return nil, invalid(field, "", "is %d bytes long, and at most %d are allowed", len(text), MaxExpression)
+	}
+	if i := strings.IndexFunc(text, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }); i >= 0 {
+		return nil, invalid(field, `in a string, write it as \x0a`, "has the control character %#02x in it", text[i])
 	}
 	p, err := programOf(text)
 	if err != nil {

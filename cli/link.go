@@ -4,10 +4,10 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-	"time"
 
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/explain"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -93,19 +93,7 @@ func argument(arg string, err error) error {
 }
 
 // linkState says in a word whether a link is served.
-func (a *app) linkState(l *linkv1.Link) string { return linkStateAt(l, a.now()) }
-
-func linkStateAt(l *linkv1.Link, now time.Time) string {
-	switch {
-	case l.GetDisabled():
-		return "disabled"
-	case l.GetNotBefore() != nil && now.Before(l.GetNotBefore().AsTime()):
-		return "scheduled"
-	case l.GetExpiresAt() != nil && !now.Before(l.GetExpiresAt().AsTime()):
-		return "expired"
-	}
-	return "active"
-}
+func (a *app) linkState(l *linkv1.Link) string { return explain.LinkState(l, a.now()) }
 
 // codeCell is a status code, which is the domain's when it is not set.
 func codeCell(code int32) string {

@@ -236,12 +236,12 @@ func (f *Fleet) startNode(opts *Options, i int) (*dataplane.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return node, f.startPart(&f.nodes, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: metrics, Run: node.Run, Close: node.Close})
+	return node, f.startPart(&f.nodes, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: metrics, Explain: node.Explain(), Run: node.Run, Close: node.Close})
 }
 
 // startPart runs a part of a tier and its admin address.
 func (f *Fleet) startPart(t *tier, p service.Part) error {
-	admin, err := service.ListenAdmin(p.Admin, p.Healthy, p.Metrics)
+	admin, err := service.ListenAdmin(p)
 	if err != nil {
 		return errors.Join(err, p.Close())
 	}

@@ -25,6 +25,7 @@ type Part struct {
 	Admin   string       // host:port
 	Healthy func() error // nil when it can do its work, and else why not, in one line
 	Metrics prometheus.Gatherer
+	Explain http.Handler // for /explain; nil: there is none
 	Run     func(context.Context) error
 	Close   func() error // for a part that is not run
 }
@@ -32,23 +33,23 @@ type Part struct {
 // Serve runs a part and its admin address until ctx ends or one of them fails.
 // The admin address answers until the part has ended.
 func Serve(ctx context.Context, p Part) error {
-	admin, err := ListenAdmin(p.Admin, p.Healthy, p.Metrics)
+	admin, err := ListenAdmin(p)
 	if err != nil {
 		return errors.Join(err, p.Close())
 	}
 	return admin.Serve(ctx, p.Run)
 }
 
-// Admin is the address where a server says how it fares: /livez, /readyz and
-// /metrics. It is not for the public.
+// Admin is the address where a server says how it fares: /livez, /readyz,
+// /metrics, and a node also /explain. It is not for the public.
 type Admin struct {
 	ln  net.Listener
 	srv *http.Server
 }
 
-// ListenAdmin opens the address.
-func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer) (*Admin, error) {
-	ln, err := net.Listen("tcp", addr)
+// ListenAdmin opens the address of a part.
+func ListenAdmin(p Part) (*Admin, error) {
+	ln, err := net.Listen("tcp", p.Admin)
 	if err != nil {
 		return nil, err
 	}
@@ -57,13 +58,16 @@ func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer)
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := healthy(); err != nil {
+		if err := p.Healthy(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Metrics, promhttp.HandlerOpts{}))
+	if p.Explain != nil {
+		mux.Handle("GET /explain", p.Explain)
+	}
 	return &Admin{ln: ln, srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}}, nil
 }
 

@@ -107,7 +107,7 @@ func TestAdminAddressAnswersUntilThePartHasEnded(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "aff_test_total"}, func() float64 { return 7 }))
 	var unhealthy error
-	admin, err := ListenAdmin("127.0.0.1:0", func() error { return unhealthy }, registry)
+	admin, err := ListenAdmin(Part{Admin: "127.0.0.1:0", Healthy: func() error { return unhealthy }, Metrics: registry})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ func main() {
 		Flags: func(fs *flag.FlagSet) {
 			fs.StringVar(&control, "control", "127.0.0.1:7070", "`addresses` of control planes, separated by commas")
 			fs.StringVar(&cfg.Listen, "listen", ":8080", "`address` for redirects")
-			fs.StringVar(&admin, "admin", ":9091", "`address` for /livez, /readyz and /metrics; not for the public")
+			fs.StringVar(&admin, "admin", ":9091", "`address` for /livez, /readyz, /metrics and /explain; not for the public")
 			fs.StringVar(&cfg.NATS, "nats", "nats://127.0.0.1:4222", "`URLs` of NATS servers, separated by commas")
 			fs.StringVar(&cfg.Region, "region", "local", "`name` of the region")
 			fs.StringVar(&cfg.Node, "node", name, "`name` of this node, unique in the fleet")
@@ -66,7 +66,7 @@ func main() {
 			if err != nil {
 				return err
 			}
-			return service.Serve(ctx, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: registry, Run: node.Run, Close: node.Close})
+			return service.Serve(ctx, service.Part{Admin: admin, Healthy: node.Healthy, Metrics: registry, Explain: node.Explain(), Run: node.Run, Close: node.Close})
 		},
 	}.Main(os.Args[1:], os.Stdout, os.Stderr))
 }

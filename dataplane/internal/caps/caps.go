@@ -319,3 +319,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v.Load()))
 	}
 }
+
+// Room says whether Take would let a click through, as far as the node knows. It
+// takes nothing and leases nothing.
+func (l *Leases) Room(domain, path []byte, limit link.Cap, unixMicro int64) bool {
+	k := key{period: limit.Period, number: numberOf(limit.Period, unixMicro)}
+	k.hash = hashOf(domain, path, &k)
+	a := l.index.Load().find(&k, domain, path)
+	return a == nil || a.left.Load() > 0
+}

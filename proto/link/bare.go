@@ -36,7 +36,7 @@ func (c *Compiled) AppendBare(dst, value []byte, key uint64) []byte {
 			s.off -= c.plan.len
 		}
 	}
-	c.plan = span{}
+	c.plan, c.mark = span{}, 0
 	c.flags |= flagBare
 	return dst
 }

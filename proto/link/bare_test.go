@@ -94,7 +94,7 @@ func TestPlansThatAreDamagedAreRefused(t *testing.T) {
 	value, _ := link.Encode(resource(withEverything()))
 	c, _ := link.Compile(value)
 	plan := c.Plan(value)
-	for n := range len(plan) {
+	for n := range plan {
 		damaged := bytes.Clone(plan)
 		damaged[n] ^= 0x55
 		if p, err := link.NewPlan(damaged); err == nil {

@@ -25,7 +25,9 @@ type Compiled struct {
 	status                                                   uint16 // 0: the domain's
 	flags                                                    uint16
 
-	plan span // of a whole value; not encoded
+	// Only Compile sets these; they are not encoded.
+	plan span   // of a whole value
+	mark uint16 // where the next field begins
 }
 
 const (
@@ -140,19 +142,14 @@ func (c *Compiled) scan(value []byte) *Error {
 			return invalid("", "", "has its link twice")
 		}
 		found = true
-		start := at.off
-		return fields(at.in(value), at.off, func(num protowire.Number, typ protowire.Type, at span, n uint64) *Error {
-			from := start
-			start = at.off + at.len
-			if num == linkQuery || num == linkRules || num == linkSplits {
-				return c.planField(num, typ, span{from, start - from})
-			}
-			return c.field(num, typ, at, n)
-		})
+		c.mark = at.off
+		return fields(at.in(value), at.off, c.field)
 	})
 }
 
 func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n uint64) *Error {
+	start := c.mark
+	c.mark = at.off + at.len
 	want := protowire.BytesType
 	switch num {
 	case linkDomain:
@@ -167,6 +164,10 @@ func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n ui
 		c.campaign = at
 	case linkFallback:
 		c.fallback = at
+	case linkQuery, linkRules, linkSplits:
+		if !c.extendPlan(span{start, c.mark - start}) {
+			return invalid("", "", "has its query policy, rules and splits in several places")
+		}
 	case linkNotBefore, linkExpiresAt:
 		c.flags |= flagScheduled
 	case linkStatus:
@@ -209,21 +210,18 @@ func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n ui
 	return nil
 }
 
-// planField makes a field of the plan, with its tag, part of it: they stand side
-// by side.
-func (c *Compiled) planField(num protowire.Number, typ protowire.Type, at span) *Error {
-	switch {
-	case typ != protowire.BytesType:
-		return invalid("", "", "field %d has wire type %d", num, typ)
-	case c.plan.len == 0:
-		c.plan = at
+// extendPlan makes a field, with its tag, a part of the plan: they stand side by
+// side.
+func (c *Compiled) extendPlan(at span) bool {
+	if c.plan.len == 0 {
+		c.plan = span{at.off, 0}
 		c.flags |= flagPlan
-	case c.plan.off+c.plan.len == at.off:
-		c.plan.len += at.len
-	default:
-		return invalid("", "", "has its query policy, rules and splits in several places")
 	}
-	return nil
+	if c.plan.off+c.plan.len != at.off {
+		return false
+	}
+	c.plan.len += at.len
+	return true
 }
 
 // fields calls f for every field of a message that starts at base in its

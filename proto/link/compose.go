@@ -23,8 +23,9 @@ func (d *Decision) send(m *Match, req *Request, destination []byte) bool {
 	forwards := mode != linkv1.QueryMode_QUERY_MODE_DROP && len(req.Query) > 0
 	adds := m.Affiliate != nil && len(m.Affiliate.params) > 0
 	if len(rest) == 0 && !forwards && !adds && req.Trace == nil {
-		return d.sendAlone(destination)
+		return d.sendAlone(m, req, destination)
 	}
+	d.facts.begin(m, req)
 	path, own, fragment := splitURL(destination)
 	if isTemplate(destination) {
 		d.CacheControl = noStore
@@ -45,11 +46,12 @@ func (d *Decision) send(m *Match, req *Request, destination []byte) bool {
 }
 
 // sendAlone makes the Location of a destination to which nothing is added.
-func (d *Decision) sendAlone(destination []byte) bool {
+func (d *Decision) sendAlone(m *Match, req *Request, destination []byte) bool {
 	if !isTemplate(destination) {
 		d.Location = destination
 		return true
 	}
+	d.facts.begin(m, req)
 	d.CacheControl = noStore
 	path, query, fragment := splitURL(destination)
 	d.grow(2 * len(destination))

@@ -80,9 +80,6 @@ func checkAuthority(field string, url, authority []byte) *Error {
 		return invalid(field, "leave out what stands before the @", "%q has user information in it", url)
 	}
 	var buf [MaxHost + 1]byte
-	if i := bytes.IndexAny(authority, "{}"); i >= 0 {
-		return invalid(field, "write the host in full: a macro may stand behind it only", "%q has a %q in its host", url, authority[i])
-	}
 	if len(authority) == 0 || authority[0] == ':' {
 		return invalid(field, "", "%q has no host", url)
 	}
@@ -90,6 +87,9 @@ func checkAuthority(field string, url, authority []byte) *Error {
 	if ok && host[0] == '[' {
 		addr, err := netip.ParseAddr(string(host[1 : len(host)-1]))
 		ok = err == nil && addr.Is6()
+	}
+	if i := bytes.IndexAny(authority, "{}"); !ok && i >= 0 {
+		return invalid(field, "write the host in full: a macro may stand behind it only", "%q has a %q in its host", url, authority[i])
 	}
 	if !ok {
 		return invalid(field, "", "%q has a host or port that is none", url)

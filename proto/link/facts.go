@@ -12,7 +12,7 @@ import (
 const MaxQuery = 64
 
 // facts is what is known of one request: what it says, and what its visitor has
-// been asked for. The strings that it gives are valid until the next begin.
+// been asked for. The strings that it gives are valid until the next request's.
 type facts struct {
 	req      Request
 	match    *Match
@@ -22,6 +22,7 @@ type facts struct {
 	tags     []string
 	referrer string
 	asked    uint8
+	begun    bool
 	address  string // the text of the address
 	text     []byte // what was decoded; grows, and is never written twice
 }
@@ -33,7 +34,13 @@ const (
 	askedAddress
 )
 
+// begin is called before the first question about a request. More calls change
+// nothing: what was found out stays.
 func (f *facts) begin(m *Match, req *Request) {
+	if f.begun {
+		return
+	}
+	f.begun = true
 	f.req, f.match, f.visitor = *req, m, req.Visitor
 	if f.visitor == nil {
 		f.visitor = nobody{}

@@ -144,6 +144,9 @@ var recordedNames = bytesOfAll([]string{
 	"external_id", "gclid", "fbclid", "ttclid", "msclkid", "wbraid", "gbraid",
 })
 
+// subIDs is how many of them, the first, are macros as well.
+const subIDs = 11
+
 // recordedName gives the plain form of an escaped name if it is one of
 // recordedNames, and else nil.
 func recordedName(name []byte) []byte {

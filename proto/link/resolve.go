@@ -98,7 +98,7 @@ func (d *Decision) Reset() {
 // arguments. It allocates only to grow the buffers of d, and for rules that are
 // not of the simple kind: see the package's page on rules.
 func Resolve(m *Match, req *Request, d *Decision) {
-	d.facts.begin(m, req)
+	d.facts.begun = false
 	if m.Domain != nil && len(m.Domain.robotsTxt) > 0 && string(req.Path) == robotsPath {
 		d.begin(m.Domain, ToRobots)
 		d.Status, d.Body = 200, m.Domain.robotsTxt
@@ -110,7 +110,7 @@ func Resolve(m *Match, req *Request, d *Decision) {
 		if m.Value != nil {
 			d.RuleErrors = errors
 		}
-		d.withoutLink(m.Domain, req)
+		d.withoutLink(m, req)
 	}
 	if len(req.Query) > 0 && d.Location != nil {
 		q, _ := m.forwarding()
@@ -155,15 +155,15 @@ func (d *Decision) withLink(m *Match, req *Request) bool {
 	switch {
 	case d.Outcome == ByRule && d.Status == 404:
 		d.Status = 302
-		d.withoutLink(m.Domain, req)
+		d.withoutLink(m, req)
 	case c.fallback.len > 0:
-		return d.sendAlone(c.fallback.in(m.Value))
+		return d.sendAlone(m, req, c.fallback.in(m.Value))
 	case d.Outcome == IsSuspended && len(m.Affiliate.fallback) > 0:
-		return d.sendAlone(m.Affiliate.fallback)
+		return d.sendAlone(m, req, m.Affiliate.fallback)
 	case d.Outcome == IsExpired:
 		d.Status = 410
 	default:
-		d.withoutLink(m.Domain, req)
+		d.withoutLink(m, req)
 	}
 	return true
 }
@@ -172,6 +172,7 @@ func (d *Decision) withLink(m *Match, req *Request) bool {
 // leave it, or changes the Outcome. What they decide is for one visitor: no
 // cache may keep it.
 func (d *Decision) byPlan(m *Match, req *Request, destination []byte) []byte {
+	d.facts.begin(m, req)
 	limit, capped := m.Link.Cap(m.Value)
 	if capped || m.Plan != nil && m.Plan.asksVisitor() {
 		d.CacheControl = noStore
@@ -241,17 +242,18 @@ func (d *Decision) hasRoom(m *Match, req *Request, limit Cap) bool {
 }
 
 // withoutLink answers as if there were no link.
-func (d *Decision) withoutLink(domain *Domain, req *Request) {
+func (d *Decision) withoutLink(m *Match, req *Request) {
+	domain := m.Domain
 	switch {
 	case domain != nil && len(domain.root) > 0 && string(req.Path) == "/":
-		if d.sendAlone(domain.root) {
+		if d.sendAlone(m, req, domain.root) {
 			if d.Outcome == ToNotFound {
 				d.Outcome = ToRoot
 			}
 			return
 		}
 	case domain != nil && len(domain.notFound) > 0:
-		if d.sendAlone(domain.notFound) {
+		if d.sendAlone(m, req, domain.notFound) {
 			return
 		}
 	}

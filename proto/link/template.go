@@ -2,7 +2,6 @@ package link
 
 import (
 	"bytes"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,27 +34,63 @@ const (
 	macroVariant
 )
 
-var macroNames = map[string]macroID{
-	"affiliate": macroAffiliate, "browser": macroBrowser, "campaign": macroCampaign, "city": macroCity,
-	"click_id": macroClickID, "country": macroCountry, "device": macroDevice, "domain": macroDomain,
-	"language": macroLanguage, "link": macroLink, "os": macroOS, "path": macroPath, "rand": macroRand,
-	"referrer_domain": macroReferrerDomain, "region": macroRegion, "rest": macroRest, "ts": macroTS,
-	"ts_ms": macroTSMillis, "variant": macroVariant,
-	"external_id": macroQuery, "sub1": macroQuery, "sub2": macroQuery, "sub3": macroQuery, "sub4": macroQuery,
-	"sub5": macroQuery, "sub6": macroQuery, "sub7": macroQuery, "sub8": macroQuery, "sub9": macroQuery, "sub10": macroQuery,
+// macroNames are the names, but for those that begin with "query.".
+var macroNames = []string{
+	"affiliate", "browser", "campaign", "city", "click_id", "country", "device", "domain", "external_id", "language", "link",
+	"os", "path", "rand", "referrer_domain", "region", "rest", "sub1", "sub2", "sub3", "sub4", "sub5", "sub6", "sub7", "sub8",
+	"sub9", "sub10", "ts", "ts_ms", "variant",
 }
 
-// parameterNames are the names of those of the macros that are parameters of the
-// request, as these are written.
-var parameterNames = func() map[string][]byte {
-	m := map[string][]byte{}
-	for name, id := range macroNames {
-		if id == macroQuery {
-			m[name] = []byte(name)
+// lookupMacro gives what a name, in lower case, stands for, and the parameter if
+// it is one of the request.
+func lookupMacro(name []byte) (macroID, []byte) {
+	switch string(name) {
+	case "affiliate":
+		return macroAffiliate, nil
+	case "browser":
+		return macroBrowser, nil
+	case "campaign":
+		return macroCampaign, nil
+	case "city":
+		return macroCity, nil
+	case "click_id":
+		return macroClickID, nil
+	case "country":
+		return macroCountry, nil
+	case "device":
+		return macroDevice, nil
+	case "domain":
+		return macroDomain, nil
+	case "language":
+		return macroLanguage, nil
+	case "link":
+		return macroLink, nil
+	case "os":
+		return macroOS, nil
+	case "path":
+		return macroPath, nil
+	case "rand":
+		return macroRand, nil
+	case "referrer_domain":
+		return macroReferrerDomain, nil
+	case "region":
+		return macroRegion, nil
+	case "rest":
+		return macroRest, nil
+	case "ts":
+		return macroTS, nil
+	case "ts_ms":
+		return macroTSMillis, nil
+	case "variant":
+		return macroVariant, nil
+	}
+	for _, n := range recordedNames[:subIDs] {
+		if string(n) == string(name) {
+			return macroQuery, n
 		}
 	}
-	return m
-}()
+	return noMacro, nil
+}
 
 const (
 	queryPrefix  = "query."
@@ -98,9 +133,7 @@ func parseMacro(t []byte) (m macro) {
 	}
 	var buf [maxMacroName]byte
 	lower := appendLower(buf[:0], name)
-	if m.id = macroNames[string(lower)]; m.id == macroQuery {
-		m.parameter = parameterNames[string(lower)]
-	}
+	m.id, m.parameter = lookupMacro(lower)
 	return m
 }
 
@@ -347,11 +380,11 @@ func checkMacro(field string, m *macro, text []byte) *Error {
 	}
 	name, _, _ := strings.Cut(string(inside), "|")
 	if base, mode, ok := strings.Cut(name, ":"); ok {
-		if _, known := macroNames[strings.ToLower(base)]; known {
+		if slices.Contains(macroNames, strings.ToLower(base)) {
 			return invalid(field, "the only one is {"+base+":raw}", "the macro %q has the mode %q, which is none", text, mode)
 		}
 		name = base
 	}
-	return invalid(field, "did you mean {"+nearest(name, slices.Sorted(maps.Keys(macroNames)))+"}? A parameter of the request is {query.NAME}",
+	return invalid(field, "did you mean {"+nearest(name, macroNames)+"}? A parameter of the request is {query.NAME}",
 		"%q is no macro", text)
 }

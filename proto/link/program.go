@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"weak"
@@ -188,10 +189,15 @@ func compileRule(text string) (*program, *Error) {
 	}
 	p := &program{text: text, cost: estimate.Max}
 	tree := checked.NativeRep()
-	if p.names, err = namesOf(tree); err != nil {
+	zoned, err := p.inspect(tree)
+	if err != nil {
 		return nil, invalid("when", "write the time zone as a literal: \"Europe/Berlin\"", "%v", err)
 	}
 	if p.fast = compileFast(tree); p.fast == nil {
+		if zoned {
+			return nil, invalid("when", "write the zone as an offset, +02:00, or make it several rules",
+				"has a named time zone beside what is not a plain comparison")
+		}
 		if p.slow, err = env.Program(checked, cel.EvalOptions(cel.OptOptimize)); err != nil {
 			return nil, invalid("when", "", "%v", err)
 		}
@@ -223,27 +229,28 @@ func variableNames() (names []string) {
 
 var errZone = errors.New("has a time zone that is not a literal, or that is none")
 
-// namesOf gives the variables that an expression reads. It fails if one of its
-// time zones is not a literal that there is: looking one up means reading files.
-func namesOf(tree *ast.AST) (names []string, err error) {
-	seen := map[string]bool{}
-	for _, v := range variables {
-		seen[v.name] = false
-	}
+// inspect notes the variables that an expression reads, and says whether it has
+// a time zone that is a name: looking one up means reading files, which is done
+// once, when the rule is compiled, and never for a request. It fails if a zone is
+// not a literal that there is.
+func (p *program) inspect(tree *ast.AST) (zoned bool, err error) {
+	known := variableNames()
 	ast.PostOrderVisit(tree.Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		switch e.Kind() {
 		case ast.IdentKind:
-			if had, known := seen[e.AsIdent()]; known && !had {
-				seen[e.AsIdent()] = true
-				names = append(names, e.AsIdent())
+			if name := e.AsIdent(); slices.Contains(known, name) && !slices.Contains(p.names, name) {
+				p.names = append(p.names, name)
 			}
 		case ast.CallKind:
 			if args := e.AsCall().Args(); len(args) == 1 && timeParts[e.AsCall().FunctionName()] {
 				if _, ok := zoneOf(args[0]); !ok {
 					err = errZone
+					return
 				}
+				text, _ := literalText(args[0])
+				zoned = zoned || !strings.Contains(text, ":")
 			}
 		}
 	}))
-	return names, err
+	return zoned, err
 }

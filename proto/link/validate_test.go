@@ -69,6 +69,7 @@ func TestWhatIsWrongWithADecisionIsNamed(t *testing.T) {
 		{"time zone of the request", rule(`now.getHours(query.tz) > 3`), "rules[0].when", "literal"},
 		{"time zone that is none", rule(`now.getHours("Mars/Base") > 3`), "rules[0].when", "time zone"},
 		{"time zone of the machine", rule(`now.getHours("Local") > 3`), "rules[0].when", "time zone"},
+		{"time zone in a loop", rule(`languages.exists(l, l == "de" && now.getHours("Europe/Berlin") > 3)`), "rules[0].when", "several rules"},
 		{"broken pattern", rule(`path.matches("(")`), "rules[0].when", "missing closing"},
 		{"broken prefix", rule(`cidr("10.0.0.0/99").containsIP(ip)`), "rules[0].when", "CIDR"},
 		{"too much together", func(l *linkv1.Link) {

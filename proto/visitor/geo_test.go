@@ -65,6 +65,15 @@ func writeFile(t testing.TB, path string, data []byte) {
 	}
 }
 
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
 func testDatabases(t testing.TB) (cities, systems string) {
 	dir := t.TempDir()
 	cities, systems = filepath.Join(dir, "city.mmdb"), filepath.Join(dir, "asn.mmdb")

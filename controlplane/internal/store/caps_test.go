@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -77,13 +78,13 @@ func TestEachPeriodHasItsOwnCount(t *testing.T) {
 		return s.mustLease(t, CapClaim{Link: capped(path), Period: period, Number: number, Wanted: 1})[0]
 	}
 	for _, number := range []int64{s.hour(), s.hour() - 1, s.hour() + 1} {
-		if lease("/h", perHour, number) != 1 || lease("/h", perHour, number) != 1 || lease("/h", perHour, number) != 0 {
-			t.Errorf("hour %d: want 2 leases", number)
+		if got := []uint64{lease("/h", perHour, number), lease("/h", perHour, number), lease("/h", perHour, number)}; !slices.Equal(got, []uint64{1, 1, 0}) {
+			t.Errorf("hour %d: leases %v, want 2", number, got)
 		}
 	}
 	day := s.now().Unix() / 86400
-	if lease("/d", perDay, day) != 1 || lease("/d", perDay, day) != 1 || lease("/d", perDay, day) != 0 {
-		t.Error("day: want 2 leases")
+	if got := []uint64{lease("/d", perDay, day), lease("/d", perDay, day), lease("/d", perDay, day)}; !slices.Equal(got, []uint64{1, 1, 0}) {
+		t.Errorf("day: leases %v, want 2", got)
 	}
 	if lease("/t", perLife, 0) != 1 || lease("/t", perLife, 7) != 1 || lease("/t", perLife, 0) != 0 {
 		t.Error("in all: want 2 leases")

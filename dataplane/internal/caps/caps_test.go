@@ -271,6 +271,36 @@ func TestAnIdleAccountGivesBackAndAnotherNodeUsesIt(t *testing.T) {
 	}
 }
 
+// TestAKilledNodeTakesOnlyItsLeaseAlong: what it held is not used by anybody,
+// and the cap is not exceeded.
+func TestAKilledNodeTakesOnlyItsLeaseAlong(t *testing.T) {
+	const clicks = 300
+	l, addr := serve(t, clicks)
+	limit := link.Cap{Clicks: clicks, Period: link.PerLife}
+	first, stop := start(t, "first", addr)
+	sent := int64(0)
+	await(t, "a lease", func() bool {
+		if first.Take(host, []byte("/a"), limit, now(), true) {
+			sent++
+		}
+		return first.leased.Load() > 0
+	})
+	l.set(errors.New("killed")) // it gives nothing back
+	stop()
+	l.set(nil)
+	lost := int64(l.total()) - sent
+	second, _ := start(t, "second", addr)
+	await(t, "all that is left at the second node", func() bool {
+		if second.Take(host, []byte("/a"), limit, now(), true) {
+			sent++
+		}
+		return sent >= clicks-max(lost, 0)-aheadOf(clicks)
+	})
+	if sent > clicks+2*aheadOf(clicks) || lost > clicks/4 {
+		t.Errorf("%d were sent on and %d lost: the cap is %d", sent, lost, clicks)
+	}
+}
+
 func TestAccountsOfPastPeriodsAreForgotten(t *testing.T) {
 	_, addr := serve(t, 1000)
 	node, err := New(Config{Targets: []string{addr}, Node: "n"})

@@ -228,7 +228,7 @@ func TestAClickHasItsRuleItsVariantItsParametersAndItsPlace(t *testing.T) {
 	if k := clicks[1]; k.Rule != 3 || len(params[1]) > 0 {
 		t.Errorf("%+v, %q", k, params[1])
 	}
-	if k := clicks[2]; k.Country != nil && len(k.Country) > 0 || k.ASN != 7 || !strings.HasSuffix(split, "/"+string(k.Variant)) || len(k.Variant) != 1 {
+	if k := clicks[2]; len(k.Country) > 0 || k.ASN != 7 || !strings.HasSuffix(split, "/"+string(k.Variant)) || len(k.Variant) != 1 {
 		t.Errorf("%+v, sent to %s", k, split)
 	}
 }

@@ -100,10 +100,10 @@ func ReferrerDomain(referrer string) string {
 	} else if i := strings.LastIndexByte(rest, ':'); i >= 0 {
 		rest = rest[:i]
 	}
-	if len(rest) > 253 {
+	if rest = strings.ToLower(strings.TrimSuffix(rest, ".")); len(rest) > 253 {
 		return ""
 	}
-	return strings.ToLower(strings.TrimSuffix(rest, "."))
+	return rest
 }
 
 func cutScheme(url string) (rest string, ok bool) {

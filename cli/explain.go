@@ -32,12 +32,12 @@ func newExplain(a *app) *cobra.Command {
 		Use: "explain URL", Short: "Say where a request would go, and why",
 		Long: `Say where a request would go, and why: which links and domains were looked up,
 what each rule said, which variant was drawn, where each parameter comes from,
-and the answer. It is decided by the code that the nodes run: on what the control
-plane holds, on a file (--from-file), or by a node itself on what that serves
-(--node). Nothing is recorded, and no cap is touched.`,
+and the answer. It is decided by the code that the nodes run: on what the
+control plane holds, on a file (--from-file), or by a node itself on what it
+serves (--node). Nothing is recorded, and no cap is touched.`,
 		Example: `  affctl explain http://go.example.com/summer
   affctl explain /go/sale --at 2026-12-25
-  affctl explain go.example.com/summer --ip 192.0.2.1 --geoip city.mmdb --header 'Accept-Language: de'
+  affctl explain /go/sale --ip 192.0.2.1 --geoip city.mmdb
   affctl explain go.example.com/summer --node 10.0.0.7:9091 --ip 192.0.2.1
   affctl explain go.example.com/summer --from-file links.yaml`,
 		Args: argCount(1, 1), DisableFlagsInUseLine: true,

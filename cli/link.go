@@ -34,9 +34,9 @@ path below it that has no link of its own, the longest one first.`,
 		{"not-before", "not_before", "serve it from this `TIME` on: 2026-12-24, +36h"},
 		{"expires", "expires_at", "serve it until this `TIME`"},
 		{"disabled", "disabled", "keep it, but do not serve it"},
-		{"sticky", "sticky", "what keeps a visitor on one variant: `client` (address and user agent, the default), query or none"},
-		{"sticky-parameter", "sticky_parameter", "the parameter with --sticky query: a `NAME`"},
-		{"allow-loop", "allow_loop", "let destinations be on the link's own domain"},
+		{"sticky", "sticky", "a variant is by `client` (default), query or none"},
+		{"sticky-parameter", "sticky_parameter", "`NAME` of it, with --sticky query"},
+		{"allow-loop", "allow_loop", "destinations may be on its own domain"},
 		{"rest", "rest", "what the rest of the path does on a prefix link: `append` (the default) or drop"},
 	},
 	shorts:  linkShorts,
@@ -54,10 +54,10 @@ path below it that has no link of its own, the longest one first.`,
 			"  affctl link create /go/sale https://store.com/sale --affiliate aff_01 \\\n    --status 301 --expires 2026-12-24 --label team=eu --wait\n" +
 			"  affctl link create 'go.example.com/shop/*' https://store.com/\n" +
 			"  affctl link create '/old/*' https://store.com/moved --rest drop\n" +
-			"  affctl link create /app 'https://store.com/app?c={click_id}&ref={sub1|none}' --query keep \\\n" +
-			"    --rule 'os == \"ios\" => https://apps.example/ios' --rule 'country in [\"DE\", \"AT\"] => https://store.de/'\n" +
-			"  affctl link create /deal https://store.com/ --split 'a=70:https://store.com/a,b=30:https://store.com/b' \\\n" +
-			"    --cap 1000/day --fallback https://store.com/later",
+			"  affctl link create /app 'https://store.com/?s={sub1|none}' --query keep \\\n" +
+			"    --rule 'os == \"ios\" => https://apps.example/ios'\n" +
+			"  affctl link create /deal https://store.com/ --cap 1000/day \\\n" +
+			"    --fallback https://b.com/ --split 'a=7:https://a.com/,b=3:https://b.com/'",
 		"get":  "  affctl link get go.example.com/summer\n  affctl link get /go/sale -o yaml",
 		"list": "  affctl link list --domain go.example.com --prefix /sum\n  affctl link list --affiliate aff_01 --label team=eu -o name",
 		"update": "  affctl link update go.example.com/summer https://store.com/p/124\n" +

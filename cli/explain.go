@@ -3,9 +3,10 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"net/http"
+	"net/netip"
+	"net/textproto"
 	"strings"
 	"time"
 
@@ -13,115 +14,144 @@ import (
 
 	"github.com/affleet/affleet/cli/internal/document"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/explain"
 	"github.com/affleet/affleet/proto/link"
+	"github.com/affleet/affleet/proto/visitor"
 )
 
-// explanation is how a request is decided, step by step.
-type explanation struct {
-	URL          string      `json:"url"`
-	Host         string      `json:"host"`
-	Path         string      `json:"path"`
-	At           time.Time   `json:"at"`
-	Version      int64       `json:"version"`
-	Candidates   []candidate `json:"candidates"`
-	Link         string      `json:"link,omitempty"`
-	Affiliate    string      `json:"affiliate,omitempty"`
-	Campaign     string      `json:"campaign,omitempty"`
-	Outcome      string      `json:"outcome"`
-	Because      string      `json:"because"`
-	Status       int         `json:"status"`
-	Location     string      `json:"location,omitempty"`
-	CacheControl string      `json:"cache_control,omitempty"`
-
-	winner            *linkv1.Link // nil if none was found
-	policy            link.Policy
-	affiliateFallback string
-}
-
-// candidate is a resource that may have a say.
-type candidate struct {
-	Name   string `json:"name"`
-	Stored string `json:"stored,omitempty"` // the link's own name, where a policy found it under this one
-	Found  bool   `json:"found"`
-	Used   bool   `json:"used"`
-	State  string `json:"state,omitempty"`
+// explainFlags say who asks, when, and who answers.
+type explainFlags struct {
+	at, ip, agent, geoHeaders string
+	headers, geoip            []string
+	bots, file, node          string
+	out                       format
 }
 
 func newExplain(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain URL", Short: "Say where a request would go, and why",
 		Long: `Say where a request would go, and why: which links and domains were looked up,
-in which order, what state they are in, and the answer. It is decided by the
-code that the nodes run, on what the control plane holds.`,
-		Example: "  affctl explain http://go.example.com/summer\n  affctl explain /go/sale --at 2026-12-25",
-		Args:    argCount(1, 1), DisableFlagsInUseLine: true,
+what each rule said, which variant was drawn, where each parameter comes from,
+and the answer. It is decided by the code that the nodes run: on what the
+control plane holds, on a file (--from-file), or by a node itself on what it
+serves (--node). Nothing is recorded, and no cap is touched.`,
+		Example: `  affctl explain http://go.example.com/summer
+  affctl explain /go/sale --at 2026-12-25
+  affctl explain /go/sale --ip 192.0.2.1 --geoip city.mmdb
+  affctl explain go.example.com/summer --node 10.0.0.7:9091 --ip 192.0.2.1
+  affctl explain go.example.com/summer --from-file links.yaml`,
+		Args: argCount(1, 1), DisableFlagsInUseLine: true,
 	}
-	var at string
-	var out format
-	cmd.Flags().StringVar(&at, "at", "", "at this `TIME` instead of now: 2026-12-25T08:00:00Z, +36h")
-	out.addTo(cmd, "table", "json", "yaml")
+	var f explainFlags
+	fs := cmd.Flags()
+	fs.StringVar(&f.at, "at", "", "at this `TIME` instead of now: 2026-12-25T08:00:00Z, +36h")
+	fs.StringVar(&f.ip, "ip", "", "the client's `ADDRESS`")
+	fs.StringVar(&f.agent, "ua", "", "the client's `USER-AGENT`")
+	fs.StringArrayVar(&f.headers, "header", nil, "another header `'NAME: VALUE'`; may be repeated")
+	fs.StringArrayVar(&f.geoip, "geoip", nil, "a MaxMind database `FILE` that knows where addresses are; may be repeated")
+	fs.StringVar(&f.geoHeaders, "geo-headers", "", "`HEADERS` that say where the client is, as affnode's flag: cloudflare")
+	fs.StringVar(&f.bots, "bots", "", "a list of bots, as affnode's flag: a `FILE`")
+	fs.StringVar(&f.file, "from-file", "", "decide on this export or YAML `FILE` instead of the control plane")
+	fs.StringVar(&f.node, "node", "", "ask a node, by the `HOST:PORT` of its --admin address")
+	cmd.MarkFlagsMutuallyExclusive("from-file", "node")
+	f.out.addTo(cmd, "table", "json", "yaml")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		when := a.now()
-		if at != "" {
-			fd := (&linkv1.Link{}).ProtoReflect().Descriptor().Fields().ByName("not_before")
-			var err error
-			if when, err = document.ParseTime(a.relativeTime(fd, at)); err != nil {
-				return usagef("", "--at %s", err)
-			}
-		}
-		e, err := a.explain(cmd.Context(), args[0], when)
+		req, err := f.request(a, args[0])
 		if err != nil {
 			return err
 		}
-		return a.printExplanation(e, out.value)
+		var e *explain.Explanation
+		if f.node != "" {
+			e, err = f.askNode(cmd.Context(), req)
+		} else {
+			e, err = f.explain(cmd.Context(), a, req)
+		}
+		if err != nil {
+			return err
+		}
+		return a.printExplanation(e, f.out.value)
 	}
 	return cmd
 }
 
-// splitURL takes a URL, or one without scheme, apart as an HTTP client does.
-func splitURL(raw string) (host, path, query string) {
-	rest, _, _ := strings.Cut(raw, "#")
-	if _, behind, ok := strings.Cut(rest, "://"); ok {
-		rest = behind
+// request is what the flags say, without the sources of facts.
+func (f *explainFlags) request(a *app, url string) (req *explain.Request, err error) {
+	req = &explain.Request{URL: url, At: a.now(), Headers: map[string][]string{}}
+	if f.at != "" {
+		fd := (&linkv1.Link{}).ProtoReflect().Descriptor().Fields().ByName("not_before")
+		if req.At, err = document.ParseTime(a.relativeTime(fd, f.at)); err != nil {
+			return nil, usagef("", "--at %s", err)
+		}
 	}
-	rest, query, _ = strings.Cut(rest, "?")
-	i := strings.IndexByte(rest, '/')
-	if i < 0 {
-		return rest, "/", query
+	if f.ip != "" {
+		if req.Address, err = netip.ParseAddr(f.ip); err != nil {
+			return nil, usagef("an address looks like 192.0.2.1", "--ip must be an address, not %q", f.ip)
+		}
 	}
-	return rest[:i], rest[i:], query
+	for _, header := range f.headers {
+		name, value, ok := strings.Cut(header, ":")
+		if !ok || strings.TrimSpace(name) == "" {
+			return nil, usagef("--header 'Accept-Language: de'", "--header must be NAME: VALUE, not %q", header)
+		}
+		name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name))
+		req.Headers[name] = append(req.Headers[name], strings.TrimSpace(value))
+	}
+	if f.agent != "" {
+		req.Headers["User-Agent"] = []string{f.agent}
+	}
+	return req, nil
 }
 
-// explain looks up what a node has in its table, and decides as it does.
-func (a *app) explain(ctx context.Context, raw string, at time.Time) (*explanation, error) {
-	rawHost, rawPath, query := splitURL(raw)
-	host, ok := link.AppendCanonicalHost(nil, []byte(rawHost))
-	if !ok && rawHost != link.AnyHost {
-		return nil, usagef("", "%q: %q is not a host: a node answers 400 Bad Request", raw, rawHost)
+// explain decides here.
+func (f *explainFlags) explain(ctx context.Context, a *app, req *explain.Request) (*explain.Explanation, error) {
+	var err error
+	if req.GeoHeaders, err = visitor.ParseGeoHeaders(f.geoHeaders); err != nil {
+		return nil, usagef("", "--geo-headers: %s", err)
 	}
-	path, ok := link.AppendCanonicalPath(nil, []byte(rawPath))
-	if !ok {
-		return nil, usagef("write a percent sign as %25", "%q: the path has a broken escape: a node answers 400 Bad Request", raw)
-	}
-	e := &explanation{URL: raw, Host: string(host), Path: string(path), At: at.UTC()}
-	var match link.Match
-	if err := a.look(ctx, e, &match, at); err != nil {
+	if req.Sources, err = visitor.Open(visitor.Config{Geo: f.geoip, Bots: f.bots}); err != nil {
 		return nil, err
 	}
-	var d link.Decision
-	link.Resolve(&match, &link.Request{Host: host, Path: path, Query: []byte(query), UnixMicro: at.UnixMicro()}, &d)
-	e.Status, e.Location, e.Outcome = d.Status, string(d.Location), d.Outcome.String()
-	e.Affiliate, e.Campaign = string(d.Affiliate), string(d.Campaign)
-	if d.Location != nil {
-		e.CacheControl = d.CacheControl
+	e, err := explain.New(req)
+	if errors.Is(err, explain.ErrBadRequest) {
+		return nil, usagef("", "%s", err)
 	}
-	e.Because = because(&d, e)
-	return e, nil
+	if err != nil {
+		return nil, err
+	}
+	var from resources = &remote{app: a, explanation: e}
+	if f.file != "" {
+		if from, err = a.readResources(f.file); err != nil {
+			return nil, err
+		}
+	}
+	look := looker{resources: from, Explanation: e, at: req.At}
+	if err := look.look(ctx); err != nil {
+		return nil, err
+	}
+	return e, e.Decide(&look.match, req)
+}
+
+// resources are where links and what goes with them are looked up.
+type resources interface {
+	// stored gives a resource, nil if there is none.
+	stored(ctx context.Context, name string) (*linkv1.Resource, error)
+	// same gives the link that the name of a candidate stands for under a
+	// policy, nil if there is none.
+	same(ctx context.Context, name string, policy link.Policy) (*linkv1.Resource, error)
+}
+
+// looker looks up what a node has in its table.
+type looker struct {
+	resources
+	*explain.Explanation
+	at    time.Time
+	match link.Match
 }
 
 // look reads the candidates and fills the match from those that are used.
-func (a *app) look(ctx context.Context, e *explanation, match *link.Match, at time.Time) error {
-	domains, err := a.lookDomain(ctx, e, match)
+func (l *looker) look(ctx context.Context) error {
+	e, match := l.Explanation, &l.match
+	domains, err := l.lookDomain(ctx)
 	if err != nil {
 		return err
 	}
@@ -130,13 +160,13 @@ func (a *app) look(ctx context.Context, e *explanation, match *link.Match, at ti
 		if !strings.HasPrefix(name, link.Links.Prefix()) {
 			continue
 		}
-		r, err := a.same(ctx, e, name, policy)
+		r, err := l.same(ctx, name, policy)
 		if err != nil {
 			return err
 		}
-		c := candidate{Name: name, Found: r != nil, Used: r != nil && match.Value == nil}
+		c := explain.Candidate{Name: name, Found: r != nil, Used: r != nil && match.Value == nil}
 		if c.Found {
-			c.State = linkStateAt(r.GetLink(), at)
+			c.State = explain.LinkState(r.GetLink(), l.at)
 			if stored := link.LinkName(r.GetLink().GetDomain(), r.GetLink().GetPath()); stored != name {
 				c.Stored = stored
 			}
@@ -145,15 +175,16 @@ func (a *app) look(ctx context.Context, e *explanation, match *link.Match, at ti
 		if !c.Used {
 			continue
 		}
-		e.Link, e.winner, e.policy = cmp.Or(c.Stored, name), r.GetLink(), policy
-		if match.Value, err = link.Marshal(r); err != nil {
+		e.Link = cmp.Or(c.Stored, name)
+		value, err := link.Marshal(r)
+		if err != nil {
 			return err
 		}
-		if match.Link, err = link.Compile(match.Value); err != nil {
+		if err := match.Load(value); err != nil {
 			return fmt.Errorf("compile %s: %w", name, err)
 		}
 		if id := r.GetLink().GetAffiliate(); id != "" {
-			if err := a.lookAffiliate(ctx, e, match, id); err != nil {
+			if err := l.lookAffiliate(ctx, id); err != nil {
 				return err
 			}
 		}
@@ -163,13 +194,14 @@ func (a *app) look(ctx context.Context, e *explanation, match *link.Match, at ti
 }
 
 // lookDomain reads the domains that may say what holds for the host.
-func (a *app) lookDomain(ctx context.Context, e *explanation, match *link.Match) (domains []candidate, err error) {
+func (l *looker) lookDomain(ctx context.Context) (domains []explain.Candidate, err error) {
+	e, match := l.Explanation, &l.match
 	for _, name := range link.DomainCandidates(e.Host) {
-		r, err := a.stored(ctx, e, name)
+		r, err := l.stored(ctx, name)
 		if err != nil {
 			return nil, err
 		}
-		c := candidate{Name: name, Found: r != nil, Used: r != nil && match.Domain == nil}
+		c := explain.Candidate{Name: name, Found: r != nil, Used: r != nil && match.Domain == nil}
 		if c.Used {
 			value, err := link.Marshal(r)
 			if err != nil {
@@ -178,7 +210,7 @@ func (a *app) lookDomain(ctx context.Context, e *explanation, match *link.Match)
 			if match.Domain, err = link.CompileDomain(value); err != nil {
 				return nil, fmt.Errorf("compile %s: %w", name, err)
 			}
-			if ignored := ignores(match.Domain.Policy()); ignored != "" {
+			if ignored := explain.Ignores(match.Domain.Policy()); ignored != "" {
 				c.State = "ignores " + ignored
 			}
 		}
@@ -187,28 +219,16 @@ func (a *app) lookDomain(ctx context.Context, e *explanation, match *link.Match)
 	return domains, nil
 }
 
-// ignores says in words what a policy ignores.
-func ignores(policy link.Policy) string {
-	switch policy {
-	case link.IgnoreCase:
-		return "case"
-	case link.IgnoreSlash:
-		return "a slash at the end"
-	case link.IgnoreCase | link.IgnoreSlash:
-		return "case and a slash at the end"
-	}
-	return ""
-}
-
-func (a *app) lookAffiliate(ctx context.Context, e *explanation, match *link.Match, id string) error {
+func (l *looker) lookAffiliate(ctx context.Context, id string) error {
+	e, match := l.Explanation, &l.match
 	name := link.Affiliates.Prefix() + id
-	r, err := a.stored(ctx, e, name)
+	r, err := l.stored(ctx, name)
 	if err != nil {
 		return err
 	}
-	c := candidate{Name: name, Found: r != nil, Used: r != nil}
+	c := explain.Candidate{Name: name, Found: r != nil, Used: r != nil}
 	if r != nil {
-		c.State, e.affiliateFallback = "active", r.GetAffiliate().GetFallback()
+		c.State = "active"
 		if r.GetAffiliate().GetState() == linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED {
 			c.State = "suspended"
 		}
@@ -222,129 +242,4 @@ func (a *app) lookAffiliate(ctx context.Context, e *explanation, match *link.Mat
 	}
 	e.Candidates = append(e.Candidates, c)
 	return nil
-}
-
-// because says why in words.
-func because(d *link.Decision, e *explanation) string {
-	var state string
-	switch d.Outcome {
-	case link.ToDestination:
-		return served(e)
-	case link.ToRoot:
-		return "no link is at /, and the domain has a root"
-	case link.ToNotFound:
-		if e.winner == nil {
-			return "no link is there" + without(d)
-		}
-		return fmt.Sprintf("with the rest of the path, the link's destination would be longer than %d bytes", link.MaxLocation) + asIf + without(d)
-	case link.IsDisabled:
-		state = "the link is disabled"
-	case link.IsNotYet:
-		state = "the link is not served yet"
-	case link.IsExpired:
-		state = "the link has expired"
-	case link.IsSuspended:
-		state = "affiliate " + e.Affiliate + " is suspended"
-	default:
-		return d.Outcome.String()
-	}
-	switch location := string(d.Location); {
-	case location == "" && d.Status == http.StatusGone:
-		return state + ", and has no fallback"
-	case location == "":
-		return state + asIf + without(d)
-	case location == e.winner.GetFallback():
-		return state + ": its fallback is taken"
-	case location == e.affiliateFallback:
-		return state + ": the affiliate's fallback is taken"
-	}
-	return state + asIf + without(d)
-}
-
-const asIf = ": it is as if there were no link"
-
-// without says what becomes of a request without a link.
-func without(d *link.Decision) string {
-	if d.Location != nil {
-		return ", and the domain says where such requests go"
-	}
-	return ", and no domain says where such requests go"
-}
-
-// served says why it is this link that is served.
-func served(e *explanation) string {
-	path := e.winner.GetPath()
-	if !link.IsPrefix(path) {
-		if path == e.Path {
-			return "the link is served"
-		}
-		return "the link is served: its path is the same, as the domain ignores " + ignores(e.policy)
-	}
-	why := "no link is at the path itself, and this is the longest prefix link above it"
-	rest := strings.TrimLeft(e.Path[min(len(path)-1, len(e.Path)):], "/")
-	switch {
-	case rest == "":
-		return why
-	case e.winner.GetRest() == linkv1.RestPolicy_REST_POLICY_DROP:
-		return why + ": the rest, " + rest + ", is dropped"
-	}
-	return why + ": the rest, " + rest + ", is appended"
-}
-
-func (a *app) printExplanation(e *explanation, form string) error {
-	if form != "table" {
-		text, err := json.MarshalIndent(e, "", "  ")
-		if err != nil {
-			return err
-		}
-		text = append(text, '\n')
-		if form == "yaml" {
-			if text, err = document.ToYAML(text); err != nil {
-				return err
-			}
-		}
-		a.printf("%s", text)
-		return nil
-	}
-	a.printf("request   %s\n", printable(e.URL))
-	a.printf("          host %s, path %s\n", orDash(e.Host), e.Path)
-	label := "looked up"
-	width := 0
-	for _, c := range e.Candidates {
-		width = max(width, len(c.Name))
-	}
-	for _, c := range e.Candidates {
-		verdict := "not found"
-		switch {
-		case c.Used:
-			verdict = a.paint(a.stdout, bold, found(c))
-		case c.Found:
-			verdict = "found, but the one before it wins"
-		}
-		a.printf("%-9s %-*s  %s\n", label, width, c.Name, verdict)
-		label = ""
-	}
-	answer := fmt.Sprintf("%d %s", e.Status, http.StatusText(e.Status))
-	color := green
-	if e.Location == "" {
-		color = red
-	}
-	a.printf("answer    %s\n", a.paint(a.stdout, color, answer))
-	if e.Location != "" {
-		a.printf("          Location: %s\n          Cache-Control: %s\n", e.Location, e.CacheControl)
-	}
-	a.printf("because   %s\n", e.Because)
-	return nil
-}
-
-// found says as what a candidate was found, and in which state it is.
-func found(c candidate) string {
-	text := "found"
-	if c.Stored != "" {
-		text += " as " + c.Stored
-	}
-	if c.State != "" {
-		text += ", " + c.State
-	}
-	return text
 }

@@ -9,17 +9,24 @@ import (
 
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/explain"
 	"github.com/affleet/affleet/proto/link"
 )
 
+// remote reads from the control plane.
+type remote struct {
+	*app
+	explanation *explain.Explanation
+}
+
 // stored reads one resource, nil if there is none.
-func (a *app) stored(ctx context.Context, e *explanation, name string) (*linkv1.Resource, error) {
+func (r *remote) stored(ctx context.Context, name string) (*linkv1.Resource, error) {
 	// A path that no link can have is looked up in vain by nodes, and refused
 	// as a name by the control plane.
 	if _, _, err := link.ParseName(name); err != nil {
 		return nil, nil //nolint:nilnil,nilerr // there is none
 	}
-	service, err := a.links()
+	service, err := r.links()
 	if err != nil {
 		return nil, err
 	}
@@ -30,19 +37,19 @@ func (a *app) stored(ctx context.Context, e *explanation, name string) (*linkv1.
 	if err != nil {
 		return nil, err
 	}
-	e.Version = max(e.Version, resp.GetVersion().GetRevision())
+	r.explanation.Version = max(r.explanation.Version, resp.GetVersion().GetRevision())
 	return resp.GetResource(), nil
 }
 
 // same reads the link that the name of a candidate stands for under a policy,
 // nil if there is none.
-func (a *app) same(ctx context.Context, e *explanation, name string, policy link.Policy) (*linkv1.Resource, error) {
-	r, err := a.stored(ctx, e, name)
-	if r != nil || err != nil || policy == 0 {
-		return r, err
+func (r *remote) same(ctx context.Context, name string, policy link.Policy) (*linkv1.Resource, error) {
+	found, err := r.stored(ctx, name)
+	if found != nil || err != nil || policy == 0 {
+		return found, err
 	}
 	domain, path := link.SplitLinkID(strings.TrimPrefix(name, link.Links.Prefix()))
-	s := search{app: a, explanation: e, domain: domain, path: path, policy: policy}
+	s := search{remote: r, domain: domain, path: path, policy: policy}
 	if err := s.below(ctx, "/"); err != nil || s.best == nil {
 		return nil, err
 	}
@@ -54,8 +61,7 @@ func (a *app) same(ctx context.Context, e *explanation, name string, policy link
 // where they are many, those of them whose next letter is small, then those
 // where it is a capital one.
 type search struct {
-	*app
-	*explanation
+	*remote
 	domain, path string
 	policy       link.Policy
 	best         *linkv1.Link
@@ -74,7 +80,7 @@ func (s *search) below(ctx context.Context, head string) error {
 	if err != nil {
 		return err
 	}
-	s.Version = max(s.Version, resp.GetVersion().GetRevision())
+	s.explanation.Version = max(s.explanation.Version, resp.GetVersion().GetRevision())
 	if resp.GetNextPageToken() == "" {
 		for _, r := range resp.GetResources() {
 			s.consider(r.GetLink())
@@ -94,7 +100,7 @@ func (s *search) below(ctx context.Context, head string) error {
 	// There is no letter left: only the slash at the end.
 	head = strings.TrimSuffix(head+s.path[min(len(head), i):], "/")
 	for _, path := range []string{head, head + "/"} {
-		r, err := s.stored(ctx, s.explanation, link.LinkName(s.domain, path))
+		r, err := s.stored(ctx, link.LinkName(s.domain, path))
 		if err != nil {
 			return err
 		}

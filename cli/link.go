@@ -4,10 +4,10 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-	"time"
 
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/explain"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -34,8 +34,12 @@ path below it that has no link of its own, the longest one first.`,
 		{"not-before", "not_before", "serve it from this `TIME` on: 2026-12-24, +36h"},
 		{"expires", "expires_at", "serve it until this `TIME`"},
 		{"disabled", "disabled", "keep it, but do not serve it"},
+		{"sticky", "sticky", "a variant is by `client` (default), query or none"},
+		{"sticky-parameter", "sticky_parameter", "`NAME` of it, with --sticky query"},
+		{"allow-loop", "allow_loop", "destinations may be on its own domain"},
 		{"rest", "rest", "what the rest of the path does on a prefix link: `append` (the default) or drop"},
 	},
+	shorts:  linkShorts,
 	filters: []string{"domain", "affiliate", "label", "prefix"},
 	columns: []column{
 		{"LINK", func(_ *app, r *linkv1.Resource) string { return r.GetLink().GetDomain() + r.GetLink().GetPath() }},
@@ -49,12 +53,17 @@ path below it that has no link of its own, the longest one first.`,
 		"create": "  affctl link create go.example.com/summer https://store.com/p/123\n" +
 			"  affctl link create /go/sale https://store.com/sale --affiliate aff_01 \\\n    --status 301 --expires 2026-12-24 --label team=eu --wait\n" +
 			"  affctl link create 'go.example.com/shop/*' https://store.com/\n" +
-			"  affctl link create '/old/*' https://store.com/moved --rest drop",
+			"  affctl link create '/old/*' https://store.com/moved --rest drop\n" +
+			"  affctl link create /app 'https://store.com/?s={sub1|none}' --query keep \\\n" +
+			"    --rule 'os == \"ios\" => https://apps.example/ios'\n" +
+			"  affctl link create /deal https://store.com/ --cap 1000/day \\\n" +
+			"    --fallback https://b.com/ --split 'a=7:https://a.com/,b=3:https://b.com/'",
 		"get":  "  affctl link get go.example.com/summer\n  affctl link get /go/sale -o yaml",
 		"list": "  affctl link list --domain go.example.com --prefix /sum\n  affctl link list --affiliate aff_01 --label team=eu -o name",
 		"update": "  affctl link update go.example.com/summer https://store.com/p/124\n" +
 			"  affctl link update /go/sale --disabled --fallback https://store.com/\n" +
-			"  affctl link update /go/sale --campaign '' --label team=us --label old-",
+			"  affctl link update /go/sale --campaign '' --label team=us --label old-\n" +
+			"  affctl link update /go/sale --cap 500/hour --rule ''",
 		"delete": "  affctl link delete go.example.com/summer\n  affctl link delete /go/sale --etag 42 --wait",
 	},
 }
@@ -93,19 +102,7 @@ func argument(arg string, err error) error {
 }
 
 // linkState says in a word whether a link is served.
-func (a *app) linkState(l *linkv1.Link) string { return linkStateAt(l, a.now()) }
-
-func linkStateAt(l *linkv1.Link, now time.Time) string {
-	switch {
-	case l.GetDisabled():
-		return "disabled"
-	case l.GetNotBefore() != nil && now.Before(l.GetNotBefore().AsTime()):
-		return "scheduled"
-	case l.GetExpiresAt() != nil && !now.Before(l.GetExpiresAt().AsTime()):
-		return "expired"
-	}
-	return "active"
-}
+func (a *app) linkState(l *linkv1.Link) string { return explain.LinkState(l, a.now()) }
 
 // codeCell is a status code, which is the domain's when it is not set.
 func codeCell(code int32) string {

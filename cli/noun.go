@@ -35,6 +35,7 @@ type noun struct {
 	valueField   string // the field that it sets
 	make         func(arg string) (*linkv1.Resource, error)
 	fields       []fieldFlag
+	shorts       []shortFlag
 	filters      []string // flags of list: domain, affiliate, label, prefix
 	columns      []column
 	examples     map[string]string // by verb
@@ -63,6 +64,7 @@ func (n *noun) command(a *app) *cobra.Command {
 type edit struct {
 	noun   *noun
 	values map[string]*fieldValue // by field
+	shorts map[string]*[]string   // by flag
 	labels []string
 	dryRun bool
 	etag   string
@@ -81,7 +83,7 @@ func (v *fieldValue) Set(s string) error { v.text = s; return nil }
 func (v *fieldValue) Type() string       { return v.kind.String() } // "bool" for one
 
 func (n *noun) editFlags(cmd *cobra.Command, labelUsage string) *edit {
-	e := &edit{noun: n, values: map[string]*fieldValue{}}
+	e := &edit{noun: n, values: map[string]*fieldValue{}, shorts: map[string]*[]string{}}
 	fds := document.Message(document.Blank(n.title())).Descriptor().Fields()
 	flags := cmd.Flags()
 	for _, f := range n.fields {
@@ -91,6 +93,9 @@ func (n *noun) editFlags(cmd *cobra.Command, labelUsage string) *edit {
 		if v.kind == protoreflect.BoolKind {
 			flags.Lookup(f.flag).NoOptDefVal = "true"
 		}
+	}
+	for _, s := range n.shorts {
+		e.shorts[s.flag] = flags.StringArray(s.flag, nil, s.usage)
 	}
 	flags.StringArrayVar(&e.labels, "label", nil, labelUsage)
 	flags.BoolVar(&e.dryRun, "dry-run", false, "check everything, write nothing")
@@ -125,6 +130,19 @@ func (e *edit) apply(a *app, flags *pflag.FlagSet, args []string, r *linkv1.Reso
 		if err := set(f.field, "--"+f.flag, e.values[f.field].text); err != nil {
 			return nil, err
 		}
+	}
+	for _, s := range e.noun.shorts {
+		if !flags.Changed(s.flag) {
+			continue
+		}
+		texts := *e.shorts[s.flag]
+		if !s.many && len(texts) > 1 {
+			return nil, usagef("", "--%s is given %d times", s.flag, len(texts))
+		}
+		if err := s.apply(r, texts); err != nil {
+			return nil, err
+		}
+		changed = append(changed, s.field)
 	}
 	return changed, nil
 }

@@ -264,7 +264,7 @@ func TestAdminRefusesBadInputAndNamesTheField(t *testing.T) {
 		"empty host":               {adminDomain(""), codes.InvalidArgument, "host"},
 		"empty affiliate":          {adminAffiliate(""), codes.InvalidArgument, "id"},
 		"affiliate with a slash":   {adminAffiliate("a/b"), codes.InvalidArgument, "id"},
-		"template":                 {adminLink("/a", "https://store.example/{sub1}"), codes.Unimplemented, "destination"},
+		"template":                 {adminLink("/a", "https://store.example/{sub11}"), codes.InvalidArgument, "destination"},
 		"affiliate does not exist": {&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{Domain: "*", Path: "/a", Destination: "https://store.example/", Affiliate: "nobody"}}}, codes.FailedPrecondition, "affiliate"},
 		"block in this release":    {&linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{Id: "b", Reason: "r", Match: &linkv1.Block_Prefix{Prefix: "10.0.0.0/8"}}}}, codes.Unimplemented, ""},
 	} {

@@ -114,6 +114,7 @@ type Server struct {
 	log      *snapshot.Log
 	fleet    *fleet
 	replicas *replica.Directory
+	caps     *caps
 	grpc     *grpc.Server
 	health   *health.Server
 }
@@ -206,6 +207,8 @@ func (s *Server) assemble() (err error) {
 		Snapshots: s.cfg.Snapshots, MaxStreams: s.cfg.MaxStreams, MaxStreamsPerAddress: s.cfg.MaxStreamsPerAddress,
 		Logger: s.cfg.Log, Registerer: s.cfg.Registerer,
 	}))
+	s.caps = newCaps(resources, s.cfg.Log)
+	s.grpc.RegisterService(receiving(feedv1.CapService_ServiceDesc), s.caps)
 	s.grpc.RegisterService(receiving(adminv1.FleetService_ServiceDesc), s.fleet)
 	s.grpc.RegisterService(receiving(adminv1.LinkService_ServiceDesc), newAdmin(resources, s.epoch(resources),
 		&gate{log: s.log, maxEntries: s.cfg.MaxEntries, maxBytes: s.cfg.MaxBytes}))
@@ -290,6 +293,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	parts.Go(func() error { return s.replicas.Run(ctx) })
+	parts.Go(func() error { return s.caps.run(ctx) })
 	parts.Go(func() error {
 		select {
 		case <-s.log.Ready():

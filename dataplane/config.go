@@ -14,6 +14,7 @@ import (
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/feed"
 	"github.com/affleet/affleet/dataplane/internal/redirect"
+	"github.com/affleet/affleet/proto/visitor"
 )
 
 // Config is a node's. Where a default is named, the zero value stands for it.
@@ -53,6 +54,10 @@ type Config struct {
 	ProxyProtocol   bool     // connections from TrustedProxies begin with a PROXY protocol header, v1 or v2
 	ForwardedHeader string   // in which TrustedProxies name the client: none, x-forwarded-for or forwarded. Default: none
 
+	GeoIP      []string // MaxMind databases (city, country, ASN), read again when they are replaced; the first that knows wins. Default: none
+	GeoHeaders string   // in which TrustedProxies say where the client is: cloudflare, cloudfront, fastly, or country=HEADER,asn=HEADER. Default: none
+	Bots       string   // file of regular expressions of user agents of bots, one per line, read again when it is replaced. Default: the list that comes with the program
+
 	// Share the addresses with another process that does so too (Linux only).
 	// They open when the node is ready to answer, and from then on the newer
 	// process has all new connections, so that it takes over from an older one
@@ -65,7 +70,7 @@ type Config struct {
 }
 
 // Validate says what is wrong with the settings. It reads the certificates, and
-// touches nothing else.
+// touches nothing else; databases and lists are read by New.
 func (c *Config) Validate() error {
 	switch {
 	case !isToken(c.Node):
@@ -138,12 +143,19 @@ func (c *Config) validateListeners() error {
 			return fmt.Errorf("tls-certs: %w", err)
 		}
 	}
+	geo, err := visitor.ParseGeoHeaders(c.GeoHeaders)
+	if err != nil {
+		return fmt.Errorf("geo-headers: %w", err)
+	}
 	header, err := c.forwardedHeader()
 	if err != nil {
 		return fmt.Errorf("forwarded-header: %w", err)
 	}
 	if _, err := redirect.ParseProxies(c.TrustedProxies); err != nil {
 		return fmt.Errorf("trusted-proxies: %w", err)
+	}
+	if geo != (visitor.GeoHeaders{}) && header == redirect.NoForwardedHeader {
+		return errors.New("geo-headers: they are believed where --forwarded-header is; set that and --trusted-proxies")
 	}
 	speaks := c.ProxyProtocol || header != redirect.NoForwardedHeader
 	switch {

@@ -30,12 +30,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/affleet/affleet/dataplane/internal/caps"
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/click/publish"
 	"github.com/affleet/affleet/dataplane/internal/feed"
 	"github.com/affleet/affleet/dataplane/internal/redirect"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	"github.com/affleet/affleet/proto/visitor"
 )
 
 // Node is a data-plane node.
@@ -49,6 +51,8 @@ type Node struct {
 	publisher *publish.Publisher
 	feed      *feed.Client
 	redirects *redirect.Server
+	sources   *visitor.Sources
+	caps      *caps.Leases
 	draining  atomic.Bool
 	rate      rate
 }
@@ -72,6 +76,9 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := n.openClicks(); err != nil {
 		return nil, err
 	}
+	if err := n.openDecisions(); err != nil {
+		return nil, err
+	}
 	if n.redirects, err = redirect.New(n.redirectConfig()); err != nil {
 		return nil, err
 	}
@@ -83,7 +90,7 @@ func New(cfg Config) (_ *Node, err error) {
 		Build:      cfg.Build,
 		Boot:       n.boot,
 		Dir:        filepath.Join(cfg.DataDir, "state"),
-		Dial:       []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		Dial:       dialOptions(),
 		Live:       n.live,
 		Bootstrap:  cfg.Bootstrap,
 		Guard:      cfg.guard(),
@@ -94,10 +101,32 @@ func New(cfg Config) (_ *Node, err error) {
 	return n, err
 }
 
+func dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+}
+
+// openDecisions opens what decisions depend on beside the table.
+func (n *Node) openDecisions() (err error) {
+	n.sources, err = visitor.Open(visitor.Config{Geo: n.cfg.GeoIP, Bots: n.cfg.Bots})
+	if err != nil {
+		return fmt.Errorf("geoip, bots: %w", err)
+	}
+	if n.cfg.Registerer != nil {
+		if err := n.cfg.Registerer.Register(sourcesCollector{n.sources}); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	n.caps, err = caps.New(caps.Config{
+		Targets: n.cfg.Control, Node: n.cfg.Node, Dial: dialOptions(), Log: n.cfg.Log, Registerer: n.cfg.Registerer,
+	})
+	return err
+}
+
 // redirectConfig is the part of the settings that is for redirects.
 func (n *Node) redirectConfig() redirect.Config {
 	proxies, _ := redirect.ParseProxies(n.cfg.TrustedProxies) // Validate has seen both
 	header, _ := n.cfg.forwardedHeader()
+	geo, _ := visitor.ParseGeoHeaders(n.cfg.GeoHeaders)
 	return redirect.Config{
 		Live:            n.live,
 		Clicks:          n.clicks,
@@ -109,6 +138,9 @@ func (n *Node) redirectConfig() redirect.Config {
 		TrustedProxies:  proxies,
 		ProxyProtocol:   n.cfg.ProxyProtocol,
 		ForwardedHeader: header,
+		Sources:         n.sources,
+		GeoHeaders:      geo,
+		Caps:            n.caps,
 		Registerer:      n.cfg.Registerer,
 		Report:          func(err error) { n.cfg.Log.Error("redirects", "reason", err) },
 	}
@@ -206,6 +238,13 @@ func (n *Node) Run(ctx context.Context) error {
 	background, behind := errgroup.WithContext(behind)
 	background.Go(func() error { return n.feed.Run(behind) })
 	background.Go(func() error { return n.publisher.Run(behind) })
+	background.Go(func() error { return n.caps.Run(behind) })
+	background.Go(func() error {
+		n.sources.Watch(behind, func(err error) {
+			n.cfg.Log.Error("a file that was replaced is not used; what was read before is", "reason", err)
+		})
+		return nil
+	})
 
 	front, stopFront := context.WithCancel(ctx)
 	context.AfterFunc(behind, stopFront)

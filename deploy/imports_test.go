@@ -70,6 +70,11 @@ var rules = []struct {
 		because: "what a link means is pure",
 	},
 	{
+		from:    []string{"/proto/visitor", "/proto/explain"},
+		never:   []string{module + "/controlplane", module + "/dataplane", module + "/cli", module + "/deploy", "google.golang.org/grpc"},
+		because: "nodes and affctl share it",
+	},
+	{
 		from:    []string{"/proto/aff"},
 		never:   []string{module + "/controlplane", module + "/dataplane", module + "/cli", module + "/deploy", module + "/proto/link"},
 		because: "contracts know nobody",

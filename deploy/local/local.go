@@ -238,13 +238,13 @@ func (f *Fleet) startNode(opts *Options, i int) (*dataplane.Node, error) {
 	}
 	return node, f.startPart(&f.nodes, service.Part{
 		Admin: admin, Healthy: node.Healthy, Metrics: metrics, Run: node.Run, Close: node.Close,
-		Pages: []service.Page{{Pattern: "GET /state", Handler: node.ServeState}},
+		Pages: []service.Page{{Pattern: "GET /state", Handler: node.ServeState}, {Pattern: "GET /explain", Handler: node.Explain().ServeHTTP}},
 	})
 }
 
 // startPart runs a part of a tier and its admin address.
 func (f *Fleet) startPart(t *tier, p service.Part) error {
-	admin, err := service.ListenAdmin(p.Admin, p.Healthy, p.Metrics, p.Pages...)
+	admin, err := service.ListenAdmin(p)
 	if err != nil {
 		return errors.Join(err, p.Close())
 	}

@@ -39,23 +39,23 @@ type Page struct {
 // Serve runs a part and its admin address until ctx ends or one of them fails.
 // The admin address answers until the part has ended.
 func Serve(ctx context.Context, p Part) error {
-	admin, err := ListenAdmin(p.Admin, p.Healthy, p.Metrics, p.Pages...)
+	admin, err := ListenAdmin(p)
 	if err != nil {
 		return errors.Join(err, p.Close())
 	}
 	return admin.Serve(ctx, p.Run)
 }
 
-// Admin is the address where a server says how it fares: /livez, /readyz and
-// /metrics. It is not for the public.
+// Admin is the address where a server says how it fares: /livez, /readyz,
+// /metrics, and a node also /explain. It is not for the public.
 type Admin struct {
 	ln  net.Listener
 	srv *http.Server
 }
 
-// ListenAdmin opens the address.
-func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer, pages ...Page) (*Admin, error) {
-	ln, err := net.Listen("tcp", addr)
+// ListenAdmin opens the address of a part.
+func ListenAdmin(p Part) (*Admin, error) {
+	ln, err := net.Listen("tcp", p.Admin)
 	if err != nil {
 		return nil, err
 	}
@@ -64,15 +64,15 @@ func ListenAdmin(addr string, healthy func() error, metrics prometheus.Gatherer,
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := healthy(); err != nil {
+		if err := p.Healthy(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	for _, p := range pages {
-		mux.Handle(p.Pattern, p.Handler)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Metrics, promhttp.HandlerOpts{}))
+	for _, page := range p.Pages {
+		mux.Handle(page.Pattern, page.Handler)
 	}
 	return &Admin{ln: ln, srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}}, nil
 }

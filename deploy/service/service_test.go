@@ -108,7 +108,7 @@ func TestAdminAddressAnswersUntilThePartHasEnded(t *testing.T) {
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "aff_test_total"}, func() float64 { return 7 }))
 	var unhealthy error
 	page := Page{"GET /page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "a page") }}
-	admin, err := ListenAdmin("127.0.0.1:0", func() error { return unhealthy }, registry, page)
+	admin, err := ListenAdmin(Part{Admin: "127.0.0.1:0", Healthy: func() error { return unhealthy }, Metrics: registry, Pages: []Page{page}})
 	if err != nil {
 		t.Fatal(err)
 	}

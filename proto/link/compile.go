@@ -24,6 +24,10 @@ type Compiled struct {
 	domain, path, destination, affiliate, campaign, fallback span
 	status                                                   uint16 // 0: the domain's
 	flags                                                    uint16
+
+	// Only Compile sets these; they are not encoded.
+	plan span   // of a whole value
+	mark uint16 // where the next field begins
 }
 
 const (
@@ -32,6 +36,10 @@ const (
 	flagPrefix    // the path ends in "/*"
 	flagAppend    // rest says append
 	flagDrop      // rest says drop
+	flagPlan      // there is a query policy, or there are rules or splits
+	flagBare      // the value is without them: see AppendBare
+	flagCap       // there is a cap: it is read from the value
+	flagSticky    // what splits are sticky by is set: it is read from the value
 )
 
 // CompiledSize is the length of an encoded Compiled, in bytes.
@@ -88,19 +96,26 @@ const (
 	linkDestination = 3
 	linkAffiliate   = 4
 	linkCampaign    = 5
+	linkLabels      = 6
 	linkStatus      = 7
+	linkQuery       = 8
+	linkRules       = 9
+	linkSplits      = 10
 	linkFallback    = 11
 	linkNotBefore   = 12
 	linkExpiresAt   = 13
+	linkCap         = 14
 	linkDisabled    = 15
 	linkRest        = 16
+
+	linkSticky          = 17
+	linkStickyParameter = 18
 )
 
 // Compile finds the parts of a link in its stored bytes and checks all that a
-// redirect relies on: key, destination and fallback, status. A field that this
-// release gives no meaning is an error of kind Unimplemented; a field that it
-// does not know at all is passed over, as protobuf does. It allocates nothing
-// unless it fails.
+// redirect relies on: key, destination and fallback, status; not the plan, which
+// NewPlan checks. A field that it does not know is passed over, as protobuf
+// does. It allocates nothing unless it fails.
 func Compile(value []byte) (Compiled, error) {
 	var c Compiled
 	err := c.scan(value)
@@ -127,11 +142,14 @@ func (c *Compiled) scan(value []byte) *Error {
 			return invalid("", "", "has its link twice")
 		}
 		found = true
+		c.mark = at.off
 		return fields(at.in(value), at.off, c.field)
 	})
 }
 
 func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n uint64) *Error {
+	start := c.mark
+	c.mark = at.off + at.len
 	want := protowire.BytesType
 	switch num {
 	case linkDomain:
@@ -146,6 +164,10 @@ func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n ui
 		c.campaign = at
 	case linkFallback:
 		c.fallback = at
+	case linkQuery, linkRules, linkSplits:
+		if !c.extendPlan(span{start, c.mark - start}) {
+			return invalid("", "", "has its query policy, rules and splits in several places")
+		}
 	case linkNotBefore, linkExpiresAt:
 		c.flags |= flagScheduled
 	case linkStatus:
@@ -172,8 +194,13 @@ func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n ui
 		default:
 			return invalid("rest", hintRest, "%d is no policy", n)
 		}
-	case 8, 9, 10, 14, 17, 18:
-		return c.laterField(num, at.len)
+	case linkCap:
+		c.flags |= flagCap
+	case linkSticky:
+		want = protowire.VarintType
+		c.flags |= flagSticky
+	case linkStickyParameter:
+		c.flags |= flagSticky
 	default:
 		return nil
 	}
@@ -183,19 +210,22 @@ func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n ui
 	return nil
 }
 
-// laterField refuses what this release gives no meaning. An empty query policy,
-// or one that says drop, is what this release does.
-func (c *Compiled) laterField(num protowire.Number, length uint16) *Error {
-	if num == 8 && length <= 2 {
-		return nil
+// extendPlan makes a field, with its tag, a part of the plan: they stand side by
+// side.
+func (c *Compiled) extendPlan(at span) bool {
+	if c.plan.len == 0 {
+		c.plan = span{at.off, 0}
+		c.flags |= flagPlan
 	}
-	name := (*linkv1.Link)(nil).ProtoReflect().Descriptor().Fields().ByNumber(num).Name()
-	return unimplemented(string(name), string(name)+" is")
+	if c.plan.off+c.plan.len != at.off {
+		return false
+	}
+	c.plan.len += at.len
+	return true
 }
 
 // fields calls f for every field of a message that starts at base in its
-// value: with the span of its bytes for length-delimited fields, and the
-// number for varints.
+// value: with the span of what it holds, and the number for varints.
 func fields(message []byte, base uint16, f func(protowire.Number, protowire.Type, span, uint64) *Error) *Error {
 	for pos := 0; pos < len(message); {
 		num, typ, n := protowire.ConsumeTag(message[pos:])
@@ -209,13 +239,13 @@ func fields(message []byte, base uint16, f func(protowire.Number, protowire.Type
 		case protowire.BytesType:
 			var b []byte
 			b, n = protowire.ConsumeBytes(message[pos:])
-			if n >= 0 {
-				at = span{base + uint16(pos+n-len(b)), uint16(len(b))}
-			}
+			at = span{base + uint16(pos+n-len(b)), uint16(len(b))}
 		case protowire.VarintType:
 			number, n = protowire.ConsumeVarint(message[pos:])
+			at = span{base + uint16(pos), uint16(n)}
 		default:
 			n = protowire.ConsumeFieldValue(num, typ, message[pos:])
+			at = span{base + uint16(pos), uint16(n)}
 		}
 		if n < 0 {
 			return invalid("", "", "is damaged at byte %d", int(base)+pos)
@@ -248,6 +278,12 @@ func (c *Compiled) check(value []byte) *Error {
 		c.flags |= flagPrefix
 	} else if c.flags&(flagAppend|flagDrop) != 0 {
 		return restWithoutPrefix(c.Path(value))
+	}
+	if limit, ok := c.Cap(value); ok && (limit.Clicks == 0 || limit.Period > PerDay) {
+		return invalid("cap", "", "%d clicks in period %d is no cap", limit.Clicks, limit.Period)
+	}
+	if c.HasPlan() && len(value) > MaxValue-bareTail {
+		return invalid("", "", "takes %d bytes, and at most %d are allowed", len(value), MaxValue-bareTail)
 	}
 	if !utf8.Valid(c.Campaign(value)) || !utf8.Valid(c.Affiliate(value)) {
 		return invalid("campaign", "", "is not valid UTF-8")
@@ -292,18 +328,39 @@ func isPlainPath(path []byte) bool {
 // schedule reads the times between which the link is served, in µs since 1970.
 func (c *Compiled) schedule(value []byte) (from, until int64) {
 	from, until = math.MinInt64, math.MaxInt64
-	_ = fields(value, 0, func(_ protowire.Number, _ protowire.Type, link span, _ uint64) *Error {
-		return fields(link.in(value), link.off, func(num protowire.Number, _ protowire.Type, at span, _ uint64) *Error {
-			switch num {
-			case linkNotBefore:
-				from = micros(at.in(value))
-			case linkExpiresAt:
-				until = micros(at.in(value))
+	c.fields(value, func(num protowire.Number, _ protowire.Type, at span, _ uint64) *Error {
+		switch num {
+		case linkNotBefore:
+			from = micros(at.in(value))
+		case linkExpiresAt:
+			until = micros(at.in(value))
+		}
+		return nil
+	})
+	return from, until
+}
+
+// Cap is the link's limit on clicks, and whether it has one.
+func (c *Compiled) Cap(value []byte) (limit Cap, ok bool) {
+	if c.flags&flagCap == 0 {
+		return limit, false
+	}
+	limit.Period = PerLife
+	c.fields(value, func(num protowire.Number, _ protowire.Type, at span, _ uint64) *Error {
+		if num != linkCap {
+			return nil
+		}
+		return fields(at.in(value), at.off, func(num protowire.Number, _ protowire.Type, _ span, n uint64) *Error {
+			switch {
+			case num == 1:
+				limit.Clicks = n
+			case num == 2 && n != 0:
+				limit.Period = CapPeriod(min(n, math.MaxUint8))
 			}
 			return nil
 		})
 	})
-	return from, until
+	return limit, true
 }
 
 // micros decodes a Timestamp, rounded up to µs.
@@ -329,6 +386,9 @@ type Domain struct {
 	status       int
 	cacheControl string
 	policy       Policy
+	query        *queryPolicy
+	robotsTag    string
+	robotsTxt    []byte
 }
 
 // Policy says which paths are the same on the domain's host. A nil domain: those
@@ -370,6 +430,9 @@ func CompileDomain(value []byte) (*Domain, error) {
 		status:       int(d.GetStatusCode()),
 		cacheControl: d.GetCacheControl(),
 		policy:       policyOf(d),
+		query:        policyOfQuery(d.GetQuery()),
+		robotsTag:    d.GetRobotsTag(),
+		robotsTxt:    []byte(d.GetRobotsTxt()),
 	}, nil
 }
 
@@ -378,6 +441,7 @@ type Affiliate struct {
 	ID        string
 	suspended bool
 	fallback  []byte
+	params    []affiliateParam
 }
 
 // CompileAffiliate makes the runtime form of a stored affiliate.
@@ -397,5 +461,6 @@ func CompileAffiliate(value []byte) (*Affiliate, error) {
 		ID:        a.GetId(),
 		suspended: a.GetState() == linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED,
 		fallback:  []byte(a.GetFallback()),
+		params:    affiliateParams(a.GetParameters()),
 	}, nil
 }

@@ -6,9 +6,9 @@ import (
 )
 
 // CheckDestination checks what Location may be: an absolute http or https URL
-// in ASCII, without user information, control characters, spaces and
+// in ASCII, or a template of one, without user information, control characters, spaces and
 // backslashes, with a host, at most MaxDestination bytes. Whatever passes,
-// net/url parses to the same host.
+// net/url parses to the same host, and so it does once macros are filled in.
 func CheckDestination(field, destination string) error {
 	if err := checkDestination(field, []byte(destination)); err != nil {
 		return err
@@ -40,10 +40,7 @@ func checkDestination(field string, url []byte) *Error {
 	if err != nil {
 		return err
 	}
-	authority := rest
-	if i := bytes.IndexAny(rest, "/?#"); i >= 0 {
-		authority = rest[:i]
-	}
+	authority := authorityOf(rest)
 	if err := checkAuthority(field, url, authority); err != nil {
 		return err
 	}
@@ -51,12 +48,17 @@ func checkDestination(field string, url []byte) *Error {
 		return err
 	}
 	if template {
-		return &Error{
-			Kind: Unimplemented, Field: field, Message: "templates ({name}) are not supported by this release",
-			Hint: "write a literal brace as %7B or %7D",
-		}
+		return checkTemplate(field, url, rest[len(authority):])
 	}
 	return nil
+}
+
+// authorityOf is the host, with its port, of what follows the scheme.
+func authorityOf(rest []byte) []byte {
+	if i := bytes.IndexAny(rest, "/?#"); i >= 0 {
+		return rest[:i]
+	}
+	return rest
 }
 
 func cutScheme(field string, url []byte) ([]byte, *Error) {
@@ -85,6 +87,9 @@ func checkAuthority(field string, url, authority []byte) *Error {
 	if ok && host[0] == '[' {
 		addr, err := netip.ParseAddr(string(host[1 : len(host)-1]))
 		ok = err == nil && addr.Is6()
+	}
+	if i := bytes.IndexAny(authority, "{}"); !ok && i >= 0 {
+		return invalid(field, "write the host in full: a macro may stand behind it only", "%q has a %q in its host", url, authority[i])
 	}
 	if !ok {
 		return invalid(field, "", "%q has a host or port that is none", url)

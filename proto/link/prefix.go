@@ -2,7 +2,6 @@ package link
 
 import (
 	"bytes"
-	"slices"
 	"strings"
 )
 
@@ -111,40 +110,6 @@ func checkPrefix[path string | []byte](p path) *Error {
 func (c *Compiled) rest(path []byte) []byte {
 	stem := int(c.path.len) - len("/*")
 	return path[min(stem+1, len(path)):]
-}
-
-// MaxLocation is the longest Location that a prefix link may compose, in bytes.
-const MaxLocation = 16 << 10
-
-// compose makes the Location of a link's destination and the rest of a path:
-// the rest behind the destination's path, before its query and fragment, with
-// one slash between them. Without a rest it is the destination as it is. It
-// says false if that is too long, or would lead up from the destination.
-func (d *Decision) compose(destination, rest []byte) bool {
-	rest = bytes.TrimLeft(rest, "/")
-	if len(rest) == 0 {
-		d.Location = destination
-		return true
-	}
-	size := len(destination) + 1 + escapedLen(rest)
-	if size > MaxLocation || leadsUp(rest) {
-		return false
-	}
-	end := bytes.IndexByte(destination, '#')
-	if end < 0 {
-		end = len(destination)
-	}
-	if i := bytes.IndexByte(destination[:end], '?'); i >= 0 {
-		end = i
-	}
-	b := append(slices.Grow(d.buf[:0], size), destination[:end]...)
-	if b[len(b)-1] != '/' {
-		b = append(b, '/')
-	}
-	b = appendEscaped(b, rest)
-	d.buf = append(b, destination[end:]...)
-	d.Location = d.buf
-	return true
 }
 
 // leadsUp says whether a rest has a dot segment, also as its first.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -16,6 +17,12 @@ import (
 // its field; Problems takes them apart. What a field may say in a later
 // release only is of kind Unimplemented.
 func Validate(r *linkv1.Resource) error {
+	_, err := Encode(r)
+	return err
+}
+
+// Encode validates a resource, and gives the bytes that Marshal gives.
+func Encode(r *linkv1.Resource) ([]byte, error) {
 	var p problems
 	switch k := r.GetKind().(type) {
 	case *linkv1.Resource_Link:
@@ -31,15 +38,19 @@ func Validate(r *linkv1.Resource) error {
 	if err != nil && len(p) == 0 {
 		p = append(p, err)
 	}
+	var value []byte
 	if len(p) == 0 {
-		p.stored(r)
+		value = p.stored(r)
 	}
 	for _, err := range p {
 		if e, ok := err.(*Error); ok && e.Resource == "" {
 			e.Resource = name
 		}
 	}
-	return errors.Join(p...)
+	if len(p) > 0 {
+		return nil, errors.Join(p...)
+	}
+	return value, nil
 }
 
 type problems []error
@@ -51,8 +62,9 @@ func (p *problems) add(err *Error) {
 	}
 }
 
-// stored checks the bytes as a node will: what was validated must compile.
-func (p *problems) stored(r *linkv1.Resource) {
+// stored gives the bytes, checked as a node will: what was validated must
+// compile.
+func (p *problems) stored(r *linkv1.Resource) []byte {
 	value, err := Marshal(r)
 	if err == nil && r.GetLink() != nil {
 		_, err = Compile(value)
@@ -60,23 +72,25 @@ func (p *problems) stored(r *linkv1.Resource) {
 	if err != nil {
 		*p = append(*p, err)
 	}
+	return value
 }
 
 func (p *problems) link(l *linkv1.Link) {
 	p.add(checkHost("domain", l.GetDomain()))
 	p.add(checkPath(l.GetPath()))
-	p.add(checkDestination("destination", []byte(l.GetDestination())))
+	p.destination("destination", l.GetDestination(), l)
 	if l.GetAffiliate() != "" {
 		p.add(checkIdentifier("affiliate", l.GetAffiliate()))
 	}
 	p.text("campaign", l.GetCampaign())
 	p.labels(l.GetLabels())
 	p.status(l.GetStatusCode())
-	p.query(l.GetQuery())
 	p.rest(l)
-	p.rules(l)
+	p.plan(l)
+	p.sticky(l)
+	p.cap(l)
 	if l.GetFallback() != "" {
-		p.add(checkDestination("fallback", []byte(l.GetFallback())))
+		p.destination("fallback", l.GetFallback(), l)
 	}
 	p.schedule(l.GetNotBefore(), l.GetExpiresAt())
 }
@@ -88,47 +102,6 @@ func (p *problems) rest(l *linkv1.Link) {
 		p.add(invalid("rest", hintRest, "%d is no policy", rest))
 	case !IsPrefix(l.GetPath()):
 		p.add(restWithoutPrefix(l.GetPath()))
-	}
-}
-
-// rules covers the fields that are stored for later releases: checked for
-// shape, and refused.
-func (p *problems) rules(l *linkv1.Link) {
-	for i, rule := range l.GetRules() {
-		field := fmt.Sprintf("rules[%d]", i)
-		switch {
-		case rule.GetWhen() == "":
-			p.add(invalid(field+".when", "", "is missing"))
-		case rule.GetOutcome() == nil:
-			p.add(invalid(field, "set destination, splits, fallback or not_found", "has no outcome"))
-		}
-	}
-	var names []string
-	for i, split := range l.GetSplits() {
-		field := fmt.Sprintf("splits[%d]", i)
-		switch {
-		case split.GetName() == "":
-			p.add(invalid(field+".name", "", "is missing"))
-		case slices.Contains(names, split.GetName()):
-			p.add(invalid(field+".name", "", "%q is there twice", split.GetName()))
-		case split.GetWeight() == 0:
-			p.add(invalid(field+".weight", "", "must be at least 1"))
-		}
-		names = append(names, split.GetName())
-	}
-	for _, f := range []struct {
-		set         bool
-		field, what string
-	}{
-		{len(l.GetRules()) > 0, "rules", "rules are"},
-		{len(l.GetSplits()) > 0, "splits", "splits are"},
-		{l.GetCap() != nil, "cap", "caps are"},
-		{l.GetSticky() != 0, "sticky", "splits are"},
-		{l.GetStickyParameter() != "", "sticky_parameter", "splits are"},
-	} {
-		if f.set {
-			p.add(unimplemented(f.field, f.what))
-		}
 	}
 }
 
@@ -165,15 +138,22 @@ func (p *problems) domain(d *linkv1.Domain) {
 	if s := d.GetTrailingSlash(); linkv1.TrailingSlashPolicy_name[int32(s)] == "" {
 		p.add(invalid("trailing_slash", hintPolicy, "%d is no policy", s))
 	}
-	for _, f := range []struct {
-		set         bool
-		field, what string
-	}{
-		{d.GetRobotsTxt() != "", "robots_txt", "robots.txt is"},
-		{d.GetRobotsTag() != "", "robots_tag", "X-Robots-Tag is"},
-	} {
-		if f.set {
-			p.add(unimplemented(f.field, f.what))
+	p.robots(d.GetRobotsTxt())
+	p.headerValue("robots_tag", d.GetRobotsTag())
+}
+
+// robots checks what is sent as /robots.txt.
+func (p *problems) robots(s string) {
+	switch {
+	case len(s) > MaxRobots:
+		p.add(invalid("robots_txt", "", "is %d bytes long, and at most %d are allowed", len(s), MaxRobots))
+	case !utf8.ValidString(s):
+		p.add(invalid("robots_txt", "", "is not valid UTF-8"))
+	}
+	for _, r := range s {
+		if r < ' ' && r != '\n' && r != '\r' && r != '\t' || r == 0x7f {
+			p.add(invalid("robots_txt", "", "has the control character %#02x in it", r))
+			return
 		}
 	}
 }
@@ -190,8 +170,17 @@ func (p *problems) affiliate(a *linkv1.Affiliate) {
 	if s := a.GetState(); linkv1.AffiliateState_name[int32(s)] == "" {
 		p.add(invalid("state", "ACTIVE or SUSPENDED", "%d is no state", s))
 	}
-	if len(a.GetParameters()) > 0 {
-		p.add(unimplemented("parameters", "affiliate parameters are"))
+	p.parameters(a.GetParameters())
+}
+
+func (p *problems) parameters(list []*linkv1.Parameter) {
+	if len(list) > MaxParameters {
+		p.add(invalid("parameters", "", "are %d, and at most %d are allowed", len(list), MaxParameters))
+	}
+	for i, q := range list {
+		field := fmt.Sprintf("parameters[%d]", i)
+		p.name(field+".name", q.GetName(), MaxText)
+		p.textOf(field+".value", q.GetValue(), MaxParameterValue)
 	}
 }
 
@@ -208,15 +197,6 @@ func (p *problems) status(code int32) {
 
 func isRedirect(code int) bool {
 	return code == 301 || code == 302 || code == 303 || code == 307 || code == 308
-}
-
-func (p *problems) query(q *linkv1.QueryPolicy) {
-	if q == nil {
-		return
-	}
-	if q.GetMode() > linkv1.QueryMode_QUERY_MODE_DROP || len(q.GetAllow())+len(q.GetDeny())+len(q.GetCapture()) > 0 {
-		p.add(unimplemented("query", "forwarding request parameters is"))
-	}
 }
 
 func (p *problems) labels(labels map[string]string) {
@@ -247,10 +227,12 @@ func isLabelKey(key string) bool {
 }
 
 // text checks free-form text: valid UTF-8, no control characters, not long.
-func (p *problems) text(field, s string) {
+func (p *problems) text(field, s string) { p.textOf(field, s, MaxText) }
+
+func (p *problems) textOf(field, s string, most int) {
 	switch {
-	case len(s) > MaxText:
-		p.add(invalid(field, "", "is %d bytes long, and at most %d are allowed", len(s), MaxText))
+	case len(s) > most:
+		p.add(invalid(field, "", "is %d bytes long, and at most %d are allowed", len(s), most))
 	case !utf8.ValidString(s):
 		p.add(invalid(field, "", "is not valid UTF-8"))
 	}
@@ -260,6 +242,15 @@ func (p *problems) text(field, s string) {
 			return
 		}
 	}
+}
+
+// name checks a text that there must be.
+func (p *problems) name(field, s string, most int) {
+	if strings.TrimSpace(s) == "" {
+		p.add(invalid(field, "", "is missing"))
+		return
+	}
+	p.textOf(field, s, most)
 }
 
 // headerValue checks what is sent as the value of a header.

@@ -20,13 +20,24 @@ const (
 	MaxLabelKey    = 63
 	MaxLabels      = 64    // labels of one resource
 	MaxValue       = 65535 // a serialized resource
+
+	MaxRobots         = 32 << 10 // a robots.txt
+	MaxParameters     = 32       // default parameters of an affiliate
+	MaxParameterValue = 2048
+	MaxNames          = 64  // names in a list of a query policy
+	MaxSplits         = 64  // variants of a split
+	MaxWeight         = 1e6 // of a variant
+	MaxName           = 64  // of a rule or a variant
 )
 
 // Marshal gives the bytes that are stored, distributed and hashed: without the
 // read-only fields, and always the same for the same content.
 func Marshal(r *linkv1.Resource) ([]byte, error) {
-	bare := proto.CloneOf(r)
-	SetReadOnly(bare, 0, nil)
+	bare := r
+	if hasReadOnly(r) {
+		bare = proto.CloneOf(r)
+		SetReadOnly(bare, 0, nil)
+	}
 	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(bare)
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Message: "is not valid UTF-8 somewhere", Err: err}
@@ -63,6 +74,33 @@ func SetReadOnly(r *linkv1.Resource, revision int64, record *linkv1.Record) {
 	case *linkv1.Resource_Block:
 		setReadOnly(&k.Block.Revision, &k.Block.CreateTime, &k.Block.UpdateTime, &k.Block.UpdatedBy, revision, created, updated, by)
 	}
+}
+
+// readOnly is what all kinds have for people only.
+type readOnly interface {
+	GetRevision() int64
+	GetCreateTime() *timestamppb.Timestamp
+	GetUpdateTime() *timestamppb.Timestamp
+	GetUpdatedBy() string
+}
+
+// hasReadOnly says whether a resource has a read-only field, so that it must be
+// copied before it is stored.
+func hasReadOnly(r *linkv1.Resource) bool {
+	var of readOnly
+	switch k := r.GetKind().(type) {
+	case *linkv1.Resource_Link:
+		of = k.Link
+	case *linkv1.Resource_Domain:
+		of = k.Domain
+	case *linkv1.Resource_Affiliate:
+		of = k.Affiliate
+	case *linkv1.Resource_Block:
+		of = k.Block
+	default:
+		return false
+	}
+	return of.GetRevision() != 0 || of.GetCreateTime() != nil || of.GetUpdateTime() != nil || of.GetUpdatedBy() != ""
 }
 
 func setReadOnly(rev *int64, create, update **timestamppb.Timestamp, by *string,

@@ -18,7 +18,7 @@ func main() {
 	host, _ := os.Hostname() // without one, --node must be given, and Validate says so
 	name, _, _ := strings.Cut(host, ".")
 	cfg := dataplane.Config{Build: service.Version}
-	var control, admin, proxies string
+	var control, admin, proxies, geoip string
 	os.Exit(service.Server{
 		Name:    "affnode",
 		Summary: "affnode answers redirects from memory and publishes every click to NATS JetStream.",
@@ -26,7 +26,7 @@ func main() {
 		Flags: func(fs *flag.FlagSet) {
 			fs.StringVar(&control, "control", "127.0.0.1:7070", "`addresses` of control planes, separated by commas")
 			fs.StringVar(&cfg.Listen, "listen", ":8080", "`address` for redirects")
-			fs.StringVar(&admin, "admin", ":9091", "`address` for /livez, /readyz, /metrics and /state; not for the public")
+			fs.StringVar(&admin, "admin", ":9091", "`address` for /livez, /readyz, /metrics, /state and /explain; not for the public")
 			fs.StringVar(&cfg.NATS, "nats", "nats://127.0.0.1:4222", "`URLs` of NATS servers, separated by commas")
 			fs.StringVar(&cfg.Region, "region", "local", "`name` of the region")
 			fs.StringVar(&cfg.Node, "node", name, "`name` of this node, unique in the fleet")
@@ -52,12 +52,15 @@ func main() {
 			fs.StringVar(&proxies, "trusted-proxies", "", "`CIDRs` of peers that may name the client, separated by commas")
 			fs.BoolVar(&cfg.ProxyProtocol, "proxy-protocol", false, "trusted proxies begin a connection with a PROXY header, v1 or v2")
 			fs.StringVar(&cfg.ForwardedHeader, "forwarded-header", "none", "`header` in which they name it: none, x-forwarded-for or forwarded")
+			fs.StringVar(&geoip, "geoip", "", "MaxMind database `files` (city, country, ASN), separated by commas; the first that knows wins; re-read when replaced")
+			fs.StringVar(&cfg.GeoHeaders, "geo-headers", "", "`headers` in which trusted proxies say where the client is: cloudflare, cloudfront, fastly or country=CF-IPCountry,asn=X-ASN")
+			fs.StringVar(&cfg.Bots, "bots", "", "`file` of regular expressions of user agents of bots, one per line, re-read when replaced; default: a built-in list")
 			fs.BoolVar(&cfg.ReusePort, "reuse-port", false, "take the addresses over, when ready, from a process that also says so")
 			fs.DurationVar(&cfg.Drain, "drain", 10*time.Second, "`time` to answer what is in flight at the end")
 			fs.DurationVar(&cfg.Flush, "flush", 10*time.Second, "`time` to publish what is in the spool at the end")
 		},
 		Check: func() error {
-			cfg.Control, cfg.TrustedProxies = split(control), split(proxies)
+			cfg.Control, cfg.TrustedProxies, cfg.GeoIP = split(control), split(proxies), split(geoip)
 			return cfg.Validate()
 		},
 		Run: func(ctx context.Context, log *slog.Logger) error {
@@ -77,7 +80,10 @@ func main() {
 
 // pages are what a node's admin address shows beside what every server's does.
 func pages(node *dataplane.Node) []service.Page {
-	return []service.Page{{Pattern: "GET /state", Handler: node.ServeState}}
+	return []service.Page{
+		{Pattern: "GET /state", Handler: node.ServeState},
+		{Pattern: "GET /explain", Handler: node.Explain().ServeHTTP},
+	}
 }
 
 // collectAt is the growth of the heap, in percent, at which the collector runs,

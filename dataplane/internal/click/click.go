@@ -41,6 +41,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/affleet/affleet/proto/link"
 )
 
 // Event is one answered redirect as the redirect path knows it. All slices
@@ -65,6 +67,10 @@ type Event struct {
 	Referrer   []byte     // at most MaxReferrer bytes are kept
 	Languages  []byte     // at most MaxLanguages bytes are kept
 	Host, Path []byte     // as asked for; at most MaxHost and MaxPath bytes are kept
+
+	Params  []link.Param // sub-ids and the like: as many of the first as take MaxParams bytes
+	Country string       // of the address, ISO 3166-1; at most 2 bytes
+	ASN     uint32       // of the address; 0 when unknown
 }
 
 // Longer fields from a client are cut to these many bytes. The operator's own
@@ -75,6 +81,7 @@ const (
 	MaxLanguages = 256
 	MaxHost      = 255
 	MaxPath      = 2048
+	MaxParams    = 8192 // names, values and 4 bytes for each parameter
 )
 
 // Level says what a recorded click survives.

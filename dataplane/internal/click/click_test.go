@@ -15,6 +15,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/affleet/affleet/proto/link"
 )
 
 // open opens a recorder that closes with the test.
@@ -51,7 +53,7 @@ func readAll(t testing.TB, l *Log, after uint64) []Click {
 		if !ok {
 			return all
 		}
-		for _, f := range []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address} {
+		for _, f := range []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address, &c.Country, &c.Params} {
 			*f = bytes.Clone(*f)
 		}
 		all = append(all, c)
@@ -85,6 +87,12 @@ func randomEvent(rnd *rand.Rand) Event {
 	}
 	if rnd.IntN(2) == 0 {
 		e.Path = e.LinkPath
+	}
+	if rnd.IntN(2) == 0 {
+		e.Country, e.ASN = []string{"", "DE", "long"}[rnd.IntN(3)], rnd.Uint32()
+	}
+	for range rnd.IntN(2) * rnd.IntN(65) {
+		e.Params = append(e.Params, link.Param{Name: randomBytes(rnd, 20), Value: randomBytes(rnd, 400)})
 	}
 	return e
 }
@@ -124,6 +132,20 @@ func check(t *testing.T, e *Event, c *Click, form AddressForm) {
 		if !bytes.Equal(f.got, f.want) {
 			t.Fatalf("click %d: %s is %q, want %q", c.Sequence, f.name, f.got, f.want)
 		}
+	}
+	room, rest := MaxParams, c.Params
+	for _, p := range e.Params {
+		if room -= paramHead + len(p.Name) + len(p.Value); room < 0 {
+			break
+		}
+		name, value, left, ok := NextParam(rest)
+		if !ok || !bytes.Equal(name, p.Name) || !bytes.Equal(value, p.Value) {
+			t.Fatalf("click %d: parameter is %q=%q, want %q=%q", c.Sequence, name, value, p.Name, p.Value)
+		}
+		rest = left
+	}
+	if len(rest) > 0 || c.ASN != e.ASN || string(c.Country) != e.Country[:min(len(e.Country), 2)] {
+		t.Fatalf("click %d: country %q, ASN %d, more parameters %q; want %+v", c.Sequence, c.Country, c.ASN, rest, e)
 	}
 	if c.Time != e.Time || c.Epoch != e.Epoch || c.Revision != e.Revision || c.Rule != e.Rule || c.Status != e.Status || c.Head != e.Head || c.Outcome != e.Outcome {
 		t.Fatalf("click %d is %+v, want %+v", c.Sequence, c, e)

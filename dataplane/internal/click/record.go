@@ -24,8 +24,8 @@ import (
 //	32  u64  epoch
 //	40  i64  revision
 //	48  u16  bytes of each of the fields, in the order of the constants below
-//	70  u16  bytes of what later versions append: 0
-//	72       the address, the fields, zeros up to the length
+//	70  u16  bytes of the tail: 0 when it would say nothing
+//	72       the address, the fields, the tail, zeros up to the length
 //
 // A reader that does not know the version of a record counts it as damaged.
 const (
@@ -76,6 +76,8 @@ type layout struct {
 	length  int // of the record, padded
 	address int // bytes
 	part    [fields]uint16
+	tail    int // bytes
+	params  int // that are kept
 }
 
 // plan cuts what is over-long and measures the record. It gives false when
@@ -112,7 +114,8 @@ func (l *layout) plan(e *Event) bool {
 	for _, p := range l.part {
 		n += int(p)
 	}
-	l.length = (n + 7) &^ 7
+	l.planTail(e)
+	l.length = (n + l.tail + 7) &^ 7
 	return l.length <= MaxRecord
 }
 
@@ -147,7 +150,11 @@ func (l *layout) write(b []byte, index uint32, e *Event, form AddressForm) {
 	n += copy(b[n:], e.Referrer[:l.part[fieldReferrer]])
 	n += copy(b[n:], e.Languages[:l.part[fieldLanguages]])
 	n += copy(b[n:], e.Host[:l.part[fieldHost]])
-	copy(b[n:], e.Path[:l.part[fieldPath]])
+	n += copy(b[n:], e.Path[:l.part[fieldPath]])
+	if l.tail > 0 {
+		le.PutUint16(fixed[70:], uint16(l.tail))
+		l.writeTail(b[n:n], e)
+	}
 }
 
 // writeAddress applies the privacy policy.
@@ -180,9 +187,12 @@ type Click struct {
 	Link, Affiliate, Campaign, Variant, Destination []byte
 	UserAgent, Referrer, Languages, Host            []byte
 	Path                                            []byte // empty when it is the link's own
+	Country                                         []byte
+	Params                                          []byte // see NextParam
 	Address                                         []byte // 0, 4 or 16 bytes, under the policy of its boot
 
 	Rule    uint32
+	ASN     uint32
 	Status  uint16
 	Outcome uint8
 	Head    bool
@@ -225,7 +235,11 @@ func (c *Click) read(b []byte) (index uint32, ok bool) {
 		}
 		*field, n = b[n:end], end
 	}
-	return index, true
+	end = n + int(le.Uint16(b[70:]))
+	if end > len(b) {
+		return 0, false
+	}
+	return index, c.readTail(b[n:end])
 }
 
 // verify says whether a whole record lies at pos, and how long it is.

@@ -92,7 +92,26 @@ func appendRedirect(dst []byte, h *head, d *link.Decision, date string) []byte {
 	dst = append(dst, d.Location...)
 	dst = append(dst, "\r\nCache-Control: "...)
 	dst = append(dst, d.CacheControl...)
+	if d.RobotsTag != "" {
+		dst = append(dst, "\r\nX-Robots-Tag: "...)
+		dst = append(dst, d.RobotsTag...)
+	}
 	return append(dst, h.ending()...)
+}
+
+// appendBody appends the answer that is d.Body; one to HEAD goes without it.
+func appendBody(dst []byte, h *head, d *link.Decision, date string) []byte {
+	dst = append(dst, "HTTP/1.1 200 OK\r\nDate: "...)
+	dst = append(dst, date...)
+	dst = append(dst, "\r\nContent-Type: "+pageType+"\r\nContent-Length: "...)
+	dst = strconv.AppendInt(dst, int64(len(d.Body)), 10)
+	dst = append(dst, "\r\nCache-Control: "...)
+	dst = append(dst, d.CacheControl...)
+	dst = append(dst, h.ending()...)
+	if !h.isHead {
+		dst = append(dst, d.Body...)
+	}
+	return dst
 }
 
 // page is an answer that is no redirect.

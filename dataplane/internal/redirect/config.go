@@ -11,6 +11,8 @@ import (
 
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/table"
+	"github.com/affleet/affleet/proto/link"
+	"github.com/affleet/affleet/proto/visitor"
 )
 
 // Config is a Server's. The zero values of the optional fields work.
@@ -41,8 +43,24 @@ type Config struct {
 	// The header in which a trusted proxy says for whom it asks. Default: none.
 	ForwardedHeader ForwardedHeader
 
+	// Where facts about clients come from. Default: the list of bots that comes
+	// with the program, and no places.
+	Sources *visitor.Sources
+	// The headers in which trusted proxies say where their clients are; they are
+	// looked at where ForwardedHeader is. Default: none.
+	GeoHeaders visitor.GeoHeaders
+	// Keeps the count of links with a cap. Default: there is room under every cap.
+	Caps Caps
+
 	Registerer prometheus.Registerer // optional
 	Report     func(error)           // what an operator should look at, each once. Optional
+}
+
+// Caps keeps the count of links with a cap.
+type Caps interface {
+	// Take says whether a click of the link, at a time in µs since 1970, is
+	// within its cap. It is taken off if it counts.
+	Take(domain, path []byte, limit link.Cap, unixMicro int64, counts bool) bool
 }
 
 // What MaxHead may be, in bytes.
@@ -91,6 +109,14 @@ func (c *Config) setDefaults() error {
 		return fmt.Errorf("forwarded header %d: there is none", c.ForwardedHeader)
 	case len(c.TrustedProxies) == 0 && (c.ProxyProtocol || c.ForwardedHeader != NoForwardedHeader):
 		return errors.New("a client address from a proxy: there is no trusted proxy")
+	case c.GeoHeaders != (visitor.GeoHeaders{}) && c.ForwardedHeader == NoForwardedHeader:
+		return errors.New("a client's place from a proxy: the proxy has to say who its client is")
+	}
+	if c.Sources == nil {
+		var err error
+		if c.Sources, err = visitor.Open(visitor.Config{}); err != nil {
+			return err
+		}
 	}
 	if c.Report == nil {
 		c.Report = func(error) {}

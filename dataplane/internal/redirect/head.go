@@ -4,27 +4,25 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+
+	"github.com/affleet/affleet/proto/visitor"
 )
 
 // header is a request header that somebody downstream reads.
-type header uint8
+type header = visitor.Header
 
 const (
-	userAgent header = iota
-	referrer
-	acceptLanguage
-	secPurpose
-	purpose
-	xMoz
-	secGPC
-	numHeaders
+	userAgent      = visitor.UserAgent
+	referrer       = visitor.Referrer
+	acceptLanguage = visitor.AcceptLanguage
+	secPurpose     = visitor.SecPurpose
+	purpose        = visitor.Purpose
+	xMoz           = visitor.XMoz
+	secGPC         = visitor.SecGPC
 )
 
 // headerNames is how net/http calls the headers that are kept.
-var headerNames = [numHeaders]string{
-	userAgent: "User-Agent", referrer: "Referer", acceptLanguage: "Accept-Language",
-	secPurpose: "Sec-Purpose", purpose: "Purpose", xMoz: "X-Moz", secGPC: "Sec-Gpc",
-}
+var headerNames = visitor.HeaderNames
 
 // head is a request head as the parser left it. Its slices are parts of the
 // parsed bytes.
@@ -35,10 +33,12 @@ type head struct {
 	keepAlive bool // HTTP/1.0 that asked to stay
 	https     bool // the target says so, in absolute form
 
-	host    []byte             // as it was asked for; empty only in HTTP/1.0
-	path    []byte             // of the target, still percent-encoded; starts with a slash
-	query   []byte             // without the question mark
-	headers [numHeaders][]byte // the first of each; nil when it is missing, trimmed
+	host    []byte          // as it was asked for; empty only in HTTP/1.0
+	path    []byte          // of the target, still percent-encoded; starts with a slash
+	query   []byte          // without the question mark
+	headers visitor.Headers // the first of each; nil when it is missing, trimmed
+
+	geo *geoNames // which headers say where a client is; nil: none. It stays from request to request
 
 	// From the first value of X-Forwarded-For to the end of its last, with the
 	// lines between; nil when it is missing. Likewise of Forwarded.
@@ -59,7 +59,7 @@ type seen struct {
 // be known before it is complete. It is a single strict pass: what RFC 9112
 // lets a server repair is refused here.
 func (h *head) parse(buf []byte) (int, refusal) {
-	*h = head{}
+	*h = head{geo: h.geo}
 	var s seen
 	end := nextControl(buf, 0)
 	if why := lineEnd(buf, end); why != accepted {
@@ -231,6 +231,9 @@ func (h *head) parseHeaderLine(buf []byte, at int, s *seen) (next int, why refus
 // setHeader keeps the header if anybody reads it. The first of several wins,
 // but for those that a request may be smuggled with.
 func (h *head) setHeader(name, value []byte, s *seen) refusal {
+	if h.geo != nil {
+		h.setGeo(name, value)
+	}
 	switch len(name) {
 	case 4:
 		if isName(name, "Host", "host") {
@@ -260,6 +263,9 @@ func (h *head) setHeader(name, value []byte, s *seen) refusal {
 		if isName(name, "Forwarded", "forwarded") {
 			extend(&h.forwarded, value)
 		}
+		if isName(name, "sec-ch-ua", "sec-ch-ua") {
+			h.keep(visitor.Brands, value)
+		}
 	case 10:
 		switch {
 		case isName(name, "User-Agent", "user-agent"):
@@ -284,6 +290,14 @@ func (h *head) setHeader(name, value []byte, s *seen) refusal {
 			h.keep(acceptLanguage, value)
 		case isName(name, "X-Forwarded-For", "x-forwarded-for"):
 			extend(&h.xForwardedFor, value)
+		}
+	case 16:
+		if isName(name, "sec-ch-ua-mobile", "sec-ch-ua-mobile") {
+			h.keep(visitor.Mobile, value)
+		}
+	case 18:
+		if isName(name, "sec-ch-ua-platform", "sec-ch-ua-platform") {
+			h.keep(visitor.Platform, value)
 		}
 	case 17:
 		if isName(name, "Transfer-Encoding", "transfer-encoding") {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/affleet/affleet/proto/link"
+	"github.com/affleet/affleet/proto/visitor"
 )
 
 // browser is a request as browsers send it.
@@ -35,11 +36,12 @@ func TestParserKeepsWhatIsReadLater(t *testing.T) {
 	if n != len(browser) || why != accepted {
 		t.Fatalf("got %d of %d bytes, refusal %d", n, len(browser), why)
 	}
-	for i, want := range [numHeaders]string{
+	for i, want := range [visitor.GeoCountry]string{
 		userAgent:      "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36",
 		referrer:       "https://www.example.org/articles/summer-deals",
 		acceptLanguage: "en-US,en;q=0.9,de;q=0.8",
-		secPurpose:     "prefetch", purpose: "prefetch", xMoz: "prefetch", secGPC: "1",
+		visitor.Brands: `"Chromium";v="126", "Not/A)Brand";v="8"`, visitor.Mobile: "?0", visitor.Platform: `"Windows"`,
+		secPurpose: "prefetch", purpose: "prefetch", xMoz: "prefetch", secGPC: "1",
 	} {
 		if string(h.headers[i]) != want {
 			t.Errorf("%s is %q, want %q", headerNames[i], h.headers[i], want)

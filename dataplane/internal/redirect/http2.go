@@ -127,10 +127,7 @@ func (w *work) respond(rw http.ResponseWriter) {
 	}
 	p := w.page
 	if p == nil {
-		h["Content-Length"] = []string{"0"}
-		h["Location"] = []string{string(w.decision.Location)}
-		h["Cache-Control"] = []string{w.decision.CacheControl}
-		rw.WriteHeader(w.decision.Status)
+		w.respondDecision(rw)
 		return
 	}
 	h["Content-Type"] = []string{pageType}
@@ -145,11 +142,30 @@ func (w *work) respond(rw http.ResponseWriter) {
 	}
 }
 
+// respondDecision sends the answer that was decided.
+func (w *work) respondDecision(rw http.ResponseWriter) {
+	h, d := rw.Header(), &w.decision
+	h["Content-Length"] = []string{strconv.Itoa(len(d.Body))}
+	h["Cache-Control"] = []string{d.CacheControl}
+	if d.Location == nil {
+		h["Content-Type"] = []string{pageType}
+	} else {
+		h["Location"] = []string{string(d.Location)}
+		if d.RobotsTag != "" {
+			h["X-Robots-Tag"] = []string{d.RobotsTag}
+		}
+	}
+	rw.WriteHeader(d.Status)
+	if !w.head.isHead {
+		_, _ = rw.Write(d.Body)
+	}
+}
+
 // take makes a head of a request that net/http has read. What net/http lets
 // pass and the parser refuses is refused here too, so that a link means the
 // same over every protocol.
 func (h *head) take(r *http.Request) refusal {
-	*h = head{isHead: r.Method == http.MethodHead}
+	*h = head{isHead: r.Method == http.MethodHead, geo: h.geo}
 	if !h.isHead && r.Method != http.MethodGet {
 		return badMethod
 	}
@@ -176,6 +192,7 @@ func (h *head) take(r *http.Request) refusal {
 			h.headers[i] = []byte(values[0])
 		}
 	}
+	h.takeGeo(r.Header)
 	h.xForwardedFor = asLines(xForwardedFor, r.Header)
 	h.forwarded = asLines(forwarded, r.Header)
 	return h.setTarget([]byte(r.RequestURI))

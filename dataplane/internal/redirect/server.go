@@ -12,15 +12,18 @@ import (
 
 // Server answers redirects on any number of listeners.
 type Server struct {
-	cfg    Config
-	trust  trust
-	clock  *clock
-	works  sync.Pool // of *work
-	limits limits
-	conns  connCounts
-	certs  atomic.Pointer[Certs] // of ServeTLS
-	counts [countBlocks]counts
-	block  atomic.Uint32 // the next work's block of counts
+	cfg   Config
+	trust trust
+	geo   *geoNames
+	// Whether clicks have a country: there are databases, or proxies that say.
+	knowsPlaces bool
+	clock       *clock
+	works       sync.Pool // of *work
+	limits      limits
+	conns       connCounts
+	certs       atomic.Pointer[Certs] // of ServeTLS
+	counts      [countBlocks]counts
+	block       atomic.Uint32 // the next work's block of counts
 }
 
 const countBlocks = 32
@@ -32,6 +35,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, clock: newClock()}
 	s.trust = trust{proxies: cfg.TrustedProxies, header: cfg.ForwardedHeader}
+	s.geo = newGeoNames(cfg.GeoHeaders)
+	s.knowsPlaces = s.geo != nil || cfg.Sources.HasGeo()
 	s.works.New = s.newWork
 	s.limits = limits{max: cfg.MaxConns, maxPerAddr: cfg.MaxConnsPerAddr, byAddr: map[netip.Prefix]int{}}
 	if cfg.Registerer != nil {

@@ -15,7 +15,9 @@ const (
 	countNotFound    = numOutcomes
 	countGone        = countNotFound + 1
 	countUnavailable = countGone + 1
-	countRefused     = countUnavailable + 1 // and a refusal
+	countRobots      = countUnavailable + 1
+	countRuleErrors  = countRobots + 1     // not requests: rules
+	countRefused     = countRuleErrors + 1 // and a refusal
 	numCounts        = countRefused + int(numRefusals)
 )
 
@@ -43,8 +45,11 @@ type Stats struct {
 	NotFound    uint64            // answered with 404
 	Gone        uint64            // answered with 410
 	Unavailable uint64            // answered with 503, for want of a table
+	Robots      uint64            // answered with a domain's robots.txt
 	Refused     uint64            // heads answered with an error, and the connection closed
 	Refusals    map[string]uint64 // Refused by reason
+
+	RuleErrors uint64 // rules that failed and were passed over
 
 	Open          int    // connections now
 	Accepted      uint64 // connections that were served
@@ -68,7 +73,7 @@ type Stats struct {
 
 // Requests is the number of all answers.
 func (s *Stats) Requests() uint64 {
-	return s.Redirects + s.NotFound + s.Gone + s.Unavailable + s.Refused
+	return s.Redirects + s.NotFound + s.Gone + s.Unavailable + s.Robots + s.Refused
 }
 
 // Stats sums up the counters. It may miss what happens meanwhile.
@@ -81,7 +86,7 @@ func (s *Server) Stats() Stats {
 	}
 	c := &s.conns
 	st := Stats{
-		NotFound: n[countNotFound], Gone: n[countGone], Unavailable: n[countUnavailable],
+		NotFound: n[countNotFound], Gone: n[countGone], Unavailable: n[countUnavailable], Robots: n[countRobots], RuleErrors: n[countRuleErrors],
 		Outcomes: map[string]uint64{}, Refusals: map[string]uint64{},
 		Open:     s.limits.open(),
 		Accepted: c.accepted.Load(), OverLimit: c.overLimit.Load(), OverAddrLimit: c.overAddrLimit.Load(),
@@ -110,9 +115,11 @@ func (s *Server) Stats() Stats {
 
 var (
 	requestsDesc = prometheus.NewDesc("aff_redirect_requests_total",
-		"Requests answered, by outcome: those of redirects, not_found_page, gone_page, unavailable.", []string{"outcome"}, nil)
+		"Requests answered, by outcome: those of redirects, not_found_page, gone_page, robots_txt, unavailable.", []string{"outcome"}, nil)
 	refusedDesc = prometheus.NewDesc("aff_redirect_refused_total",
 		"Request heads answered with an error and a closed connection, by reason.", []string{"reason"}, nil)
+	ruleErrorsDesc = prometheus.NewDesc("aff_redirect_rule_errors_total",
+		"Rules that failed for a request and were passed over.", nil, nil)
 	openDesc = prometheus.NewDesc("aff_redirect_connections",
 		"Connections now.", nil, nil)
 	acceptedDesc = prometheus.NewDesc("aff_redirect_connections_accepted_total",
@@ -133,7 +140,7 @@ var (
 type collector struct{ s *Server }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
 		ch <- d
 	}
 }
@@ -149,6 +156,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(requestsDesc, st.NotFound, "not_found_page")
 	count(requestsDesc, st.Gone, "gone_page")
 	count(requestsDesc, st.Unavailable, "unavailable")
+	count(requestsDesc, st.Robots, "robots_txt")
+	count(ruleErrorsDesc, st.RuleErrors)
 	for reason, v := range st.Refusals {
 		count(refusedDesc, v, reason)
 	}

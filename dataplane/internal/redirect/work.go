@@ -1,9 +1,13 @@
 package redirect
 
 import (
+	"math/rand/v2"
+	"net/netip"
+
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	"github.com/affleet/affleet/proto/link"
+	"github.com/affleet/affleet/proto/visitor"
 )
 
 // work is what answering needs. A connection borrows one when it has input and
@@ -23,8 +27,11 @@ type work struct {
 	head     head
 	match    link.Match
 	request  link.Request
+	visitor  visitor.Visitor
+	caps     capTaker
 	decision link.Decision
-	page     *page // the answer; nil when it is the redirect that was decided
+	params   []link.Param // of the click
+	page     *page        // the answer; nil when it is the redirect that was decided
 	event    click.Event
 	counts   *counts
 }
@@ -36,13 +43,15 @@ const (
 )
 
 func (s *Server) newWork() any {
-	return &work{
+	w := &work{
 		in:     make([]byte, s.cfg.MaxHead),
 		out:    make([]byte, 0, firstOut),
 		host:   make([]byte, 0, link.MaxHost+1),
 		path:   make([]byte, 0, 512),
 		counts: s.nextCounts(),
 	}
+	w.head.geo = s.geo
+	return w
 }
 
 // begin reads the clock and takes the current table, for all the heads of one
@@ -57,7 +66,10 @@ func (w *work) begin(s *Server) {
 func (w *work) forget() {
 	w.table, w.match, w.event = nil, link.Match{}, click.Event{}
 	w.decision.Reset()
-	w.head = head{}
+	w.head = head{geo: w.head.geo}
+	w.request, w.caps = link.Request{}, capTaker{}
+	w.visitor.Reset(nil, netip.Addr{}, nil)
+	clear(w.params)
 }
 
 // answer answers the head w.head of a connection into w.out.
@@ -74,15 +86,18 @@ func (w *work) answer(c *conn) refusal {
 
 // write appends the answer to w.out.
 func (w *work) write() {
-	if w.page == nil {
+	switch {
+	case w.page != nil:
+		w.out = w.page.append(w.out, &w.head, w.date)
+	case w.decision.Location == nil:
+		w.out = appendBody(w.out, &w.head, &w.decision, w.date)
+	default:
 		w.out = appendRedirect(w.out, &w.head, &w.decision, w.date)
-		return
 	}
-	w.out = w.page.append(w.out, &w.head, w.date)
 }
 
-// decide finds the answer to the head w.head: w.page, or when that is nil the
-// redirect w.decision, which it has recorded then. It is the one meaning of a
+// decide finds the answer to the head w.head: w.page, or when that is nil
+// w.decision, which it has recorded then if it is a redirect. It is the one meaning of a
 // request, whatever it came by; c only says by whom.
 func (w *work) decide(c *conn) refusal {
 	h := &w.head
@@ -97,20 +112,64 @@ func (w *work) decide(c *conn) refusal {
 		w.show(countUnavailable, &unavailablePage)
 		return accepted
 	}
-	w.request = link.Request{Host: w.host, Path: w.path, Query: h.query, UnixMicro: w.wall}
+	w.ask(c)
 	w.table.Lookup(w.host, w.path, &w.match)
 	d := &w.decision
 	link.Resolve(&w.match, &w.request, d)
+	if d.RuleErrors > 0 {
+		w.counts.n[countRuleErrors].Add(uint64(d.RuleErrors))
+	}
 	switch {
 	case d.Location != nil:
 		w.page = nil
 		w.record(c)
+	case d.Body != nil:
+		w.page = nil
+		w.counts.add(countRobots)
 	case d.Status == 410:
 		w.show(countGone, &gonePage)
 	default:
 		w.show(countNotFound, &notFoundPage)
 	}
 	return accepted
+}
+
+// ask sets up the question to be resolved: what is asked, and who asks.
+func (w *work) ask(c *conn) {
+	h, s := &w.head, c.srv
+	addr := c.addr
+	if c.believed {
+		addr = s.trust.client(addr, h)
+	} else if h.geo != nil {
+		h.forgetGeo()
+	}
+	w.visitor.Reset(s.cfg.Sources, addr, &h.headers)
+	w.request = link.Request{
+		Host: w.host, Path: w.path, Query: h.query, UnixMicro: w.wall,
+		Address: addr, UserAgent: h.headers[userAgent], Random: rand.Uint64(),
+		Visitor: &w.visitor,
+	}
+	if s.cfg.Caps != nil {
+		w.caps = capTaker{caps: s.cfg.Caps, visitor: &w.visitor, unixMicro: w.wall, isHead: h.isHead}
+		w.request.Caps = &w.caps
+	}
+}
+
+// clickIDName is under what the id that a click was given is recorded.
+var clickIDName = []byte("click_id")
+
+// capTaker takes one request's share of a cap: a link.Caps.
+type capTaker struct {
+	caps      Caps
+	visitor   *visitor.Visitor
+	unixMicro int64
+	isHead    bool
+}
+
+// Take says whether there is room. Only what may be a person's click takes some.
+func (t *capTaker) Take(m *link.Match, limit link.Cap) bool {
+	counts := !t.isHead && !t.visitor.IsPreview() && !t.visitor.Agent().Bot
+	return t.caps.Take(m.Link.Domain(m.Value), m.Link.Path(m.Value), limit, t.unixMicro, counts)
 }
 
 // show makes a page the answer.
@@ -123,10 +182,6 @@ func (w *work) show(count int, p *page) {
 func (w *work) record(c *conn) {
 	h, d, e := &w.head, &w.decision, &w.event
 	v := w.table.Version()
-	addr := c.addr
-	if c.believed {
-		addr = c.srv.trust.client(addr, h)
-	}
 	*e = click.Event{
 		Time:     w.wall,
 		Epoch:    v.Epoch,
@@ -144,12 +199,22 @@ func (w *work) record(c *conn) {
 		Head:        h.isHead,
 		Outcome:     uint8(d.Outcome),
 
-		Address:   addr,
+		Address:   w.request.Address,
 		UserAgent: h.headers[userAgent],
 		Referrer:  h.headers[referrer],
 		Languages: h.headers[acceptLanguage],
 		Host:      h.host,
 		Path:      h.path,
+
+		Params: d.Params,
+	}
+	if id := w.visitor.ClickID(); id != nil {
+		w.params = append(append(w.params[:0], link.Param{Name: clickIDName, Value: id}), d.Params...)
+		e.Params = w.params
+	}
+	if c.srv.knowsPlaces {
+		place := w.visitor.Place()
+		e.Country, e.ASN = place.Country, place.ASN
 	}
 	c.srv.cfg.Clicks.Record(e)
 	w.counts.add(int(d.Outcome))

@@ -25,6 +25,8 @@ type Builder struct {
 	each    int  // links expected per shard of a full build; 0 in an edit
 	bytes   int  // of all links that were put, for the mean
 	puts    int
+
+	underWay plansUnderWay
 }
 
 // NewBuilder begins a table from nothing. The hint is the number of entries to

@@ -18,6 +18,11 @@ type pending struct {
 	size     int          // what was appended to the arena; 0 if there was nothing to do
 	grown    int          // bytes of keys and values that there are more
 	added    bool         // there was no link with this key
+	plan     *link.Plan   // of its own, nil if it has none or the builder has it
+	bare     []byte       // what is stored in place of the value, once hold has been called; nil: the value
+	holds    uint64       // the key of its plan
+	was      uint64       // the key of the plan of the link that it replaced
+	replaced bool         // there was a link with a plan
 	worker   uint8        // which goroutine inserts it
 	isLink   bool         // the entry is a link
 	err      error        // why it is left out
@@ -26,10 +31,17 @@ type pending struct {
 var errSameHash = errors.New("too many links have the same hash")
 
 // prepare compiles a link and checks that it is the one with this id.
-func (p *pending) prepare(id, value []byte) error {
+func (b *Builder) prepare(p *pending, id, value []byte) error {
 	var err error
 	if p.compiled, err = link.Compile(value); err != nil {
 		return err
+	}
+	if p.compiled.HasPlan() {
+		if _, known := b.findPlan(p.compiled.Plan(value)); known == nil {
+			if p.plan, err = b.underWay.compile(p.compiled.Plan(value)); err != nil {
+				return err
+			}
+		}
 	}
 	domain, path := p.compiled.Domain(value), p.compiled.Path(value)
 	if n := len(domain); len(id) != n+len(path) || string(id[:n]) != string(domain) || string(id[n:]) != string(path) {
@@ -43,6 +55,33 @@ func (p *pending) prepare(id, value []byte) error {
 
 var linksPrefix = link.Links.Prefix()
 
+// hold makes a prepared link refer to its plan, if it has one.
+func (b *Builder) hold(p *pending, value []byte) {
+	if p.compiled.HasPlan() {
+		p.holds = b.holdPlan(p.compiled.Plan(value), p.plan)
+		p.bare = p.compiled.AppendBare(nil, value, p.holds)
+	}
+}
+
+// release gives back the plans that are not referred to after an insertion: of
+// the link that was replaced, or the link's own if it was left out.
+func (b *Builder) release(p *pending) {
+	if p.bare != nil && p.size == 0 {
+		b.releasePlan(p.holds)
+	}
+	if p.replaced {
+		b.releasePlan(p.was)
+	}
+}
+
+// stored is what stands in the arena for a link that was put with a value.
+func (p *pending) stored(value []byte) []byte {
+	if p.bare != nil {
+		return p.bare
+	}
+	return value
+}
+
 // hashLink is link.HashEntry of a link by its id.
 func hashLink(id, value []byte) link.SetHash {
 	var buf [512]byte
@@ -52,6 +91,8 @@ func hashLink(id, value []byte) link.SetHash {
 // insert puts a prepared link into its shard. It touches only that, its places
 // in the list of shards, and p.
 func (b *Builder) insert(p *pending, id, value []byte) error {
+	whole := value
+	value = p.stored(value)
 	domain, path := p.compiled.Domain(value), p.compiled.Path(value)
 	var was link.Compiled
 	s := b.shard(p.at)
@@ -62,6 +103,7 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 	}
 	p.size = entryHead + len(value)
 	if s.live()+p.size > arenaLimit {
+		p.size = 0
 		return errSameHash
 	}
 	s = b.own(p.at)
@@ -70,11 +112,15 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 		slot, old = s.find(p.at, domain, path, &was)
 	}
 	if old != nil {
-		p.sum = p.sum.Sub(hashLink(id, old))
-		p.grown = len(value) - len(old)
+		before := b.whole(&was, old)
+		p.sum = p.sum.Sub(hashLink(id, before))
+		p.grown = len(whole) - len(before)
+		if p.replaced = was.IsBare(); p.replaced {
+			p.was = was.PlanKey(old)
+		}
 		s.dead += entryHead + len(old)
 	} else {
-		p.grown = len(linksPrefix) + len(id) + len(value)
+		p.grown = len(linksPrefix) + len(id) + len(whole)
 		s.n++
 	}
 	p.added = old == nil
@@ -85,6 +131,8 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 // accountLink adds an inserted link to the sums of the whole, and splits the
 // shards that have become too large.
 func (b *Builder) accountLink(p *pending, value []byte) {
+	value = p.stored(value)
+	b.release(p)
 	domain := p.compiled.Domain(value)
 	if p.size == 0 {
 		return
@@ -104,10 +152,14 @@ func (b *Builder) accountLink(p *pending, value []byte) {
 
 func (b *Builder) putLink(id, value []byte) error {
 	var p pending
-	if err := p.prepare(id, value); err != nil {
+	err := b.prepare(&p, id, value)
+	b.underWay.forget()
+	if err != nil {
 		return err
 	}
+	b.hold(&p, value)
 	if err := b.insert(&p, id, value); err != nil {
+		b.release(&p)
 		return err
 	}
 	b.accountLink(&p, value)
@@ -127,9 +179,13 @@ func (b *Builder) deleteLink(id []byte) bool {
 	if old == nil {
 		return false
 	}
-	b.hash = b.hash.Sub(hashLink(id, old))
-	b.size -= len(linksPrefix) + len(id) + len(old)
+	whole := b.whole(&c, old)
+	b.hash = b.hash.Sub(hashLink(id, whole))
+	b.size -= len(linksPrefix) + len(id) + len(whole)
 	b.links--
+	if c.IsBare() {
+		defer b.releasePlan(c.PlanKey(old))
+	}
 	s := b.own(h)
 	s.free(slot)
 	s.n--

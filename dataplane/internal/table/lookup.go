@@ -46,6 +46,9 @@ func (t *Table) Lookup(host, path []byte, m *link.Match) {
 			return
 		}
 	}
+	if m.Link.IsBare() {
+		m.Plan = c.plan(&m.Link, m.Value)
+	}
 	if id := m.Link.Affiliate(m.Value); len(id) > 0 {
 		if a := c.affiliates.get(nameHash(id), id); a != nil {
 			m.Affiliate = a.v.compiled

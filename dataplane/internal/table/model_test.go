@@ -48,6 +48,19 @@ func aLink(tb testing.TB, domain, path, destination, affiliate string) (key, val
 	}}})
 }
 
+// withPlan makes a link that shares what it says about rules, splits and query
+// with the others of the same number.
+func withPlan(i int, l *linkv1.Link) *linkv1.Resource {
+	l.Rules = []*linkv1.Rule{{When: fmt.Sprintf(`country == "D%c"`, 'A'+i), Outcome: &linkv1.Rule_Destination{Destination: "https://rule.example/"}}}
+	if i%2 == 0 {
+		l.Splits = []*linkv1.Split{{Name: "a", Weight: 70, Destination: "https://a.example/"}, {Name: "b", Weight: 30, Destination: "https://b.example/"}}
+	}
+	if i%3 == 0 {
+		l.Query = &linkv1.QueryPolicy{Mode: linkv1.QueryMode_QUERY_MODE_KEEP}
+	}
+	return &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: l}}
+}
+
 func aDomain(tb testing.TB, host, notFound string) (key, value string) {
 	return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{Host: host, NotFound: notFound}}})
 }
@@ -81,6 +94,10 @@ func random(tb testing.TB, r *rand.Rand, paths int) (key, value string) {
 	switch n := r.IntN(100); {
 	case n < 20:
 		return aLink(tb, host, foldedPaths[r.IntN(len(foldedPaths))], to, "")
+	case n < 45:
+		return marshal(tb, withPlan(r.IntN(6), &linkv1.Link{
+			Domain: host, Path: fmt.Sprintf("/p/%d", r.IntN(paths)), Destination: to, Fallback: to, Affiliate: []string{"", "aff_1"}[r.IntN(2)],
+		}))
 	case n < 85:
 		return aLink(tb, host, fmt.Sprintf("/p/%d", r.IntN(paths)), to, []string{"", "aff_1", "aff_2", "nobody"}[r.IntN(4)])
 	case n < 90:
@@ -223,8 +240,12 @@ func (m model) checkLookup(tb testing.TB, t *Table, f folded, host, path string)
 	var got link.Match
 	t.Lookup([]byte(host), []byte(path), &got)
 	value, domain := m.lookup(f, host, path)
-	if string(got.Value) != value || (got.Value == nil) != (value == "") {
-		tb.Fatalf("Lookup(%q, %q) finds %q, want %q", host, path, got.Value, value)
+	whole := got.Value
+	if got.Value != nil {
+		whole = t.contents.whole(&got.Link, got.Value)
+	}
+	if string(whole) != value || (got.Value == nil) != (value == "") {
+		tb.Fatalf("Lookup(%q, %q) finds %q, want %q", host, path, whole, value)
 	}
 	if (got.Domain == nil) != (domain == "") || got.Domain != nil && got.Domain.Host != domain {
 		tb.Fatalf("Lookup(%q, %q) finds domain %+v, want %q", host, path, got.Domain, domain)
@@ -235,7 +256,18 @@ func (m model) checkLookup(tb testing.TB, t *Table, f folded, host, path string)
 		}
 		return
 	}
-	if want, err := link.Compile([]byte(value)); err != nil || got.Link != want {
+	want, err := link.Compile([]byte(value))
+	var plan uint64
+	if want.HasPlan() {
+		plan, _ = t.contents.findPlan(want.Plan([]byte(value)))
+		if got.Plan == nil || string(got.Plan.Bytes()) != string(want.Plan([]byte(value))) {
+			tb.Fatalf("Lookup(%q, %q) gives another plan", host, path)
+		}
+		want.AppendBare(nil, []byte(value), plan)
+	} else if got.Plan != nil {
+		tb.Fatalf("Lookup(%q, %q) gives a plan", host, path)
+	}
+	if err != nil || string(got.Link.Append(nil)) != string(want.Append(nil)) {
 		tb.Fatalf("Lookup(%q, %q) gives another compiled form: %v", host, path, err)
 	}
 	id := string(got.Link.Affiliate(got.Value))
@@ -254,6 +286,7 @@ func checkShape(tb testing.TB, t *Table) {
 	hosts := map[string]int{}
 	depths := map[string]*depthCounts{}
 	links := 0
+	plans := map[uint64]int{}
 	for i := 0; i < len(c.shards); {
 		s, span := c.shards[i], 1<<(c.bits-c.shards[i].depth)
 		for _, same := range c.shards[i : i+span] {
@@ -269,6 +302,9 @@ func checkShape(tb testing.TB, t *Table) {
 				tb.Fatalf("link %s%s is not where it should be", l.Domain(value), l.Path(value))
 			}
 			hosts[string(l.Domain(value))]++
+			if l.IsBare() {
+				plans[l.PlanKey(value)]++
+			}
 			if path := l.Path(value); link.IsPrefix(path) {
 				p := depths[string(l.Domain(value))]
 				if p == nil {
@@ -292,6 +328,15 @@ func checkShape(tb testing.TB, t *Table) {
 	if links != c.links {
 		tb.Fatalf("%d links, says %d", links, c.links)
 	}
+	if len(plans) != c.plans.n {
+		tb.Fatalf("%d plans, and links have %d", c.plans.n, len(plans))
+	}
+	c.plans.each(func(it *item[plan]) bool {
+		if it.v.links != plans[it.hash] || it.v.compiled == nil {
+			tb.Fatalf("plan %x has %d links, says %d", it.hash, plans[it.hash], it.v.links)
+		}
+		return true
+	})
 	items := 0
 	c.hosts.each(func(it *item[host]) bool {
 		items++

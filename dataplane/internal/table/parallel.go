@@ -62,12 +62,19 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 			if p.isLink = kind == link.Links; !p.isLink {
 				continue
 			}
-			if p.err = p.prepare(id, value); p.err == nil {
+			if p.err = b.prepare(p, id, value); p.err == nil {
 				p.worker = uint8(b.firstPlace(b.shard(p.at), p.at) * workers >> b.bits)
 			}
 		}
 	})
 	b.unshare()
+	for i := range block {
+		if p := &block[i]; p.isLink && p.err == nil {
+			_, value := entry(first + i)
+			b.hold(p, value)
+		}
+	}
+	b.underWay.forget()
 	inParallel(workers, func(w int) {
 		for i := range block {
 			if p := &block[i]; p.isLink && int(p.worker) == w && p.err == nil {
@@ -85,6 +92,8 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 			p.err = b.put(key, value)
 		case p.err == nil:
 			b.accountLink(p, value)
+		default:
+			b.release(p)
 		}
 		if p.err != nil {
 			left = append(left, leftOut{first + i, putError(key, p.err)})

@@ -38,6 +38,7 @@ type contents struct {
 	hash       link.SetHash
 	hosts      registry[host]      // by host, with "*": what has links or a domain
 	affiliates registry[affiliate] // by id
+	plans      registry[plan]      // by key: what links have in common
 	others     registry[[]byte]    // by name: the values of what is not compiled
 	held       registry[[]byte]    // by name: the values of what cannot be served
 	domains    int
@@ -139,7 +140,7 @@ func (t *Table) All() iter.Seq2[[]byte, []byte] {
 			s := c.shards[i]
 			ok = s.each(func(_, _ uint32, l *link.Compiled, value []byte) bool {
 				key = appendLinkName(key[:0], l, value)
-				return yield(key, value)
+				return yield(key, c.whole(l, value))
 			})
 			i += 1 << (c.bits - s.depth)
 		}

@@ -2,7 +2,6 @@ package table
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -80,33 +79,34 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 	linkKey, linkValue := aLink(t, "a.example", "/new", "https://shop.example/", "")
 	_, domainValue := aDomain(t, "c.example", "")
 	_, affiliateValue := anAffiliate(t, "aff_9", "")
-	_, capped := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1},
+	_, badRule := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+		Domain: "a.example", Path: "/new", Destination: "https://shop.example/",
+		Rules: []*linkv1.Rule{{When: "contry == 'DE'", Outcome: &linkv1.Rule_Destination{Destination: "https://shop.example/"}}},
 	}}})
 	for name, c := range map[string]struct{ key, value string }{
-		"empty key":               {"", linkValue},
-		"no kind":                 {"/new", linkValue},
-		"no id":                   {"policies/", linkValue},
-		"kind alone":              {"links", linkValue},
-		"key of another link":     {"links/a.example/old", linkValue},
-		"key cut short":           {linkKey[:len(linkKey)-1], linkValue},
-		"key too long":            {linkKey + "x", linkValue},
-		"key of another kind":     {"domains/a.example", linkValue},
-		"link for an affiliate":   {"affiliates/a.example", linkValue},
-		"domain for a link":       {linkKey, domainValue},
-		"another domain":          {"domains/d.example", domainValue},
-		"another affiliate":       {"affiliates/aff_8", affiliateValue},
-		"affiliate for a block":   {"blocks/aff_9", affiliateValue},
-		"block without id":        {"blocks/", affiliateValue},
-		"empty value":             {linkKey, ""},
-		"torn value":              {linkKey, linkValue[:len(linkValue)-3]},
-		"noise":                   {linkKey, "\xff\xfe\xfd"},
-		"noise for a domain":      {"domains/c.example", "\xff\xfe\xfd"},
-		"noise for an affiliate":  {"affiliates/aff_9", "\xff\xfe\xfd"},
-		"noise for a block":       {"blocks/b", "\xff\xfe\xfd"},
-		"meaning of a later time": {linkKey, capped},
-		"too long":                {"policies/y", strings.Repeat("x", link.MaxValue+1)},
-		"opaque key too long":     {"policies/" + strings.Repeat("y", maxOpaqueKey), "x"},
+		"empty key":              {"", linkValue},
+		"no kind":                {"/new", linkValue},
+		"no id":                  {"policies/", linkValue},
+		"kind alone":             {"links", linkValue},
+		"key of another link":    {"links/a.example/old", linkValue},
+		"key cut short":          {linkKey[:len(linkKey)-1], linkValue},
+		"key too long":           {linkKey + "x", linkValue},
+		"key of another kind":    {"domains/a.example", linkValue},
+		"link for an affiliate":  {"affiliates/a.example", linkValue},
+		"domain for a link":      {linkKey, domainValue},
+		"another domain":         {"domains/d.example", domainValue},
+		"another affiliate":      {"affiliates/aff_8", affiliateValue},
+		"affiliate for a block":  {"blocks/aff_9", affiliateValue},
+		"block without id":       {"blocks/", affiliateValue},
+		"empty value":            {linkKey, ""},
+		"torn value":             {linkKey, linkValue[:len(linkValue)-3]},
+		"noise":                  {linkKey, "\xff\xfe\xfd"},
+		"noise for a domain":     {"domains/c.example", "\xff\xfe\xfd"},
+		"noise for an affiliate": {"affiliates/aff_9", "\xff\xfe\xfd"},
+		"noise for a block":      {"blocks/b", "\xff\xfe\xfd"},
+		"rule of unknown names":  {linkKey, badRule},
+		"too long":               {"policies/y", strings.Repeat("x", link.MaxValue+1)},
+		"opaque key too long":    {"policies/" + strings.Repeat("y", maxOpaqueKey), "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			table, m := small(t)
@@ -121,16 +121,6 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 			m.check(t, b.Build(Version{}))
 			m.check(t, table)
 		})
-	}
-}
-
-func TestPutSaysThatAMeaningIsMissing(t *testing.T) {
-	key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-		Domain: "a.example", Path: "/new", Destination: "https://shop.example/", Cap: &linkv1.Cap{Clicks: 1},
-	}}})
-	err := NewBuilder(0).Put([]byte(key), []byte(value))
-	if e, ok := errors.AsType[*link.Error](err); !ok || e.Kind != link.Unimplemented {
-		t.Fatalf("error is %v", err)
 	}
 }
 
@@ -492,6 +482,77 @@ func TestReadersSeeWholeVersionsWhileAWriterEdits(t *testing.T) {
 		live.Store(b.Build(Version{1, rev}))
 	}
 	wg.Wait()
+}
+
+// TestALinkThatSharesItsRulesTakesLittleMoreThanAPlainOne: three rules and a
+// split are kept once, whatever the number of links.
+func TestALinkThatSharesItsRulesTakesLittleMoreThanAPlainOne(t *testing.T) {
+	const n = 50_000
+	size := func(rules bool) (bytes int) {
+		b := NewBuilder(n)
+		for i := range n {
+			l := &linkv1.Link{Domain: "go.example.com", Path: fmt.Sprintf("/go/%016d", i), Destination: fmt.Sprintf("https://store.example.com/p/%016d", i), Affiliate: "aff_0001"}
+			r := &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: l}}
+			if rules {
+				withPlan(0, l)
+				withPlan(i%8, l)
+			}
+			key, value := marshal(t, r)
+			if err := b.Put([]byte(key), []byte(value)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		table := b.Build(Version{})
+		for i := 0; i < len(table.contents.shards); {
+			s := table.contents.shards[i]
+			bytes += cap(s.arena) + 4*cap(s.index)
+			i += 1 << (table.contents.bits - s.depth)
+		}
+		if want := map[bool]int{true: 8}[rules]; table.contents.plans.n != want {
+			t.Errorf("%d plans, want %d", table.contents.plans.n, want)
+		}
+		return bytes
+	}
+	plain, ruled := size(false), size(true)
+	t.Logf("%.1f and %.1f bytes per link", float64(plain)/n, float64(ruled)/n)
+	if float64(ruled) > 1.3*float64(plain) {
+		t.Errorf("%d bytes with rules, %d without", ruled, plain)
+	}
+}
+
+func TestPlansWithOneHashAreToldApart(t *testing.T) {
+	// Another plan stands where the hash of the first one points.
+	b := NewBuilder(0)
+	_, one := marshal(t, withPlan(0, &linkv1.Link{Domain: "a.example", Path: "/1", Destination: "https://shop.example/"}))
+	_, two := marshal(t, withPlan(1, &linkv1.Link{Domain: "a.example", Path: "/2", Destination: "https://shop.example/"}))
+	plan := func(value string) *link.Plan {
+		c, err := link.Compile([]byte(value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := link.NewPlan(c.Plan([]byte(value)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first, second := plan(one), plan(two)
+	key := nameHash(first.Bytes())
+	name := nameOfPlan(key)
+	it := b.plans.edit(b.id, key, name[:])
+	it.v.compiled, it.v.links = second, 1
+
+	if got := b.holdPlan(first.Bytes(), first); got != key+1 {
+		t.Fatalf("key %x, want the one behind %x", got, key)
+	}
+	b.releasePlan(key) // the other one goes, and the first is found all the same
+	if got, p := b.findPlan(first.Bytes()); got != key+1 || p != first {
+		t.Fatalf("key %x, plan %p", got, p)
+	}
+	b.releasePlan(key + 1)
+	if _, p := b.findPlan(first.Bytes()); p != nil {
+		t.Error("the plan is still there")
+	}
 }
 
 func TestLinkTakesAtMost145Bytes(t *testing.T) {

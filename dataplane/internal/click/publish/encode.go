@@ -35,6 +35,7 @@ type encoder struct {
 	generation uint32
 	table      [slots]slot
 	strings    []text
+	params     []byte // of the click that is added: their indices
 }
 
 type slot struct{ generation, index uint32 }
@@ -102,7 +103,12 @@ func (e *encoder) add(c *click.Click) bool {
 	affiliate, campaign, variant := e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant)
 	destination, agent := e.index(c.Destination), e.index(c.UserAgent)
 	referrer, languages := e.index(c.Referrer), e.index(c.Languages)
-	host, path := e.index(c.Host), e.index(c.Path)
+	host, path, country := e.index(c.Host), e.index(c.Path), e.index(c.Country)
+	e.params = e.params[:0]
+	for name, value, rest, ok := click.NextParam(c.Params); ok; name, value, rest, ok = click.NextParam(rest) {
+		e.params = binary.AppendUvarint(e.params, uint64(e.index(name)))
+		e.params = binary.AppendUvarint(e.params, uint64(e.index(value)))
+	}
 
 	var scratch [clickBytes]byte
 	b := scratch[:0]
@@ -127,13 +133,17 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendVarint(b, 13<<3, uint64(agent))
 	b = appendVarint(b, 14<<3, uint64(referrer))
 	b = appendVarint(b, 15<<3, uint64(languages))
-	if host != 0 {
-		b = binary.AppendUvarint(append(b, 16<<3&0x7f|0x80, 16<<3>>7), uint64(host))
+	b = appendHigh(b, 16<<3, uint64(host))
+	b = appendHigh(b, 17<<3, uint64(path))
+	b = appendHigh(b, 20<<3, uint64(country))
+	b = appendHigh(b, 21<<3, uint64(c.ASN))
+	if len(e.params) == 0 {
+		e.buf = appendBytes(e.buf, tagClick, b)
+		return true
 	}
-	if path != 0 {
-		b = binary.AppendUvarint(append(b, 17<<3&0x7f|0x80, 17<<3>>7), uint64(path))
-	}
-	e.buf = appendBytes(e.buf, tagClick, b)
+	b = appendHigh(b, 18<<3|wireBytes, uint64(len(e.params)))
+	e.buf = binary.AppendUvarint(append(e.buf, tagClick), uint64(len(b)+len(e.params)))
+	e.buf = append(append(e.buf, b...), e.params...)
 	return true
 }
 
@@ -141,7 +151,8 @@ func (e *encoder) add(c *click.Click) bool {
 func size(c *click.Click) int {
 	const heads = 10 * 4
 	return heads + len(c.Link) + len(c.Affiliate) + len(c.Campaign) + len(c.Variant) + len(c.Destination) +
-		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path)
+		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path) + len(c.Country) +
+		4*len(c.Params) // each takes at least 4 bytes there, and two heads and two indices here
 }
 
 // index gives the place of a string in the batch, where it is written unless
@@ -196,6 +207,15 @@ func appendVarint(b []byte, tag byte, v uint64) []byte {
 		return b
 	}
 	return binary.AppendUvarint(append(b, tag), v)
+}
+
+// appendHigh is appendVarint for the tag of a field from 16 on, which takes two
+// bytes.
+func appendHigh(b []byte, tag uint16, v uint64) []byte {
+	if v == 0 {
+		return b
+	}
+	return binary.AppendUvarint(append(b, byte(tag)|0x80, byte(tag>>7)), v)
 }
 
 func appendBytes(b []byte, tag byte, v []byte) []byte {

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -32,6 +33,15 @@ func randomClick(rnd *rand.Rand, sequence uint64) click.Click {
 		Link: text(8), Affiliate: text(4), Campaign: text(4), Variant: text(2), Destination: text(300), UserAgent: text(1024),
 		Referrer: text(2048), Languages: text(256), Host: text(255), Path: text(2048), Address: text(1),
 		Rule: rnd.Uint32(), Status: uint16(rnd.Uint32()), Outcome: uint8(rnd.IntN(10)), Head: rnd.IntN(2) == 0,
+	}
+	if rnd.IntN(2) == 0 {
+		c.Country, c.ASN = text(2), rnd.Uint32()
+		for range rnd.IntN(70) {
+			name, value := text(6), text(100)
+			c.Params = binary.LittleEndian.AppendUint16(c.Params, uint16(len(name)))
+			c.Params = binary.LittleEndian.AppendUint16(c.Params, uint16(len(value)))
+			c.Params = append(append(c.Params, name...), value...)
+		}
 	}
 	if rnd.IntN(4) == 0 {
 		c.Time, c.Revision, c.Rule, c.Status = math.MaxInt64, math.MinInt64, math.MaxUint32, math.MaxUint16
@@ -100,6 +110,21 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 			text("languages", got.Languages, want.Languages)
 			text("host", got.Host, want.Host)
 			text("path", got.Path, want.Path)
+			text("country", got.Country, want.Country)
+			left := want.Params
+			for j := 0; j < len(got.Parameters); j += 2 {
+				name, value, rest, ok := click.NextParam(left)
+				if !ok || !bytes.Equal(b.Strings[got.Parameters[j]], name) || !bytes.Equal(b.Strings[got.Parameters[j+1]], value) {
+					t.Fatalf("parameter %d is %q=%q, want %q=%q", j/2, b.Strings[got.Parameters[j]], b.Strings[got.Parameters[j+1]], name, value)
+				}
+				if p := public.Clicks[i].Parameters[j/2]; p.Name != string(name) || p.Value != string(value) {
+					t.Fatalf("parameter %d is %+v, want %q=%q", j/2, p, name, value)
+				}
+				left = rest
+			}
+			if len(left) > 0 || got.Asn != want.ASN {
+				t.Fatalf("ASN %d, want %d; parameters are missing: %q", got.Asn, want.ASN, left)
+			}
 			status := got.Status
 			if status == 0 {
 				status = 302

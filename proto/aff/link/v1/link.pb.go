@@ -141,7 +141,8 @@ const (
 	StickyKey_STICKY_KEY_UNSPECIFIED StickyKey = 0
 	// Client address and user agent.
 	StickyKey_STICKY_KEY_CLIENT StickyKey = 1
-	// A parameter of the request, named by sticky_parameter.
+	// A parameter of the request, named by sticky_parameter; for a request without
+	// it, client address and user agent.
 	StickyKey_STICKY_KEY_QUERY StickyKey = 2
 	// Nothing: each request is drawn anew.
 	StickyKey_STICKY_KEY_NONE StickyKey = 3
@@ -200,7 +201,8 @@ const (
 	QueryMode_QUERY_MODE_DROP QueryMode = 1
 	// They are forwarded, and the destination's own win.
 	QueryMode_QUERY_MODE_KEEP QueryMode = 2
-	// They are forwarded, and the request's win.
+	// They are forwarded, and the request's win: those of the destination and of
+	// the affiliate with the same names are left out.
 	QueryMode_QUERY_MODE_OVERRIDE QueryMode = 3
 	// They are forwarded behind the destination's own.
 	QueryMode_QUERY_MODE_APPEND QueryMode = 4
@@ -317,7 +319,8 @@ const (
 	// It is appended to the destination's path, before its query and fragment,
 	// with one slash between them and percent-encoded where a URL needs it.
 	// Without a rest the destination stays as it is. Where the URL would be longer
-	// than 16 KiB, it is as if there were no link.
+	// than 16 KiB, it is as if there were no link. A destination with the macro
+	// {rest} has it there instead.
 	RestPolicy_REST_POLICY_APPEND RestPolicy = 1
 	// It is dropped: the destination stays as it is.
 	RestPolicy_REST_POLICY_DROP RestPolicy = 2
@@ -660,8 +663,32 @@ type Link struct {
 	// "*" anywhere else is a byte like any other. Required. At most 8192 bytes.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Absolute http or https URL without user information, control characters
-	// or backslashes. Braces make it a template: "{sub1}". Required. At most
-	// 8192 bytes.
+	// or backslashes. Required. At most 8192 bytes.
+	//
+	// Behind its host it may have macros: {name} is filled in with a value, which
+	// is percent-encoded as one component of a URL; {name:raw} with the bytes as
+	// they came, but for those that would begin another part or parameter, which
+	// are encoded still; {name|default} with a default, written as in a query,
+	// where the value is empty. The names, in any case:
+	//
+	//	click_id                     the id of the click
+	//	external_id, sub1 .. sub10   the request's parameter of this name
+	//	query.NAME                   any parameter of the request; NAME as written
+	//	affiliate, campaign          the link's own
+	//	link                         its domain and path
+	//	variant                      the variant of the split that was chosen
+	//	domain, path                 the host and the path that were asked for
+	//	rest                         what a prefix link's path goes on with
+	//	country, region, city        where the client's address is
+	//	device, os, browser          what its user agent says
+	//	language                     its first language, without region: "de"
+	//	referrer_domain              the host of the page that it comes from
+	//	ts, ts_ms                    the time, in s or ms since 1970
+	//	rand                         a random number of up to 20 digits
+	//
+	// Where a value would make a segment "." or ".." of the path, or the URL
+	// longer than 16 KiB, it is as if there were no link. A parameter is looked
+	// for among the first 64 of the request.
 	Destination string `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
 	// Id of the affiliate that earns; it must exist. Empty for none.
 	Affiliate string `protobuf:"bytes,4,opt,name=affiliate,proto3" json:"affiliate,omitempty"`
@@ -673,23 +700,28 @@ type Link struct {
 	// 301, 302, 303, 307 or 308. Default: the domain's, and else 302.
 	StatusCode int32 `protobuf:"varint,7,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`
 	// What happens to the request's own parameters. Default: the domain's, and
-	// else drop.
+	// else drop. With any policy, sub1 to sub10, external_id, gclid, fbclid,
+	// ttclid, msclkid, wbraid and gbraid are recorded with the click, byte for
+	// byte.
 	Query *QueryPolicy `protobuf:"bytes,8,opt,name=query,proto3" json:"query,omitempty"`
 	// Decided in order, the first that matches wins; none: the splits, and else
-	// the destination.
+	// the destination. At most 64.
 	Rules []*Rule `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
-	// Weighted variants in place of the destination.
+	// Weighted variants in place of the destination. At most 64.
 	Splits []*Split `protobuf:"bytes,10,rep,name=splits,proto3" json:"splits,omitempty"`
 	// Where a request goes while the link is disabled, outside its schedule,
-	// over its cap or its affiliate is suspended. Default: while the affiliate is
-	// suspended its fallback; else 410 Gone once the link has expired, and as if
-	// there were no link otherwise.
+	// over its cap or its affiliate is suspended, or when a rule says so. It may
+	// have macros, and gets no parameters of the affiliate or the request.
+	// Required with a cap. Default: while the affiliate is suspended its fallback;
+	// else 410 Gone once the link has expired, and as if there were no link
+	// otherwise.
 	Fallback string `protobuf:"bytes,11,opt,name=fallback,proto3" json:"fallback,omitempty"`
 	// The link is served from this moment on. Default: always.
 	NotBefore *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// The link is served until just before this moment. Default: for ever.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// At most this many clicks. Default: no limit.
+	// At most this many clicks go to a destination; the others go to the fallback.
+	// Default: no limit.
 	Cap *Cap `protobuf:"bytes,14,opt,name=cap,proto3" json:"cap,omitempty"`
 	// The link is kept, and not served.
 	Disabled bool `protobuf:"varint,15,opt,name=disabled,proto3" json:"disabled,omitempty"`
@@ -698,8 +730,12 @@ type Link struct {
 	Rest RestPolicy `protobuf:"varint,16,opt,name=rest,proto3,enum=aff.link.v1.RestPolicy" json:"rest,omitempty"`
 	// What a split is sticky by. Default: client address and user agent.
 	Sticky StickyKey `protobuf:"varint,17,opt,name=sticky,proto3,enum=aff.link.v1.StickyKey" json:"sticky,omitempty"`
-	// The name of the parameter when sticky is STICKY_KEY_QUERY.
+	// The name of the parameter when sticky is STICKY_KEY_QUERY. At most 256
+	// bytes.
 	StickyParameter string `protobuf:"bytes,18,opt,name=sticky_parameter,json=stickyParameter,proto3" json:"sticky_parameter,omitempty"`
+	// Whether the destinations may be on the link's own domain, where a mistake
+	// is an endless loop. Nodes do not look at it. Default: they may not.
+	AllowLoop bool `protobuf:"varint,19,opt,name=allow_loop,json=allowLoop,proto3" json:"allow_loop,omitempty"`
 	// Read-only: the etcd revision of the last write; also the etag's source.
 	Revision int64 `protobuf:"varint,100,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Read-only.
@@ -868,6 +904,13 @@ func (x *Link) GetStickyParameter() string {
 	return ""
 }
 
+func (x *Link) GetAllowLoop() bool {
+	if x != nil {
+		return x.AllowLoop
+	}
+	return false
+}
+
 func (x *Link) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
@@ -901,7 +944,7 @@ type Domain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Lower-case host without port; "*" is the default for every other host.
 	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	// Where a request without a link goes. Default: 404.
+	// Where a request without a link goes. It may have macros. Default: 404.
 	NotFound string `protobuf:"bytes,2,opt,name=not_found,json=notFound,proto3" json:"not_found,omitempty"`
 	// Whether paths match in any case, for requests to the host, also where a
 	// link of "*" answers them. Links keep their paths as they are written; of
@@ -914,15 +957,18 @@ type Domain struct {
 	TrailingSlash TrailingSlashPolicy `protobuf:"varint,4,opt,name=trailing_slash,json=trailingSlash,proto3,enum=aff.link.v1.TrailingSlashPolicy" json:"trailing_slash,omitempty"`
 	// For links without a status code. Default: 302.
 	StatusCode int32 `protobuf:"varint,5,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`
-	// The Cache-Control of every redirect. Default: "no-store".
+	// The Cache-Control of every redirect that is the same for everybody: those of
+	// links with rules, splits, a cap or macros have "no-store" always. Default:
+	// "no-store", with which each click arrives, also behind a 301 or 308.
 	CacheControl string `protobuf:"bytes,6,opt,name=cache_control,json=cacheControl,proto3" json:"cache_control,omitempty"`
-	// The body of /robots.txt. Default: /robots.txt is a path like any other.
+	// The body of /robots.txt, which no link answers then. At most 32 KiB. Default:
+	// /robots.txt is a path like any other.
 	RobotsTxt string `protobuf:"bytes,7,opt,name=robots_txt,json=robotsTxt,proto3" json:"robots_txt,omitempty"`
-	// The X-Robots-Tag of every redirect. Default: none.
+	// The X-Robots-Tag of every redirect. At most 256 bytes. Default: none.
 	RobotsTag string `protobuf:"bytes,8,opt,name=robots_tag,json=robotsTag,proto3" json:"robots_tag,omitempty"`
 	// For links without a query policy. Default: drop.
 	Query *QueryPolicy `protobuf:"bytes,9,opt,name=query,proto3" json:"query,omitempty"`
-	// Where "/" goes when no link says. Default: as not_found.
+	// Where "/" goes when no link says. It may have macros. Default: as not_found.
 	Root string `protobuf:"bytes,10,opt,name=root,proto3" json:"root,omitempty"`
 	// Free-form, as a link's.
 	Labels map[string]string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -1081,9 +1127,11 @@ type Affiliate struct {
 	// Default: active.
 	State AffiliateState `protobuf:"varint,2,opt,name=state,proto3,enum=aff.link.v1.AffiliateState" json:"state,omitempty"`
 	// Parameters that are added to the destination of each of its links, in
-	// order, unless the destination has them.
+	// order, unless the destination has them, or the request does and the query
+	// policy is override. At most 32.
 	Parameters []*Parameter `protobuf:"bytes,3,rep,name=parameters,proto3" json:"parameters,omitempty"`
-	// Where its links go while it is suspended. Default: as a link's.
+	// Where its links go while it is suspended. It may have macros. Default: as a
+	// link's.
 	Fallback string `protobuf:"bytes,4,opt,name=fallback,proto3" json:"fallback,omitempty"`
 	// For people. At most 256 bytes.
 	DisplayName string `protobuf:"bytes,5,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
@@ -1381,7 +1429,25 @@ func (*Block_Affiliate) isBlock_Match() {}
 // Rule sends the requests that match it somewhere else.
 type Rule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A CEL expression that gives a bool. Required.
+	// A CEL expression (https://cel.dev) that gives a bool. Required. At most 2048
+	// bytes. It may use CEL's standard functions and macros, those for networks
+	// (cidr("10.0.0.0/8").containsIP(ip)), and
+	//
+	//	country, region, city, device, os, browser   strings, empty if not known
+	//	asn               int: the autonomous system, 0 if not known
+	//	language          string: the first language, without region: "de"
+	//	languages         list: what the client accepts, best first: "de-at"; at most 16
+	//	referrer_domain   string
+	//	query             map: the first 64 parameters, decoded; of equal ones the first
+	//	host, path        strings: what was asked for
+	//	ip                string: the client's address
+	//	bot               bool: whether it is a known bot
+	//	labels            map: the link's
+	//	now               timestamp
+	//
+	// What the rules of a link may cost at worst is estimated when it is written:
+	// together at most 50,000 units of CEL. A rule that fails for a request, such
+	// as query["a"] of one without a, is counted and passed over.
 	When string `protobuf:"bytes,1,opt,name=when,proto3" json:"when,omitempty"`
 	// Where the request goes. Required.
 	//
@@ -1392,7 +1458,8 @@ type Rule struct {
 	//	*Rule_Fallback
 	//	*Rule_NotFound
 	Outcome isRule_Outcome `protobuf_oneof:"outcome"`
-	// Recorded with each click that it decided. At most 64 bytes.
+	// For people. Clicks have the number of the rule that decided them. At most 64
+	// bytes.
 	Name          string `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1520,7 +1587,7 @@ func (*Rule_NotFound) isRule_Outcome() {}
 // SplitSet is the outcome of a rule that splits.
 type SplitSet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At least one.
+	// At least one, at most 64.
 	Splits        []*Split `protobuf:"bytes,1,rep,name=splits,proto3" json:"splits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1566,9 +1633,10 @@ func (x *SplitSet) GetSplits() []*Split {
 // Split is one weighted variant.
 type Split struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Recorded with each click. 1 to 64 bytes, unique in its link.
+	// Recorded with each click. 1 to 64 bytes, unique in its split.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Its share is weight over the sum of weights. At least 1.
+	// Its share is weight over the sum of weights. When it changes, only visitors
+	// who come to this variant or go from it get another. 1 to 1,000,000.
 	Weight uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
 	// As a link's.
 	Destination   string `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
@@ -1627,16 +1695,20 @@ func (x *Split) GetDestination() string {
 	return ""
 }
 
-// QueryPolicy says what happens to the parameters of a request.
+// QueryPolicy says what happens to the parameters of a request. What is
+// forwarded keeps its order, its duplicates and its bytes, but for bytes that no
+// URL may have, which are encoded. A name in a list is plain text, and stands for
+// every way of encoding it; at most 64 names of 256 bytes in each list.
 type QueryPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default: drop.
+	// Default: the domain's, and else drop.
 	Mode QueryMode `protobuf:"varint,1,opt,name=mode,proto3,enum=aff.link.v1.QueryMode" json:"mode,omitempty"`
 	// When not empty, only these parameters are forwarded.
 	Allow []string `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
 	// These parameters are not forwarded.
 	Deny []string `protobuf:"bytes,3,rep,name=deny,proto3" json:"deny,omitempty"`
-	// These parameters are recorded with the click and not forwarded.
+	// These parameters are recorded with the click and not forwarded. At most 64
+	// parameters of a request are recorded.
 	Capture       []string `protobuf:"bytes,4,rep,name=capture,proto3" json:"capture,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1899,7 +1971,7 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\x06domain\x18\x02 \x01(\v2\x13.aff.link.v1.DomainH\x00R\x06domain\x126\n" +
 	"\taffiliate\x18\x03 \x01(\v2\x16.aff.link.v1.AffiliateH\x00R\taffiliate\x12*\n" +
 	"\x05block\x18\x04 \x01(\v2\x12.aff.link.v1.BlockH\x00R\x05blockB\x06\n" +
-	"\x04kind\"\xb5\a\n" +
+	"\x04kind\"\xd4\a\n" +
 	"\x04Link\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12 \n" +
@@ -1922,7 +1994,9 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\bdisabled\x18\x0f \x01(\bR\bdisabled\x12+\n" +
 	"\x04rest\x18\x10 \x01(\x0e2\x17.aff.link.v1.RestPolicyR\x04rest\x12.\n" +
 	"\x06sticky\x18\x11 \x01(\x0e2\x16.aff.link.v1.StickyKeyR\x06sticky\x12)\n" +
-	"\x10sticky_parameter\x18\x12 \x01(\tR\x0fstickyParameter\x12\x1a\n" +
+	"\x10sticky_parameter\x18\x12 \x01(\tR\x0fstickyParameter\x12\x1d\n" +
+	"\n" +
+	"allow_loop\x18\x13 \x01(\bR\tallowLoop\x12\x1a\n" +
 	"\brevision\x18d \x01(\x03R\brevision\x12;\n" +
 	"\vcreate_time\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +

@@ -1,0 +1,330 @@
+// Package caps keeps the clicks of links that have a cap within it, over all
+// nodes, without a redirect that waits: a node has an account for each such link
+// and period, from which a click takes, and one goroutine leases more from the
+// control plane ahead of need.
+//
+// # How exact it is
+//
+// Leases are never over-granted: what all nodes have leased is within the cap.
+// Two things make the number of clicks differ from it:
+//
+//   - An account that is new in a period may send some clicks on before the
+//     first lease answers: a 200th of the cap, at least 1 and at most 32. They
+//     count, but where the cap was used up already they are beyond it. So a cap
+//     is exceeded by at most that many clicks for each node, and only by nodes
+//     that had not seen the link in the period.
+//   - What a node holds and does not use is missing elsewhere. An account that
+//     nobody takes from for two seconds gives back all but as many clicks as
+//     above, and a node that ends gives back all. What a node held that was
+//     killed is lost until the period is over; it holds about as many clicks as
+//     it sends on in a second, and never more than a quarter of what was left.
+//
+// Without a control plane the node uses up what it has; then the link is as if
+// its cap were reached.
+//
+// # When not to use it
+//
+// Clicks that one must not lose or repeat are counted from the click stream,
+// which says for each whether it was sent on. A cap is a valve.
+//
+// # Concurrency
+//
+// Take may be called from any number of goroutines; it takes no lock, but once
+// for each account to open it. Run is called once.
+package caps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// Config says who leases, and from whom.
+type Config struct {
+	Targets []string          // control planes, "host:port" each. At least one
+	Node    string            // required
+	Dial    []grpc.DialOption // transport credentials included. Required
+
+	Log        *slog.Logger          // default: slog.Default()
+	Registerer prometheus.Registerer // default: none
+}
+
+// Leases are a node's accounts.
+type Leases struct {
+	cfg   Config
+	index atomic.Pointer[index]
+	mu    sync.Mutex // of opening and closing accounts
+	due   chan *account
+
+	conn   *grpc.ClientConn // of Run
+	target int              // of Run: which one conn is to
+	failed time.Time        // of Run: when a call failed last
+	told   time.Time        // of Run: when the log was told that nothing can be leased
+
+	leased, returned, errors, refused atomic.Uint64
+}
+
+const (
+	maxClaims   = 256
+	maxAccounts = 1 << 20
+	callTimeout = 2 * time.Second
+	gatherFor   = 2 * time.Millisecond // so that links that come up together are leased together
+	sweepEvery  = time.Second
+	idleSweeps  = 2                // without a click, and an account gives back
+	keepAfter   = 10 * time.Second // a failed call, and nothing is given back
+	tellEvery   = time.Minute
+)
+
+// New checks the configuration. Nothing is connected before Run.
+func New(cfg Config) (*Leases, error) {
+	switch {
+	case len(cfg.Targets) == 0:
+		return nil, errors.New("caps: no control plane to lease from")
+	case cfg.Node == "":
+		return nil, errors.New("caps: the node has no name")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	l := &Leases{cfg: cfg, due: make(chan *account, 4096)}
+	l.index.Store(newIndex(1 << 8))
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(collector{l}); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// Take says whether a click of a link, at a time in µs since 1970, is within
+// the link's cap, and takes it off if it counts.
+func (l *Leases) Take(domain, path []byte, limit link.Cap, unixMicro int64, counts bool) bool {
+	k := key{period: limit.Period, number: numberOf(limit.Period, unixMicro)}
+	k.hash = hashOf(domain, path, &k)
+	a := l.index.Load().find(&k, domain, path)
+	if a == nil {
+		if a = l.open(k, domain, path, limit.Clicks); a == nil {
+			l.refused.Add(1)
+			return false
+		}
+	}
+	for {
+		n := a.left.Load()
+		switch {
+		case n <= 0:
+			l.ask(a, unixMicro)
+			l.refused.Add(1)
+			return false
+		case !counts:
+			return true
+		case a.left.CompareAndSwap(n, n-1):
+			if n-1 <= a.low.Load() {
+				l.ask(a, unixMicro)
+			}
+			return true
+		}
+	}
+}
+
+// ask makes an account due, unless it is or has asked in vain a moment ago.
+func (l *Leases) ask(a *account, unixMicro int64) {
+	if unixMicro < a.retry.Load() || !a.queued.CompareAndSwap(false, true) {
+		return
+	}
+	select {
+	case l.due <- a:
+	default: // the next click asks again
+		a.queued.Store(false)
+	}
+}
+
+// Run leases until ctx ends, and then gives back what is left. It waits for an
+// account that is due, the time to look at all accounts, or the end.
+func (l *Leases) Run(ctx context.Context) error {
+	defer func() {
+		if l.conn != nil {
+			_ = l.conn.Close()
+		}
+	}()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	failures := 0
+	for {
+		select {
+		case a := <-l.due:
+			if l.lease(ctx, l.gather(a)) {
+				failures = 0
+				continue
+			}
+			failures++
+			select { // accounts wait as well: they have what they have
+			case <-time.After(min(50*time.Millisecond<<min(failures, 10), time.Second)):
+			case <-ctx.Done():
+			}
+		case <-sweep.C:
+			l.sweep(ctx, time.Now())
+		case <-ctx.Done():
+			end, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer done()
+			l.giveBack(end, func(a *account) int64 { return a.left.Load() })
+			return nil
+		}
+	}
+}
+
+// gather takes the accounts that are due, after a moment.
+func (l *Leases) gather(first *account) []*claim {
+	time.Sleep(gatherFor)
+	claims := []*claim{first.claim(time.Now())}
+	for len(claims) < maxClaims {
+		select {
+		case a := <-l.due:
+			claims = append(claims, a.claim(time.Now()))
+		default:
+			return claims
+		}
+	}
+	return claims
+}
+
+// sweep forgets the accounts of periods that are over, makes those due that owe
+// something, and those give back that nobody takes from; not while control
+// planes are away, because what cannot be given back is lost.
+func (l *Leases) sweep(ctx context.Context, now time.Time) {
+	l.forget(now)
+	for a := range l.index.Load().all() {
+		if a.owes(a.used()) > 0 {
+			l.ask(a, now.UnixMicro())
+		}
+	}
+	if now.Sub(l.failed) > keepAfter {
+		l.giveBack(ctx, func(a *account) int64 {
+			if !a.idle() {
+				return 0
+			}
+			return a.left.Load() - a.ahead
+		})
+	}
+}
+
+// giveBack gives back of each account what surplus says.
+func (l *Leases) giveBack(ctx context.Context, surplus func(*account) int64) {
+	var claims []*claim
+	for a := range l.index.Load().all() {
+		if !a.queued.CompareAndSwap(false, true) {
+			continue // it is due in any case
+		}
+		c := a.giveBack(surplus(a))
+		if c == nil {
+			a.queued.Store(false)
+			continue
+		}
+		if claims = append(claims, c); len(claims) == maxClaims {
+			l.lease(ctx, claims)
+			claims = nil
+		}
+	}
+	if len(claims) > 0 {
+		l.lease(ctx, claims)
+	}
+}
+
+// lease brings claims to a control plane, and says whether it answered. A lease
+// whose answer is lost is lost: it is never used twice.
+func (l *Leases) lease(ctx context.Context, claims []*claim) bool {
+	grants, err := l.call(ctx, claims)
+	if err == nil && len(grants) != len(claims) {
+		err = fmt.Errorf("%d answers to %d claims", len(grants), len(claims))
+	}
+	now := time.Now()
+	for i, c := range claims {
+		if err != nil {
+			c.fail(now)
+			continue
+		}
+		l.leased.Add(c.apply(grants[i].GetGranted(), now))
+		l.returned.Add(uint64(c.returned))
+	}
+	if err == nil {
+		l.told = time.Time{}
+		return true
+	}
+	l.errors.Add(1)
+	l.failed = now
+	l.next()
+	if ctx.Err() == nil && now.Sub(l.told) > tellEvery {
+		l.told = now
+		l.cfg.Log.Warn("clicks of links with a cap cannot be leased", "links", len(claims), "reason", err)
+	}
+	return false
+}
+
+func (l *Leases) call(ctx context.Context, claims []*claim) ([]*feedv1.CapGrant, error) {
+	if l.conn == nil {
+		conn, err := grpc.NewClient(l.cfg.Targets[l.target%len(l.cfg.Targets)], l.cfg.Dial...)
+		if err != nil {
+			return nil, fmt.Errorf("dial: %w", err)
+		}
+		l.conn = conn
+	}
+	req := &feedv1.LeaseRequest{Node: l.cfg.Node}
+	for _, c := range claims {
+		req.Claims = append(req.Claims, c.message())
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := feedv1.NewCapServiceClient(l.conn).Lease(ctx, req)
+	return resp.GetGrants(), err
+}
+
+// next goes to another control plane.
+func (l *Leases) next() {
+	if l.conn != nil {
+		_ = l.conn.Close()
+		l.conn = nil
+	}
+	l.target++
+}
+
+var (
+	accountsDesc = prometheus.NewDesc("aff_caps_accounts", "Links with a cap, and their periods, that this node has an account for.", nil, nil)
+	leasedDesc   = prometheus.NewDesc("aff_caps_leased_clicks_total", "Clicks that were leased for links with a cap.", nil, nil)
+	returnedDesc = prometheus.NewDesc("aff_caps_returned_clicks_total", "Clicks that were leased and given back.", nil, nil)
+	errorsDesc   = prometheus.NewDesc("aff_caps_lease_errors_total", "Calls to the control plane that failed.", nil, nil)
+	refusedDesc  = prometheus.NewDesc("aff_caps_refused_total", "Requests that a cap had no room for.", nil, nil)
+)
+
+// collector reports to Prometheus.
+type collector struct{ l *Leases }
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{accountsDesc, leasedDesc, returnedDesc, errorsDesc, refusedDesc} {
+		ch <- d
+	}
+}
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.MustNewConstMetric(accountsDesc, prometheus.GaugeValue, float64(c.l.index.Load().n.Load()))
+	for d, v := range map[*prometheus.Desc]*atomic.Uint64{leasedDesc: &c.l.leased, returnedDesc: &c.l.returned, errorsDesc: &c.l.errors, refusedDesc: &c.l.refused} {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v.Load()))
+	}
+}
+
+// Room says whether Take would let a click through, as far as the node knows. It
+// takes nothing and leases nothing.
+func (l *Leases) Room(domain, path []byte, limit link.Cap, unixMicro int64) bool {
+	k := key{period: limit.Period, number: numberOf(limit.Period, unixMicro)}
+	k.hash = hashOf(domain, path, &k)
+	a := l.index.Load().find(&k, domain, path)
+	return a == nil || a.left.Load() > 0
+}

@@ -349,8 +349,9 @@ func TestPanicEndsItsConnectionOnly(t *testing.T) {
 	n := serveOn(t, listener, time.Second)
 	good := newClient(t, listener.dial())
 	here, there := net.Pipe()
+	bad := newClient(t, here)
 	listener.conns <- panicking{there}
-	newClient(t, here).expectEnd()
+	bad.expectEnd()
 	good.send(getA)
 	good.expect(302)
 	if st := n.Stats(); st.Panics != 1 || st.Open != 1 {

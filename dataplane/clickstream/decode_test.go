@@ -1,24 +1,18 @@
 package clickstream
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/affleet/affleet/dataplane/internal/natstest"
 	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
@@ -63,7 +57,7 @@ func TestDecodeReadsEveryField(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Batch{
-		Node: "node-1", Region: "eu", Boot: 0xab, First: 41,
+		Node: "node-1", Region: "eu", Boot: 0xab, First: 41, Count: 2,
 		Ledger: Ledger{Answered: 50, Recorded: 42, Final: true, Dropped: map[string]uint64{"spool_full": 7, "reason_99": 1}},
 		Clicks: []Click{
 			{
@@ -198,262 +192,6 @@ func TestSubjectsOfAnyNamesAreOneTokenEach(t *testing.T) {
 		if got := Subject(names[0], names[1]); got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
-	}
-}
-
-func batch(first uint64, n int) *Batch {
-	return &Batch{Node: "n", Boot: 1, First: first, Clicks: make([]Click, n)}
-}
-
-func TestMarksKnowWhatIsNewWhateverTheOrder(t *testing.T) {
-	m := NewMarks()
-	steps := []struct {
-		first  uint64
-		n      int
-		news   []Range
-		opened *Range
-		filled []Range
-	}{
-		{1, 10, []Range{{1, 10}}, nil, nil},
-		{1, 10, nil, nil, nil},
-		{5, 10, []Range{{11, 14}}, nil, nil},
-		{20, 5, []Range{{20, 24}}, &Range{15, 19}, nil},
-		{16, 2, []Range{{16, 17}}, nil, []Range{{16, 17}}},
-		{14, 12, []Range{{15, 15}, {18, 19}, {25, 25}}, nil, []Range{{15, 15}, {18, 19}}},
-		{30, 0, nil, &Range{26, 29}, nil},
-		{26, 4, []Range{{26, 29}}, nil, []Range{{26, 29}}},
-	}
-	for i, s := range steps {
-		b := batch(s.first, s.n)
-		if got := m.news(b); !slices.Equal(got, s.news) {
-			t.Fatalf("step %d: news %v, want %v", i, got, s.news)
-		}
-		opened, filled := m.handled(b)
-		if !cmp.Equal(opened, s.opened) || !slices.Equal(filled, s.filled) {
-			t.Fatalf("step %d: opened %v, filled %v", i, opened, filled)
-		}
-		m = NewMarks(m.All()...) // a consumer may stop at any time
-	}
-	if got := m.All(); len(got) != 1 || got[0].High != 29 || len(got[0].Missing) != 0 {
-		t.Fatalf("%+v", got)
-	}
-}
-
-func TestMarksAgreeWithASetUnderRandomBatches(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(7, 7))
-	for range 200 {
-		var m Marks
-		seen := map[uint64]bool{}
-		for range 60 {
-			b := batch(uint64(1+rnd.IntN(100)), rnd.IntN(12))
-			fresh := map[uint64]bool{}
-			for _, r := range m.news(b) {
-				for s := r.From; s <= r.To; s++ {
-					fresh[s] = true
-				}
-			}
-			for i := range b.Clicks {
-				if s := b.First + uint64(i); fresh[s] == seen[s] {
-					t.Fatalf("sequence %d: new %t, seen %t; %+v", s, fresh[s], seen[s], m.All())
-				} else {
-					seen[s] = true
-				}
-			}
-			m.handled(b)
-		}
-	}
-}
-
-// stream makes the stream and gives a function that publishes to it.
-func stream(t testing.TB, js jetstream.JetStream) func(subject string, data []byte) {
-	t.Helper()
-	if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{Name: StreamName, Subjects: []string{Subjects}}); err != nil {
-		t.Fatal(err)
-	}
-	return func(subject string, data []byte) {
-		t.Helper()
-		if _, err := js.Publish(context.Background(), subject, data); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
-
-func TestConsumeDeliversEachClickOnceAndReportsGaps(t *testing.T) {
-	js := natstest.Start(t).JetStream()
-	publish := stream(t, js)
-	subject := Subject("eu", "n")
-	publish(subject, message(t, "n", 1, 1, 5))
-	publish(subject, message(t, "n", 1, 1, 5)) // twice
-	publish(subject, message(t, "n", 1, 4, 4)) // overlaps
-	publish(subject, []byte("none of ours"))
-	publish(subject, message(t, "n", 1, 10, 2)) // 8 and 9 are missing
-	publish(subject, message(t, "n", 2, 1, 1))  // another boot
-	publish(subject, message(t, "n", 1, 8, 2))  // and here they are
-	publish(subject, message(t, "n", 1, 15, 1, func(b *clickv1.Batch) {
-		b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_CORRUPT, Clicks: 3}}
-	}))
-	publish(subject, message(t, "n", 1, 16, 0, func(b *clickv1.Batch) { b.Ledger.Final = true }))
-	var got []string
-	var gaps []string
-	done := errors.New("done")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	err := Consume(ctx, js, Options{Log: quiet(), Gap: func(g Gap) {
-		gaps = append(gaps, fmt.Sprintf("%s/%d %d-%d filled=%t explained=%t", g.Node, g.Boot, g.From, g.To, g.Filled, g.Explained))
-	}}, func(_ context.Context, b *Batch) error {
-		for _, c := range b.Clicks {
-			got = append(got, fmt.Sprintf("%d:%d", c.Boot, c.Sequence))
-		}
-		if b.Ledger.Final {
-			return done
-		}
-		return nil
-	})
-	if !errors.Is(err, done) {
-		t.Fatal(err)
-	}
-	if want := "1:1 1:2 1:3 1:4 1:5 1:6 1:7 1:10 1:11 2:1 1:8 1:9 1:15"; strings.Join(got, " ") != want {
-		t.Errorf("%v, want %s", got, want)
-	}
-	if want := []string{"n/1 8-9 filled=false explained=false", "n/1 8-9 filled=true explained=true", "n/1 12-14 filled=false explained=true"}; !slices.Equal(gaps, want) {
-		t.Errorf("%q", gaps)
-	}
-}
-
-func TestConsumeStartsWhereItIsTold(t *testing.T) {
-	js := natstest.Start(t).JetStream()
-	publish := stream(t, js)
-	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
-	time.Sleep(20 * time.Millisecond)
-	between := time.Now()
-	time.Sleep(20 * time.Millisecond)
-	publish(Subject("eu", "n"), message(t, "n", 1, 2, 1))
-	publish(Subject("us", "m"), message(t, "m", 1, 1, 1))
-	first := func(o Options) string {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		defer cancel()
-		o.Log = quiet()
-		var id string
-		done := errors.New("done")
-		var later sync.WaitGroup
-		defer later.Wait()
-		if o.Start.now {
-			later.Go(func() {
-				time.Sleep(300 * time.Millisecond)
-				publish(Subject("eu", "n"), message(t, "n", 1, 3, 1))
-			})
-		}
-		if err := Consume(ctx, js, o, func(_ context.Context, b *Batch) error {
-			id = fmt.Sprintf("%s:%d", b.Node, b.First)
-			return done
-		}); !errors.Is(err, done) {
-			t.Fatal(err)
-		}
-		return id
-	}
-	for want, o := range map[string]Options{
-		"n:1": {Start: Beginning()},
-		"n:2": {Start: At(between)},
-		"m:1": {Regions: []string{"us", "asia"}},
-	} {
-		if got := first(o); got != want {
-			t.Errorf("%+v: %s, want %s", o, got, want)
-		}
-	}
-	if got := first(Options{Start: Now()}); got != "n:3" {
-		t.Errorf("now: %s", got)
-	}
-}
-
-func TestADurableConsumerGoesOnWhereTheHandlerSucceededLast(t *testing.T) {
-	s := natstest.Start(t)
-	js := s.JetStream()
-	publish := stream(t, js)
-	for i := range 10 {
-		publish(Subject("eu", "n"), message(t, "n", 1, uint64(1+10*i), 10))
-	}
-	broken := errors.New("warehouse is away")
-	marks := NewMarks()
-	var got []uint64
-	consume := func(until uint64, failAt uint64) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		defer cancel()
-		err := Consume(ctx, js, Options{Durable: "sink", Marks: marks, Log: quiet(), AckWait: time.Second}, func(_ context.Context, b *Batch) error {
-			if b.First == failAt {
-				return broken
-			}
-			for _, c := range b.Clicks {
-				got = append(got, c.Sequence)
-			}
-			if got[len(got)-1] == until {
-				cancel()
-			}
-			return nil
-		})
-		if len(got) == 0 || got[len(got)-1] != until && failAt == 0 {
-			t.Fatalf("ended early: %v, %v", got, err)
-		}
-		return err
-	}
-	if err := consume(0, 31); !errors.Is(err, broken) {
-		t.Fatal(err)
-	}
-	marks = NewMarks(marks.All()...)
-	if err := consume(100, 0); !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
-	if len(got) != 100 || got[0] != 1 || got[99] != 100 || !slices.IsSorted(got) {
-		t.Fatalf("%v", got)
-	}
-}
-
-func TestConsumeWaitsForTheStreamAndOutlivesTheServer(t *testing.T) {
-	s := natstest.Start(t)
-	js := s.JetStream()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	got := make(chan uint64, 100)
-	ended := make(chan error, 1)
-	go func() {
-		ended <- Consume(ctx, js, Options{Log: quiet()}, func(_ context.Context, b *Batch) error {
-			for _, c := range b.Clicks {
-				got <- c.Sequence
-			}
-			return nil
-		})
-	}()
-	publish := stream(t, js)
-	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
-	if seq := <-got; seq != 1 {
-		t.Fatal(seq)
-	}
-	s.Stop()
-	s.Restart()
-	for { // the publisher's own connection comes back in its own time
-		short, stop := context.WithTimeout(ctx, time.Second)
-		_, err := js.Publish(short, Subject("eu", "n"), message(t, "n", 1, 2, 1))
-		stop()
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatal(err)
-		}
-	}
-	select {
-	case seq := <-got:
-		if seq != 2 {
-			t.Fatal(seq)
-		}
-	case <-ctx.Done():
-		t.Fatal("nothing comes after the restart")
-	}
-	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
 	}
 }
 

@@ -1,0 +1,158 @@
+package clickstream
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
+// Audit keeps the account of what Consume reads, to prove that nothing is
+// missing: for each boot, what the node says it has answered equals the clicks
+// that are in the stream and those that the node dropped, by reason. Filters
+// of clicks do not matter to it; one by region does.
+//
+// The zero value is ready. It belongs to Consume until that returns.
+type Audit struct {
+	boots map[bootKey]*Account
+}
+
+// Account is the account of one boot of one node, within what was read.
+type Account struct {
+	Node   string `json:"node"`
+	Region string `json:"region"`
+	Boot   Hex    `json:"boot"`
+	// Answered is the node's own count of redirects, from the first message that
+	// was read to the last. For a boot that had begun before, what it had
+	// dropped until its first message that was read is not in it.
+	Answered uint64            `json:"answered"`
+	Dropped  map[string]uint64 `json:"dropped,omitempty"` // the node's own count, by reason
+	// Clicks is how many different clicks of it are in the stream.
+	Clicks     uint64  `json:"clicks"`
+	Duplicates uint64  `json:"duplicates"` // stored once more
+	First      uint64  `json:"first"`      // sequences that were read
+	Last       uint64  `json:"last"`
+	Missing    []Range `json:"missing,omitempty"` // between First and Last
+	// Explained: the node counts what is missing as lost after it was recorded.
+	Explained bool `json:"explained"`
+	// Ended: the boot's last message has come.
+	Ended bool `json:"ended"`
+	// Open: the ledgers of its messages do not close by themselves.
+	Open bool `json:"open,omitempty"`
+
+	// Late is how many clicks from before First have come among the others.
+	Late uint64 `json:"late,omitempty"`
+
+	// Base is the account before what is asked for, and Seen says that
+	// anything of it was read.
+	Base Base `json:"base"`
+	Seen bool `json:"seen"`
+}
+
+// Base is where an account begins.
+type Base struct {
+	High     uint64            `json:"high"` // sequence
+	Answered uint64            `json:"answered"`
+	Dropped  map[string]uint64 `json:"dropped,omitempty"`
+}
+
+// Lost is how many clicks the node counts as dropped.
+func (a *Account) Lost() (n uint64) {
+	for _, clicks := range a.Dropped {
+		n += clicks
+	}
+	return n
+}
+
+// Difference is what is answered and neither in the stream nor counted as
+// dropped; below zero, what is counted twice. 0: the account closes.
+func (a *Account) Difference() int64 { return int64(a.Answered) - int64(a.Clicks) - int64(a.Lost()) }
+
+// Closes says that the account is proven.
+func (a *Account) Closes() bool {
+	return a.Difference() == 0 && !a.Open && (len(a.Missing) == 0 || a.Explained)
+}
+
+// Accounts are those of all boots of which something was read, by node and in
+// the order of their boots' ids.
+func (a *Audit) Accounts() []Account {
+	var all []Account
+	for _, account := range a.boots {
+		if account.Seen {
+			all = append(all, *account)
+		}
+	}
+	slices.SortFunc(all, func(a, b Account) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.First, b.First), cmp.Compare(a.Boot, b.Boot))
+	})
+	return all
+}
+
+// Resume goes on with accounts that Accounts gave before.
+func (a *Audit) Resume(accounts []Account) {
+	a.boots = make(map[bootKey]*Account, len(accounts))
+	for _, account := range accounts {
+		a.boots[bootKey{account.Node, account.Boot}] = &account
+	}
+}
+
+// note takes a message into account, with what is new of it, after its marks
+// have changed. lead: it comes before what is asked for.
+func (a *Audit) note(b *Batch, news []Range, mark *Mark, lead bool) {
+	if a.boots == nil {
+		a.boots = make(map[bootKey]*Account)
+	}
+	key := bootKey{b.Node, b.Boot}
+	account := a.boots[key]
+	if account == nil {
+		account = &Account{Node: b.Node, Region: b.Region, Boot: b.Boot}
+		if b.First > 1 && !lead { // the boot began before
+			account.Base = Base{b.First - 1, b.Ledger.Answered - min(b.Ledger.Answered, b.Count), b.Ledger.Dropped}
+		}
+		a.boots[key] = account
+	}
+	if lead {
+		account.Base = Base{mark.High, max(account.Base.Answered, b.Ledger.Answered), b.Ledger.Dropped}
+		return
+	}
+	if !account.Seen {
+		account.Seen, account.First = true, b.First
+	}
+	duplicates := b.Count
+	for _, r := range news {
+		duplicates -= r.Len()
+		if r.To <= account.Base.High {
+			account.Late += r.Len()
+		} else {
+			account.Clicks += r.Len()
+		}
+	}
+	account.Duplicates += duplicates
+	account.Last = max(account.Last, mark.High)
+	account.Ended = mark.Ended
+	gaps, missing := mark.gaps()
+	account.Missing = slices.DeleteFunc(gaps, func(r Range) bool { return r.To <= account.Base.High })
+	account.Explained = missing > 0 && missing <= mark.Lost
+	account.ledger(&b.Ledger)
+}
+
+// ledger takes the node's own count.
+func (a *Account) ledger(l *Ledger) {
+	sum := l.Recorded
+	for _, clicks := range l.Dropped {
+		sum += clicks
+	}
+	a.Open = a.Open || sum != l.Answered
+	answered := l.Answered - min(l.Answered, a.Base.Answered)
+	if answered < a.Answered {
+		return // an older message that was published again
+	}
+	a.Answered = answered
+	a.Dropped = maps.Clone(l.Dropped)
+	for reason, before := range a.Base.Dropped {
+		if now, ok := a.Dropped[reason]; ok && now > before {
+			a.Dropped[reason] = now - before
+		} else if ok {
+			delete(a.Dropped, reason)
+		}
+	}
+}

@@ -197,7 +197,11 @@ func (c *consumer) next(ctx context.Context, messages jetstream.MessagesContext)
 		}
 		wake, last := c.saveAt, false
 		if !c.options.Until.IsZero() {
-			if end := time.Now().Add(time.Second); !c.unsaved || end.Before(wake) {
+			end := time.Now().Add(100 * time.Millisecond)
+			if end.Before(c.options.Until) {
+				end = c.options.Until
+			}
+			if !c.unsaved || end.Before(wake) {
 				wake, last = end, true
 			}
 		}

@@ -1,11 +1,14 @@
 package clickstream
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func batch(first uint64, n int) *Batch {
@@ -68,5 +71,52 @@ func TestMarksAgreeWithASetUnderRandomBatches(t *testing.T) {
 			}
 			m.handled(b)
 		}
+	}
+}
+
+func TestMarksAreBoundedAndForgetWhatEnded(t *testing.T) {
+	m := newMarks(nil)
+	now := time.Now()
+	givenUp := 0
+	for i := range uint64(maxMissing + 10) {
+		b := batch(1+2*i, 1)
+		b.Stored = now
+		givenUp += len(m.handled(b).givenUp)
+	}
+	if mark := m.all()[0]; givenUp != 9 || len(mark.Missing) != maxMissing || mark.Missing[0] != (Range{20, 20}) {
+		t.Fatal(givenUp, mark.Missing[0])
+	}
+	if got := m.news(batch(2, 1)); got != nil {
+		t.Fatalf("what was given up is new: %v", got)
+	}
+	ended := &Batch{Node: "e", Boot: 1, First: 1, Count: 1, Ledger: Ledger{Final: true}, Stored: now}
+	m.handled(ended)
+	for _, step := range []struct {
+		later time.Duration
+		left  int
+	}{{23 * time.Hour, 2}, {25 * time.Hour, 1}, {29 * 24 * time.Hour, 1}, {31 * 24 * time.Hour, 0}} {
+		m.forget(now.Add(step.later))
+		if len(m) != step.left {
+			t.Fatalf("after %s: %d marks", step.later, len(m))
+		}
+	}
+}
+
+func TestTheStateOfManyNodesFitsIntoAKey(t *testing.T) {
+	m := newMarks(nil)
+	for i := range uint64(5000) {
+		m.handled(&Batch{Node: fmt.Sprint("node-", i%500), Boot: Hex(i * 0x9e3779b97f4a7c15), First: i * 1000, Count: 5, Stored: time.Now(), Ledger: Ledger{Answered: i, Recorded: i}})
+	}
+	want := kvValue{"me", State{Next: 7, Stream: time.Now().UTC(), Stored: time.Now().UTC(), Marks: m.all()}}
+	text, err := want.encode()
+	if err != nil || len(text) > 1<<20 {
+		t.Fatal(len(text), err)
+	}
+	got, err := decodeKV(text)
+	if diff := cmp.Diff(want, got, cmpopts.EquateApproxTime(0)); err != nil || diff != "" {
+		t.Fatal(err, diff)
+	}
+	if _, err := decodeKV([]byte("x")); err == nil {
+		t.Fatal("nonsense is taken")
 	}
 }

@@ -96,43 +96,60 @@ func (a *Audit) Resume(accounts []Account) {
 }
 
 // note takes a message into account, with what is new of it, after its marks
-// have changed. lead: it comes before what is asked for.
-func (a *Audit) note(b *Batch, news []Range, mark *Mark, lead bool) {
+// have changed.
+func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 	if a.boots == nil {
 		a.boots = make(map[bootKey]*Account)
 	}
 	key := bootKey{b.Node, b.Boot}
 	account := a.boots[key]
 	if account == nil {
+		if part == trail {
+			return
+		}
 		account = &Account{Node: b.Node, Region: b.Region, Boot: b.Boot}
-		if b.First > 1 && !lead { // the boot began before
+		if b.First > 1 && part == middle { // the boot began before
 			account.Base = Base{b.First - 1, b.Ledger.Answered - min(b.Ledger.Answered, b.Count), b.Ledger.Dropped}
 		}
 		a.boots[key] = account
 	}
-	if lead {
+	if part == lead {
 		account.Base = Base{mark.High, max(account.Base.Answered, b.Ledger.Answered), b.Ledger.Dropped}
 		return
 	}
-	if !account.Seen {
-		account.Seen, account.First = true, b.First
+	if part == middle {
+		account.middle(b, mark)
 	}
-	duplicates := b.Count
 	for _, r := range news {
-		duplicates -= r.Len()
-		if r.To <= account.Base.High {
-			account.Late += r.Len()
-		} else {
-			account.Clicks += r.Len()
+		if late, ok := r.overlap(Range{1, account.Base.High}); ok && part == middle {
+			account.Late += late.Len()
+		}
+		if due, ok := r.overlap(Range{account.Base.High + 1, account.Last}); ok {
+			account.Clicks += due.Len()
+		}
+		if part == middle {
+			account.Duplicates -= r.Len()
 		}
 	}
-	account.Duplicates += duplicates
-	account.Last = max(account.Last, mark.High)
-	account.Ended = mark.Ended
 	gaps, missing := mark.gaps()
-	account.Missing = slices.DeleteFunc(gaps, func(r Range) bool { return r.To <= account.Base.High })
+	account.Missing = account.Missing[:0]
+	for _, gap := range gaps {
+		if due, ok := gap.overlap(Range{account.Base.High + 1, account.Last}); ok {
+			account.Missing = append(account.Missing, due)
+		}
+	}
 	account.Explained = missing > 0 && missing <= mark.Lost
-	account.ledger(&b.Ledger)
+}
+
+// middle takes what a message says itself.
+func (a *Account) middle(b *Batch, mark *Mark) {
+	if !a.Seen {
+		a.Seen, a.First = true, b.First
+	}
+	a.Duplicates += b.Count
+	a.Last = max(a.Last, mark.High)
+	a.Ended = mark.Ended
+	a.ledger(&b.Ledger)
 }
 
 // ledger takes the node's own count.

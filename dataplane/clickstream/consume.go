@@ -198,8 +198,8 @@ func (c *consumer) next(ctx context.Context, messages jetstream.MessagesContext)
 		wake, last := c.saveAt, false
 		if !c.options.Until.IsZero() {
 			end := time.Now().Add(100 * time.Millisecond)
-			if end.Before(c.options.Until) {
-				end = c.options.Until
+			if end.Before(c.options.end()) {
+				end = c.options.end()
 			}
 			if !c.unsaved || end.Before(wake) {
 				wake, last = end, true
@@ -258,7 +258,7 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 		return errLostDelivery
 	}
 	c.expected++
-	if until := c.options.Until; !until.IsZero() && !meta.Timestamp.Before(until) {
+	if !c.options.Until.IsZero() && !meta.Timestamp.Before(c.options.end()) {
 		return errEnd
 	}
 	if err := c.batch(ctx, m, meta); err != nil {
@@ -273,7 +273,7 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 		c.unsaved, c.saveAt = true, time.Now().Add(c.options.SaveEvery)
 	}
 	c.acks = append(c.acks, m.Reply())
-	if meta.NumPending == 0 && !c.options.Until.IsZero() && time.Now().After(c.options.Until) {
+	if meta.NumPending == 0 && !c.options.Until.IsZero() && time.Now().After(c.options.end()) {
 		return errEnd
 	}
 	return nil
@@ -290,9 +290,9 @@ func (c *consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 		return nil
 	}
 	b.StreamSequence, b.Stored = meta.Sequence.Stream, meta.Timestamp
-	lead := c.options.Lead > 0 && b.Stored.Before(c.options.Start.at)
+	part := c.options.part(b)
 	news := c.marks.news(b)
-	if !lead {
+	if part == middle {
 		if err := c.deliver(ctx, b, news); errors.Is(err, ErrMalformed) {
 			c.malformed(m, meta, err)
 			return nil
@@ -302,9 +302,9 @@ func (c *consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 	}
 	changed := c.marks.handled(b)
 	if c.options.Audit != nil {
-		c.options.Audit.note(b, news, c.marks[bootKey{b.Node, b.Boot}], lead)
+		c.options.Audit.note(b, news, c.marks[bootKey{b.Node, b.Boot}], part)
 	}
-	if c.options.Gap != nil && !lead {
+	if c.options.Gap != nil && part != lead {
 		c.gaps(b, changed)
 	}
 	return nil

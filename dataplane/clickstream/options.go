@@ -48,6 +48,9 @@ type Options struct {
 	// Until ends Consume, without an error, when everything is handled that the
 	// stream stored before. Default: never.
 	Until time.Time
+	// Trail is how long behind Until messages are read as well, only for the
+	// Audit to know what came late.
+	Trail time.Duration
 
 	Regions []string // only these; the server filters. Default: all
 	Filter  Filter   // only these clicks; the others are not decoded
@@ -92,7 +95,33 @@ func (o *Options) complete() error {
 	if o.Lead < 0 || o.Lead > 0 && o.Start.at.IsZero() {
 		return errors.New("consume clicks: Lead needs a Start at a time")
 	}
+	if o.Trail < 0 || o.Trail > 0 && o.Until.IsZero() {
+		return errors.New("consume clicks: Trail needs Until")
+	}
 	return nil
+}
+
+// end is when the stream stored what is not read any more.
+func (o *Options) end() time.Time { return o.Until.Add(o.Trail) }
+
+// part is where a batch lies to what is asked for: in its middle, or before or
+// behind it.
+type part int
+
+const (
+	middle part = iota
+	lead
+	trail
+)
+
+func (o *Options) part(b *Batch) part {
+	switch {
+	case o.Lead > 0 && b.Stored.Before(o.Start.at):
+		return lead
+	case o.Trail > 0 && !b.Stored.Before(o.Until):
+		return trail
+	}
+	return middle
 }
 
 // Gap is a range of clicks of one boot that did not come when it was due.

@@ -414,6 +414,34 @@ func TestAnAuditOfAWindowKnowsWhatCameBefore(t *testing.T) {
 	}
 }
 
+// A gap at the end of a window is none when its clicks came a little later.
+func TestAnAuditSeesWhatCameLate(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5))
+	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3))
+	time.Sleep(20 * time.Millisecond)
+	until := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(Subject("eu", "n"), message(t, "n", 1, 6, 2))
+	publish(Subject("eu", "n"), message(t, "n", 1, 20, 2)) // all that is beyond the window
+	publish(Subject("eu", "m"), message(t, "m", 1, 1, 2))
+	for trail, missing := range map[time.Duration]int64{0: 2, 100 * time.Millisecond: 0} {
+		var audit Audit
+		clicks := 0
+		if err := Consume(t.Context(), js, Options{Until: until, Trail: trail, Audit: &audit, Log: quiet()}, func(_ context.Context, b *Batch) error {
+			clicks += len(b.Clicks)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		a := audit.Accounts()
+		if len(a) != 1 || a[0].Difference() != missing || a[0].Closes() != (missing == 0) || clicks != 8 {
+			t.Errorf("%s: %d clicks, %+v", trail, clicks, a)
+		}
+	}
+}
+
 func TestMalformedMessagesAreReportedAndPassedOver(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)

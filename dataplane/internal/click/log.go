@@ -75,35 +75,50 @@ func (l *Log) bytes() (n int64) {
 	return n
 }
 
-// trim removes acknowledged segments, oldest first: those that have been so
-// for the retention, and one more when room is needed. It gives true when the
-// log holds nothing.
-func (l *Log) trim(now time.Time, retention time.Duration, needRoom bool) (empty bool, err error) {
+// expire marks acknowledged segments, oldest first: those that have been so for
+// the retention, and one more when room is needed.
+func (l *Log) expire(now time.Time, retention time.Duration, needRoom bool) (leaving []*segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	acknowledged := l.Acknowledged()
 	oldest := true
-	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
+	for _, s := range l.segments {
 		end, known := s.end()
-		if err != nil || !known || end > acknowledged+1 {
+		if !known || end > acknowledged+1 {
 			oldest = false
 			if known && s.pins == 0 {
 				s.release()
 			}
-			return false
+			continue
 		}
 		if s.ackedAt.IsZero() {
 			s.ackedAt = now
 		}
 		if !oldest || s.pins > 0 || now.Sub(s.ackedAt) < retention && !needRoom {
 			oldest = false
+			continue
+		}
+		s.leaving = true
+		leaving = append(leaving, s)
+		needRoom = false
+	}
+	return leaving
+}
+
+// trim removes the segments that expire. It gives true when the log holds
+// nothing.
+func (l *Log) trim(now time.Time, retention time.Duration, needRoom bool, pause func()) (empty bool, err error) {
+	for _, s := range l.expire(now, retention, needRoom) {
+		s.shrink(pause)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
+		if !s.leaving || err != nil {
 			return false
 		}
-		if err = s.remove(); err != nil {
-			return false // it is tried again
-		}
-		needRoom = false
-		return true
+		err = s.remove() // what fails is tried again
+		return err == nil
 	})
 	return len(l.segments) == 0, err
 }
@@ -210,7 +225,7 @@ func (c *Cursor) enter() (bool, error) {
 		if first == 0 {
 			break // spare
 		}
-		if end, known := s.end(); known && end <= c.next {
+		if end, known := s.end(); known && end <= c.next || s.leaving {
 			continue
 		}
 		if err := s.mapIn(); err != nil {

@@ -182,14 +182,14 @@ func (r *Recorder) prepare() error {
 		return nil
 	}
 	b := r.log.boot
-	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes)
+	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause)
 	if err != nil {
 		if !opened {
 			return err
 		}
 		cause := err
 		r.degraded.Store(&cause)
-		if s, err = newSegment("", b.Boot, number, r.config.SegmentBytes); err != nil {
+		if s, err = newSegment("", b.Boot, number, r.config.SegmentBytes, r.pause); err != nil {
 			return err
 		}
 	} else {
@@ -200,6 +200,16 @@ func (r *Recorder) prepare() error {
 	r.log.mu.Unlock()
 	r.spares <- s // has room: only this goroutine fills it
 	return nil
+}
+
+// pause lets redirects go first while there is a segment to go on with.
+func (r *Recorder) pause() {
+	const step = 100 * time.Microsecond
+	if len(r.spares) > 0 {
+		time.Sleep(step)
+	} else {
+		runtime.Gosched()
+	}
 }
 
 // reopen makes a spare segment current when there is none.
@@ -221,27 +231,26 @@ func (r *Recorder) reopen() {
 // of earlier boots of which nothing is left.
 func (r *Recorder) trim() {
 	now := time.Now()
+	gone := make(map[*Log]bool)
+	for _, l := range r.Earlier() {
+		empty, err := l.trim(now, r.config.Retention, false, r.pause)
+		if err == nil && empty && l.Acknowledged() >= l.last {
+			_ = l.boot.close(true) // what stays is found empty by the next boot
+			gone[l] = true
+		}
+	}
+	_, _ = r.log.trim(now, r.config.Retention, false, r.pause) // a file that stays counts as spool
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool {
-		empty, err := l.trim(now, r.config.Retention, false)
-		if err != nil || !empty || l.Acknowledged() < l.last {
-			return false
-		}
-		_ = l.boot.close(true) // what stays is found empty by the next boot
-		return true
-	})
-	_, _ = r.log.trim(now, r.config.Retention, false) // a file that stays counts as spool
+	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool { return gone[l] })
 }
 
 // makeRoom removes the oldest acknowledged segment before its time.
 func (r *Recorder) makeRoom() bool {
 	now := time.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, l := range append(slices.Clone(r.earlier), r.log) {
-		_, _ = l.trim(now, r.config.Retention, true)
-		if r.roomLocked() {
+	for _, l := range append(r.Earlier(), r.log) {
+		_, _ = l.trim(now, r.config.Retention, true, r.pause)
+		if r.room() {
 			return true
 		}
 	}
@@ -253,19 +262,11 @@ func (r *Recorder) makeRoom() bool {
 func (r *Recorder) Bytes() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.bytesLocked()
-}
-
-func (r *Recorder) bytesLocked() int64 {
 	n := r.log.bytes()
 	for _, l := range r.earlier {
 		n += l.bytes()
 	}
 	return n
-}
-
-func (r *Recorder) roomLocked() bool {
-	return r.bytesLocked()+r.config.SegmentBytes <= r.config.MaxBytes
 }
 
 // Log is the running boot's.

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
@@ -37,6 +38,11 @@ type source struct {
 	recut   bool          // ranges may have been cut differently before
 }
 
+// yieldEvery is after how many clicks redirects go first: on a node with one
+// core they would wait for all of a tick's clicks, some 100 µs at 50,000 a
+// second, and for much more behind an outage.
+const yieldEvery = 64
+
 func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 	s := &source{
 		log: log, cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(log.Identity()),
@@ -49,7 +55,10 @@ func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 // fill moves recorded clicks into the open batch, and gives it when it is
 // full, maxAge old, or force is set; nil when there is nothing to send yet.
 func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, error) {
-	for {
+	for n := 1; ; n++ {
+		if n%yieldEvery == 0 {
+			runtime.Gosched()
+		}
 		if s.held == nil {
 			ok, err := s.cursor.Next(&s.click)
 			if err != nil {

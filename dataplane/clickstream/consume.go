@@ -289,7 +289,7 @@ func (c *consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 		c.malformed(m, meta, err)
 		return nil
 	}
-	b.StreamSequence, b.Stored = meta.Sequence.Stream, meta.Timestamp
+	b.StreamSequence, b.Stored, b.Pending = meta.Sequence.Stream, meta.Timestamp, meta.NumPending
 	part := c.options.part(b)
 	news := c.marks.news(b)
 	if part == middle {
@@ -306,6 +306,9 @@ func (c *consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 	}
 	if c.options.Gap != nil && part != lead {
 		c.gaps(b, changed)
+	}
+	if c.options.Progress != nil {
+		c.options.Progress(b)
 	}
 	return nil
 }

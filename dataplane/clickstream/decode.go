@@ -24,6 +24,7 @@ type Batch struct {
 	// Where the message lies; Consume knows.
 	StreamSequence uint64
 	Stored         time.Time // when the stream took it
+	Pending        uint64    // messages behind it
 }
 
 // ErrMalformed is wrapped by what is said about a message that is no batch.

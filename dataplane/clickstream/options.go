@@ -64,6 +64,10 @@ type Options struct {
 	// Audit, if given, keeps the account of all that is read.
 	Audit *Audit
 
+	// Progress is called with each batch that was read, behind all others, also
+	// when the handler did not get it.
+	Progress func(*Batch)
+
 	// Prefetch is how many batches may wait for the handler. Default: 64.
 	Prefetch int
 	// AckWait is how long a batch may take until the server offers it again.

@@ -201,15 +201,17 @@ func (w *when) Set(text string) error {
 // reading shows how far the reading of a window is.
 type reading struct {
 	*progress
+	whole         bool   // the window is all that there ever was
 	total, behind uint64 // messages of the window, and behind it
 }
 
 // reading finds what is to be read, and starts a bar.
 func (a *app) reading(ctx context.Context, js jetstream.JetStream, what string, w *window, regions []string) (*reading, error) {
-	if _, err := a.clickStream(ctx, js); err != nil {
+	info, err := a.clickStream(ctx, js)
+	if err != nil {
 		return nil, err
 	}
-	r := &reading{}
+	r := &reading{whole: w.from.IsZero() && info.Config.MaxAge == 0}
 	if terminal(a.stderr) {
 		ctx, cancel := context.WithTimeout(ctx, a.timeout)
 		defer cancel()
@@ -222,7 +224,7 @@ func (a *app) reading(ctx context.Context, js jetstream.JetStream, what string, 
 		}
 		r.total = all - min(all, r.behind)
 	}
-	r.progress = a.progress(what, max(1, int64(r.total)), false)
+	r.progress = a.progressOf(what, max(1, int64(r.total)), "messages")
 	return r, nil
 }
 

@@ -130,6 +130,7 @@ func (e *export) run(ctx context.Context) error {
 		return err
 	}
 	defer e.bar.end()
+	e.audit.Whole = e.bar.whole
 	options := e.window.options(e.a, e.window.to)
 	options.Regions, options.Filter = e.chosen.regions, e.chosen.filter
 	options.Audit, options.Progress, options.Malformed = &e.audit, e.bar.at, e.malformed
@@ -267,14 +268,14 @@ func (e *export) report() error {
 	text := fmt.Sprintf("exported %s clicks%s", thousands(int64(e.saved.Rows)), where)
 	switch total := inStream + late; {
 	case !e.chosen.all():
-		text += fmt.Sprintf(" of %s in the window", thousands(int64(total)))
+		text += fmt.Sprintf(" of %s", thousands(int64(total)))
 	case total != e.saved.Rows:
 		lines = append(lines, fmt.Sprintf("%s clicks were read, and %s written", thousands(int64(total)), thousands(int64(e.saved.Rows))))
 	}
 	if len(lines) == 0 && e.bad == 0 {
-		text += ", all that the nodes have counted"
+		text += "; the ledgers of the nodes close"
 		if lost > 0 {
-			text += fmt.Sprintf(" but %s that they dropped", thousands(int64(lost)))
+			text += fmt.Sprintf(", with %s dropped", thousands(int64(lost)))
 		}
 	}
 	e.a.notef("%s", text)

@@ -21,6 +21,9 @@ they have answered; for each start of each node this must equal the clicks in
 the stream and those that the node had to drop, by reason. Clicks that are in
 the stream twice, as consumers know how to drop, are counted once.
 
+From the beginning of a stream that forgets nothing, each start of a node is
+proven from its first click on.
+
 What does not close is listed, and the exit code is 1. A node that was killed
 proves what it has published; the rest follows when it starts again.`,
 		Example: "  affctl clicks verify\n  affctl clicks verify --from 24h --region eu\n  affctl clicks verify --from 2026-11-01 --to 2026-12-01 -o json",
@@ -71,7 +74,7 @@ func (a *app) verify(ctx context.Context, w *window, options clickstream.Options
 	}
 	defer bar.end()
 	p := &proof{}
-	options.Regions, options.Audit = regions, new(clickstream.Audit)
+	options.Regions, options.Audit = regions, &clickstream.Audit{Whole: bar.whole}
 	options.Malformed = func(m clickstream.Malformed) {
 		p.Malformed = append(p.Malformed, fmt.Sprintf("message %d on %s: %s", m.Sequence, m.Subject, m.Err))
 	}

@@ -314,15 +314,15 @@ func wrap(text string, width, indent int) string {
 // size is a number of bytes for people.
 func size(n uint64) string {
 	const units = "KMGTPE"
-	if n < 1000 {
+	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
 	}
-	f, unit := float64(n)/1000, 0
-	for f >= 999.5 && unit < len(units)-1 {
-		f, unit = f/1000, unit+1
+	f, unit := float64(n)/1024, 0
+	for f >= 1023.5 && unit < len(units)-1 {
+		f, unit = f/1024, unit+1
 	}
-	if f < 10 {
-		return fmt.Sprintf("%.1f %cB", f, units[unit])
+	if f < 9.95 {
+		return fmt.Sprintf("%.1f %ciB", f, units[unit])
 	}
-	return fmt.Sprintf("%.0f %cB", f, units[unit])
+	return fmt.Sprintf("%.0f %ciB", f, units[unit])
 }

@@ -13,6 +13,10 @@ import (
 //
 // The zero value is ready. It belongs to Consume until that returns.
 type Audit struct {
+	// Whole: the stream is read from its beginning and forgets nothing, so that
+	// what a boot had before its first message is missing.
+	Whole bool
+
 	boots map[bootKey]*Account
 }
 
@@ -108,7 +112,7 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 			return
 		}
 		account = &Account{Node: b.Node, Region: b.Region, Boot: b.Boot}
-		if b.First > 1 && part == middle { // the boot began before
+		if b.First > 1 && part == middle && !a.Whole { // the boot began before
 			account.Base = Base{b.First - 1, b.Ledger.Answered - min(b.Ledger.Answered, b.Count), b.Ledger.Dropped}
 		}
 		a.boots[key] = account
@@ -132,13 +136,20 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 		}
 	}
 	gaps, missing := mark.gaps()
-	account.Missing = account.Missing[:0]
+	lost := mark.Lost
+	if a.Whole {
+		gaps, missing, lost = mark.Missing, 0, lost+uint64(max(0, mark.Base))
+		for _, gap := range gaps {
+			missing += gap.Len()
+		}
+	}
+	account.Missing = nil
 	for _, gap := range gaps {
 		if due, ok := gap.overlap(Range{account.Base.High + 1, account.Last}); ok {
 			account.Missing = append(account.Missing, due)
 		}
 	}
-	account.Explained = missing > 0 && missing <= mark.Lost
+	account.Explained = missing > 0 && missing <= lost
 }
 
 // middle takes what a message says itself.

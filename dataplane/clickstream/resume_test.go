@@ -414,6 +414,21 @@ func TestAnAuditOfAWindowKnowsWhatCameBefore(t *testing.T) {
 	}
 }
 
+func TestAnAuditOfAWholeStreamMissesWhatABootBeganWith(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 6, 5))
+	publish(Subject("eu", "n"), message(t, "n", 1, 11, 0))
+	for whole, missing := range map[bool]int64{true: 5, false: 0} {
+		audit := Audit{Whole: whole}
+		read(t, js, Options{Audit: &audit})
+		a := audit.Accounts()
+		if len(a) != 1 || a[0].Difference() != missing || a[0].Closes() == whole || whole && !slices.Equal(a[0].Missing, []Range{{1, 5}}) {
+			t.Errorf("%t: %+v", whole, a)
+		}
+	}
+}
+
 // A gap at the end of a window is none when its clicks came a little later.
 func TestAnAuditSeesWhatCameLate(t *testing.T) {
 	js := natstest.Start(t).JetStream()

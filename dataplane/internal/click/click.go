@@ -140,7 +140,7 @@ type Config struct {
 	Level        Level         // default: process
 	MaxBytes     int64         // limit of the spool, everything included. Default: 1 GiB
 	SegmentBytes int64         // size of a segment, 256 KiB to 256 MiB. Default: 8 MiB, less where MaxBytes is small
-	Retention    time.Duration // how long acknowledged clicks are kept, as far as MaxBytes allows. Default: 10 min, at level memory not at all; negative: not at all
+	Retention    time.Duration // how long what was sent is kept, as far as MaxBytes allows. Default: 10 min; negative, and at level memory: not at all
 	Node, Region string        // Node is required
 	Boot         uint64        // required
 	Address      AddressForm   // default: truncated
@@ -165,9 +165,6 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Retention == 0 {
 		c.Retention = 10 * time.Minute
-		if c.Level == Memory {
-			c.Retention = -1
-		}
 	}
 	if c.Address == 0 {
 		c.Address = AddressTruncated

@@ -88,6 +88,7 @@ func redacted(urls string) string {
 // reconnected forgets what it believed about the server and what is under way.
 func (p *Publisher) reconnected() {
 	p.ready = false
+	p.checkedAt = time.Time{}
 	p.pauseEnd = time.Time{}
 	for _, b := range p.inFlight {
 		b.sent = time.Time{}

@@ -99,8 +99,10 @@ func (s *Source) Run(ctx context.Context, log *slog.Logger, sink Sink) error {
 	}
 	options := clickstream.Options{
 		Durable: s.Name, Store: sink, SaveEvery: s.Every, SaveClicks: s.Clicks, Start: start, Log: log,
-		Gap:       func(g clickstream.Gap) { logGap(log, g) },
-		Malformed: func(m clickstream.Malformed) { log.Error("a message is no batch of clicks, and is passed over", "sequence", m.Sequence, "subject", m.Subject, "error", m.Err) },
+		Gap: func(g clickstream.Gap) { logGap(log, g) },
+		Malformed: func(m clickstream.Malformed) {
+			log.Error("a message is no batch of clicks, and is passed over", "sequence", m.Sequence, "subject", m.Subject, "error", m.Err)
+		},
 	}
 	if s.Regions != "" {
 		options.Regions = strings.Split(s.Regions, ",")

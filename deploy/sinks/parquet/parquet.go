@@ -134,6 +134,15 @@ func (s *Sink) sweep() error {
 			return err
 		}
 	}
+	left, err := filepath.Glob(filepath.Join(s.dir, "date=*", "hour=*", ".tmp-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
 	for path := range counts {
 		return fmt.Errorf("%s is missing, and with it clicks that were saved: restore it, or remove %s to begin anew", path, s.parts())
 	}

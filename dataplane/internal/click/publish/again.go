@@ -117,14 +117,17 @@ func (p *Publisher) checkLost(ctx context.Context, now time.Time) {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, max(p.config.Timeout, checkEvery))
 		defer cancel()
-		var c check
-		if stream, err := p.js.Stream(ctx, clickstream.StreamName); err != nil {
-			c.err = err
-		} else {
-			c.missing, c.err = lost(ctx, p.nc, stream.CachedInfo().State, p.config.Recorder.Sent(), from)
-		}
-		p.checks <- c
+		p.checks <- p.findLost(ctx, from)
 	}()
+}
+
+func (p *Publisher) findLost(ctx context.Context, from uint64) (c check) {
+	stream, err := p.js.Stream(ctx, clickstream.StreamName)
+	if err != nil {
+		return check{err: err}
+	}
+	c.missing, c.err = lost(ctx, p.nc, stream.CachedInfo().State, p.config.Recorder.Sent(), from)
+	return c
 }
 
 // checked takes what the stream has lost.

@@ -98,10 +98,16 @@ func (p *Publisher) reconnected() {
 // settle looks for the stream, beside the loop: the answer can take long.
 func (p *Publisher) settle(ctx context.Context) {
 	p.settling = true
+	check := p.checkedAt.IsZero()
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 		defer cancel()
-		p.setups <- ensureStream(ctx, p.nc, p.js, p.config.Stream)
+		s := ensureStream(ctx, p.nc, p.js, p.config.Stream)
+		if check && s.err == nil {
+			// Before anything new is published, which would look like the end.
+			s.checked = p.findLost(ctx, 0)
+		}
+		p.setups <- s
 	}()
 }
 
@@ -128,4 +134,8 @@ func (p *Publisher) settled(s setup) {
 		p.recut(limit)
 	}
 	p.ready = true
+	if p.checkedAt.IsZero() {
+		p.checkedAt = time.Now()
+		p.checked(s.checked)
+	}
 }

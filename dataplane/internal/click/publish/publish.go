@@ -104,6 +104,7 @@ type setup struct {
 	config   jetstream.StreamConfig
 	created  bool
 	warnings []string
+	checked  check
 	err      error
 }
 
@@ -306,7 +307,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		}
 		return
 	}
-	if !p.checking && (now.Sub(p.checkedAt) > checkEvery || p.wentBack != 0) {
+	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > checkEvery || p.wentBack != 0) {
 		p.checkLost(ctx, now)
 	}
 	for i, b := range p.inFlight {
@@ -489,7 +490,7 @@ func (p *Publisher) keep(b *batch) {
 
 // finish tells who waits in Flush that all is done.
 func (p *Publisher) finish() {
-	if p.final && len(p.inFlight) == 0 {
+	if p.final && len(p.inFlight) == 0 && len(p.again) == 0 {
 		for _, done := range p.flush {
 			close(done)
 		}

@@ -143,7 +143,7 @@ func TestEachClickIsInTheTableOnceHoweverOftenTheSinkIsKilled(t *testing.T) {
 		`SELECT max(sequence) FROM aff_clicks`:                                             sinktest.Clicks,
 		`SELECT count(*) FROM aff_clicks WHERE link = 'go.example.com/a' AND affiliate = 'aff_01' AND boot = '0000000000000007'
 			AND user_agent = E'bad \uFFFD and \uFFFD' AND parameters->0->>'name' = 'sub1' AND labels->0->>'name' = 'bot'`: 2 * sinktest.Clicks,
-		`SELECT count(*) FROM aff_clicks_20261121`:                                           2 * 5399, // until midnight
+		`SELECT count(*) FROM aff_clicks_20251121`:                                           2 * 5399, // until midnight
 		`SELECT count(*) FROM pg_class WHERE relname LIKE 'aff_clicks_2%' AND relkind = 'r'`: 2,
 	} {
 		if got := query(t, url, sql); got != want {

@@ -58,7 +58,7 @@ func Start(t *testing.T) *Stream {
 }
 
 // Begin is the time of the first click; they come one a second.
-var Begin = time.Date(2026, 11, 21, 22, 30, 0, 0, time.UTC)
+var Begin = time.Date(2025, 11, 21, 22, 30, 0, 0, time.UTC)
 
 // Publish publishes clicks of a node, from a sequence on, as nodes do.
 func (s *Stream) Publish(t *testing.T, node string, first uint64, n int) {

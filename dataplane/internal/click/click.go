@@ -65,6 +65,22 @@ type Event struct {
 	Referrer   []byte     // at most MaxReferrer bytes are kept
 	Languages  []byte     // at most MaxLanguages bytes are kept
 	Host, Path []byte     // as asked for; at most MaxHost and MaxPath bytes are kept
+
+	// Sub-ids and other parameters, and labels with their reasons. At most
+	// MaxPairs of each are kept, cut to MaxName and MaxValue bytes.
+	Parameters []Pair
+	Labels     []Pair
+
+	Country [2]byte // ISO 3166-1 in capitals; zero when unknown
+	ASN     uint32  // autonomous system; 0 when unknown
+
+	// The client sent "Sec-GPC: 1": its address is truncated whatever the policy.
+	GPC bool
+}
+
+// Pair is a parameter or a label: both parts are borrowed like the rest.
+type Pair struct {
+	Name, Value []byte // of a label: the label and its reason
 }
 
 // Longer fields from a client are cut to these many bytes. The operator's own
@@ -75,6 +91,9 @@ const (
 	MaxLanguages = 256
 	MaxHost      = 255
 	MaxPath      = 2048
+	MaxPairs     = 16
+	MaxName      = 64
+	MaxValue     = 256
 )
 
 // Level says what a recorded click survives.
@@ -94,17 +113,20 @@ type AddressForm uint8
 const (
 	AddressFull      AddressForm = 1 // all 4 or 16 bytes
 	AddressTruncated AddressForm = 2 // zero behind the first 24 (IPv4) or 48 (IPv6) bits
+	AddressHashed    AddressForm = 3 // 8 bytes of a keyed hash, the key anew each day and with each start
 )
 
-// ParseAddressForm reads the setting: "full" or "truncated".
+// ParseAddressForm reads the setting: "full", "truncated" or "hashed".
 func ParseAddressForm(s string) (AddressForm, error) {
 	switch s {
 	case "full":
 		return AddressFull, nil
 	case "truncated":
 		return AddressTruncated, nil
+	case "hashed":
+		return AddressHashed, nil
 	}
-	return 0, fmt.Errorf("address form %q: there are full and truncated", s)
+	return 0, fmt.Errorf("address form %q: there are full, truncated and hashed", s)
 }
 
 // DropReason is why a click was not recorded: a number of clickv1.DropReason.
@@ -144,6 +166,7 @@ type Config struct {
 	Node, Region string        // Node is required
 	Boot         uint64        // required
 	Address      AddressForm   // default: truncated
+	Omit         Fields        // what is not recorded. Default: all is
 	Registerer   prometheus.Registerer
 }
 
@@ -178,8 +201,8 @@ func (c *Config) setDefaults() error {
 		return errors.New("the node's name must have 1 to 255 bytes, the region's at most 255")
 	case c.Boot == 0:
 		return errors.New("the boot must not be 0")
-	case c.Address != AddressFull && c.Address != AddressTruncated:
-		return fmt.Errorf("address form %d: there are full and truncated", c.Address)
+	case c.Address > AddressHashed:
+		return fmt.Errorf("address form %d: there are full, truncated and hashed", c.Address)
 	case c.SegmentBytes < minSegment || c.SegmentBytes > maxSegment || c.SegmentBytes%pageSize != 0:
 		return fmt.Errorf("segments of %d bytes: they must have 256 KiB to 256 MiB, in whole pages of 4 KiB", c.SegmentBytes)
 	case c.MaxBytes < (spareCount+2)*c.SegmentBytes:

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,7 @@ func readAll(t testing.TB, l *Log, after uint64) []Click {
 		for _, f := range []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address} {
 			*f = bytes.Clone(*f)
 		}
+		c.Parameters.b, c.Labels.b = bytes.Clone(c.Parameters.b), bytes.Clone(c.Labels.b)
 		all = append(all, c)
 	}
 }
@@ -86,7 +88,34 @@ func randomEvent(rnd *rand.Rand) Event {
 	if rnd.IntN(2) == 0 {
 		e.Path = e.LinkPath
 	}
+	if rnd.IntN(2) == 0 {
+		e.Parameters, e.Labels = randomPairs(rnd), randomPairs(rnd)
+		e.ASN, e.Country = rnd.Uint32(), [2]byte{'D', 'E'}
+	}
+	e.GPC = rnd.IntN(4) == 0
 	return e
+}
+
+func randomPairs(rnd *rand.Rand) (pairs []Pair) {
+	for range rnd.IntN(MaxPairs + 3) {
+		pairs = append(pairs, Pair{randomBytes(rnd, 2*MaxName), randomBytes(rnd, 2*MaxValue)})
+	}
+	return pairs
+}
+
+// kept are pairs as a record keeps them.
+func kept(pairs []Pair) (all []string) {
+	for _, p := range pairs[:min(len(pairs), MaxPairs)] {
+		all = append(all, fmt.Sprintf("%q=%q", p.Name[:min(len(p.Name), MaxName)], p.Value[:min(len(p.Value), MaxValue)]))
+	}
+	return all
+}
+
+func recorded(pairs Pairs) (all []string) {
+	for p, ok := pairs.Next(); ok; p, ok = pairs.Next() {
+		all = append(all, fmt.Sprintf("%q=%q", p.Name, p.Value))
+	}
+	return all
 }
 
 func randomFixed(rnd *rand.Rand, n int) []byte {
@@ -119,23 +148,32 @@ func check(t *testing.T, e *Event, c *Click, form AddressForm) {
 		{"languages", c.Languages, cut(e.Languages, MaxLanguages)},
 		{"host", c.Host, cut(e.Host, MaxHost)},
 		{"path", c.Path, path},
-		{"address", c.Address, wantAddress(e.Address, form)},
+		{"address", c.Address, wantAddress(e.Address, e.GPC, form)},
 	} {
 		if !bytes.Equal(f.got, f.want) {
 			t.Fatalf("click %d: %s is %q, want %q", c.Sequence, f.name, f.got, f.want)
 		}
+	}
+	if got, want := recorded(c.Parameters), kept(e.Parameters); !slices.Equal(got, want) {
+		t.Fatalf("click %d: parameters %q, want %q", c.Sequence, got, want)
+	}
+	if got, want := recorded(c.Labels), kept(e.Labels); !slices.Equal(got, want) {
+		t.Fatalf("click %d: labels %q, want %q", c.Sequence, got, want)
+	}
+	if c.ASN != e.ASN || c.Country != e.Country {
+		t.Fatalf("click %d: %d %q, want %d %q", c.Sequence, c.ASN, c.Country, e.ASN, e.Country)
 	}
 	if c.Time != e.Time || c.Epoch != e.Epoch || c.Revision != e.Revision || c.Rule != e.Rule || c.Status != e.Status || c.Head != e.Head || c.Outcome != e.Outcome {
 		t.Fatalf("click %d is %+v, want %+v", c.Sequence, c, e)
 	}
 }
 
-func wantAddress(a netip.Addr, form AddressForm) []byte {
+func wantAddress(a netip.Addr, gpc bool, form AddressForm) []byte {
 	if !a.IsValid() {
 		return nil
 	}
 	a = a.Unmap()
-	if form == AddressTruncated {
+	if form == AddressTruncated || gpc {
 		bits := 48
 		if a.Is4() {
 			bits = 24
@@ -423,13 +461,13 @@ func TestTheFolderOfALivingProcessIsLeftAlone(t *testing.T) {
 func TestOpenRefusesWhatItCannotDo(t *testing.T) {
 	for want, change := range map[string]func(*Config){
 		`level "fsync": there are memory and process`: func(c *Config) { c.Level = "fsync" },
-		"needs a folder":           func(c *Config) { c.Dir = "" },
-		"boot must not be 0":       func(c *Config) { c.Boot = 0 },
-		"node's name":              func(c *Config) { c.Node = "" },
-		"at least 1048576":         func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
-		"whole pages":              func(c *Config) { c.SegmentBytes = minSegment + 1 },
-		"not a directory":          func(c *Config) { c.Dir = "/dev/null/spool" },
-		"there are full and trunc": func(c *Config) { c.Address = 3 },
+		"needs a folder":            func(c *Config) { c.Dir = "" },
+		"boot must not be 0":        func(c *Config) { c.Boot = 0 },
+		"node's name":               func(c *Config) { c.Node = "" },
+		"at least 1048576":          func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
+		"whole pages":               func(c *Config) { c.SegmentBytes = minSegment + 1 },
+		"not a directory":           func(c *Config) { c.Dir = "/dev/null/spool" },
+		"there are full, truncated": func(c *Config) { c.Address = 4 },
 	} {
 		c := Config{Dir: t.TempDir(), Node: "n", Boot: 1}
 		change(&c)

@@ -14,6 +14,7 @@ import (
 // Recorder takes the clicks of a running node.
 type Recorder struct {
 	config Config
+	policy *policy
 	log    *Log
 
 	current atomic.Pointer[segment] // nil: the spool is full, or the boot has ended
@@ -44,6 +45,7 @@ func Open(config Config) (*Recorder, error) {
 	}
 	r := &Recorder{
 		config: config,
+		policy: newPolicy(config.Address, config.Omit),
 		spares: make(chan *segment, spareCount),
 		wake:   make(chan struct{}, 1),
 		stop:   make(chan struct{}),
@@ -92,7 +94,7 @@ func Open(config Config) (*Recorder, error) {
 // lock, and does not allocate. A click that cannot be kept is counted.
 func (r *Recorder) Record(e *Event) {
 	var l layout
-	if !l.plan(e) {
+	if !l.plan(e, r.policy) {
 		r.log.boot.dropped[TooLarge].Add(1)
 		return
 	}
@@ -106,7 +108,7 @@ func (r *Recorder) Record(e *Event) {
 		switch p {
 		case placed:
 			record := s.bytes()[pos : pos+l.length : pos+l.length]
-			l.write(record, index, e, r.config.Address)
+			l.write(record, index, e, r.policy)
 			storeHead(record, 0, uint64(l.length)|uint64(checksum(s.salt, record[8:]))<<32)
 			return
 		case last:

@@ -15,7 +15,7 @@ const (
 
 	maxStrings = 6000    // of a batch, so that the table below stays sparse
 	slots      = 1 << 13 // a power of two
-	clickBytes = 128     // a click's numbers and address, encoded, at most
+	clickBytes = 384     // a click's numbers and address, encoded, at most
 )
 
 // encoder writes one clickv1.Batch at a time, by hand: strings and clicks are
@@ -31,6 +31,8 @@ type encoder struct {
 	epoch    uint64
 	time     int64
 	revision int64
+
+	parameters, labels []byte // of the click that is added
 
 	generation uint32
 	table      [slots]slot
@@ -103,6 +105,11 @@ func (e *encoder) add(c *click.Click) bool {
 	destination, agent := e.index(c.Destination), e.index(c.UserAgent)
 	referrer, languages := e.index(c.Referrer), e.index(c.Languages)
 	host, path := e.index(c.Host), e.index(c.Path)
+	country := uint32(0)
+	if c.Country[0] != 0 {
+		country = e.index(c.Country[:])
+	}
+	e.parameters, e.labels = e.pairs(e.parameters[:0], c.Parameters), e.pairs(e.labels[:0], c.Labels)
 
 	var scratch [clickBytes]byte
 	b := scratch[:0]
@@ -127,20 +134,29 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendVarint(b, 13<<3, uint64(agent))
 	b = appendVarint(b, 14<<3, uint64(referrer))
 	b = appendVarint(b, 15<<3, uint64(languages))
-	if host != 0 {
-		b = binary.AppendUvarint(append(b, 16<<3&0x7f|0x80, 16<<3>>7), uint64(host))
-	}
-	if path != 0 {
-		b = binary.AppendUvarint(append(b, 17<<3&0x7f|0x80, 17<<3>>7), uint64(path))
-	}
+	b = appendHigh(b, 16, uint64(host))
+	b = appendHigh(b, 17, uint64(path))
+	b = appendPacked(b, 18, e.parameters)
+	b = appendPacked(b, 19, e.labels)
+	b = appendHigh(b, 20, uint64(country))
+	b = appendHigh(b, 21, uint64(c.ASN))
 	e.buf = appendBytes(e.buf, tagClick, b)
 	return true
 }
 
+// pairs writes the strings of pairs, and gives their indexes.
+func (e *encoder) pairs(b []byte, pairs click.Pairs) []byte {
+	for pair, ok := pairs.Next(); ok; pair, ok = pairs.Next() {
+		b = binary.AppendUvarint(b, uint64(e.index(pair.Name)))
+		b = binary.AppendUvarint(b, uint64(e.index(pair.Value)))
+	}
+	return b
+}
+
 // size is an upper bound of what the click's strings take, encoded.
 func size(c *click.Click) int {
-	const heads = 10 * 4
-	return heads + len(c.Link) + len(c.Affiliate) + len(c.Campaign) + len(c.Variant) + len(c.Destination) +
+	const heads = 11*4 + len(c.Country) // and pairs count 4 for each
+	return heads + 2*(c.Parameters.Len()+c.Labels.Len()) + len(c.Link) + len(c.Affiliate) + len(c.Campaign) + len(c.Variant) + len(c.Destination) +
 		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path)
 }
 
@@ -196,6 +212,22 @@ func appendVarint(b []byte, tag byte, v uint64) []byte {
 		return b
 	}
 	return binary.AppendUvarint(append(b, tag), v)
+}
+
+// appendHigh is appendVarint for the fields from 16 on, whose tags have two bytes.
+func appendHigh(b []byte, field byte, v uint64) []byte {
+	if v == 0 {
+		return b
+	}
+	return binary.AppendUvarint(append(b, field<<3&0x7f|0x80|wireVarint, field>>4), v)
+}
+
+// appendPacked writes numbers that are encoded already, unless there are none.
+func appendPacked(b []byte, field byte, v []byte) []byte {
+	if len(v) == 0 {
+		return b
+	}
+	return append(binary.AppendUvarint(append(b, field<<3&0x7f|0x80|wireBytes, field>>4), uint64(len(v))), v...)
 }
 
 func appendBytes(b []byte, tag byte, v []byte) []byte {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,7 +44,48 @@ func randomClick(rnd *rand.Rand, sequence uint64) click.Click {
 	if c.Status == 0 {
 		c.Status = 302
 	}
+	if rnd.IntN(2) == 0 {
+		c.ASN, c.Country = rnd.Uint32(), [2]byte{'F', 'R'}
+		pairs := somePairs()[rnd.IntN(20)]
+		c.Parameters, c.Labels = pairs[0], pairs[1]
+	}
 	return c
+}
+
+var somePairs = sync.OnceValue(func() (all [20][2]click.Pairs) {
+	rnd := rand.New(rand.NewPCG(4, 5))
+	for i := range all {
+		all[i][0], all[i][1] = recordedPairs(rnd)
+	}
+	return all
+})
+
+// recordedPairs gives pairs the only way there is: through a record.
+func recordedPairs(rnd *rand.Rand) (parameters, labels click.Pairs) {
+	pairs := func() (all []click.Pair) {
+		for range rnd.IntN(click.MaxPairs + 1) {
+			name, value := make([]byte, rnd.IntN(click.MaxName+1)), make([]byte, rnd.IntN(click.MaxValue+1))
+			for _, b := range [][]byte{name, value} {
+				for i := range b {
+					b[i] = byte(rnd.Uint32())
+				}
+			}
+			all = append(all, click.Pair{Name: name, Value: value})
+		}
+		return all
+	}
+	r, err := click.Open(click.Config{Level: click.Memory, Node: "n", Boot: 1, SegmentBytes: 256 << 10, MaxBytes: 1 << 20})
+	if err != nil {
+		panic(err)
+	}
+	defer r.Close()
+	r.Record(&click.Event{Parameters: pairs(), Labels: pairs()})
+	var c click.Click
+	cursor := r.Log().Cursor(0)
+	if ok, err := cursor.Next(&c); !ok || err != nil {
+		panic(err)
+	}
+	return c.Parameters, c.Labels // of plain memory, which stays
 }
 
 func TestABatchIsWhatProtobufReads(t *testing.T) {
@@ -109,6 +152,23 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 				!bytes.Equal(got.Address, want.Address) {
 				t.Fatalf("%v, want %+v", got, want)
 			}
+			if got.Asn != want.ASN || string(b.Strings[got.Country]) != strings.Trim(string(want.Country[:]), "\x00") {
+				t.Fatalf("%d %q", got.Asn, b.Strings[got.Country])
+			}
+			pairs := func(name string, indexes []uint32, want click.Pairs) {
+				t.Helper()
+				for pair, ok := want.Next(); ok; pair, ok = want.Next() {
+					if len(indexes) < 2 || !bytes.Equal(b.Strings[indexes[0]], pair.Name) || !bytes.Equal(b.Strings[indexes[1]], pair.Value) {
+						t.Fatalf("%s: %v, want %q=%q", name, indexes, pair.Name, pair.Value)
+					}
+					indexes = indexes[2:]
+				}
+				if len(indexes) > 0 {
+					t.Fatalf("%s: %v too many", name, indexes)
+				}
+			}
+			pairs("parameters", got.Parameters, want.Parameters)
+			pairs("labels", got.Labels, want.Labels)
 			p := public.Clicks[i]
 			if p.Sequence != want.Sequence || p.Link != string(want.Link) || p.UserAgent != string(want.UserAgent) || p.Revision != want.Revision ||
 				p.Time.UnixMicro() != time.UnixMicro(want.Time).UnixMicro() || p.Status != int(want.Status) || p.Destination != string(want.Destination) {

@@ -3,8 +3,6 @@ package clickstream
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -193,29 +191,4 @@ func TestSubjectsOfAnyNamesAreOneTokenEach(t *testing.T) {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
-}
-
-func BenchmarkDecode(b *testing.B) {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	const n = 600
-	data := message(b, "node-1", 1, 1, n, func(m *clickv1.Batch) {
-		for i := range 1000 {
-			m.Strings = append(m.Strings, fmt.Appendf(nil, "Mozilla/5.0 (Windows NT 10.0; Win64; x64) %d", i))
-		}
-		for _, c := range m.Clicks {
-			c.Link, c.Affiliate, c.Campaign, c.Destination = 1+rnd.Uint32N(400), 1+rnd.Uint32N(50), 1+rnd.Uint32N(7), 1+rnd.Uint32N(400)
-			c.UserAgent, c.Referrer, c.Languages, c.Host = 1+rnd.Uint32N(100), 1+rnd.Uint32N(20), 1+rnd.Uint32N(3), 7
-			c.TimeUs, c.Address = int64(rnd.IntN(40000)), []byte{1, 2, 3, 0}
-		}
-	})
-	b.ReportAllocs()
-	clicks := 0
-	for b.Loop() {
-		batch, err := Decode(data)
-		if err != nil {
-			b.Fatal(err)
-		}
-		clicks += len(batch.Clicks)
-	}
-	b.ReportMetric(float64(clicks)/b.Elapsed().Seconds(), "clicks/s")
 }

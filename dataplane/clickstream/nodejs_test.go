@@ -18,7 +18,7 @@ import (
 func TestAConsumerInNodeJSFollowsTheREADME(t *testing.T) {
 	for _, program := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("%s is not installed: apt-get install nodejs npm (version 20 or newer)", program)
+			t.Skipf("%s is not installed: apt-get install nodejs npm (version 18 or newer)", program)
 		}
 	}
 	dir := t.TempDir()

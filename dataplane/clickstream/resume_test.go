@@ -176,10 +176,9 @@ func TestFromNowOnMeansFromTheFirstMomentOn(t *testing.T) {
 			return nil
 		})
 	}()
-	names := js.(jetstream.JetStream)
 	var name string
 	for name == "" {
-		s, err := names.Stream(ctx, StreamName)
+		s, err := js.Stream(ctx, StreamName)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -50,7 +50,7 @@ func database(t *testing.T) string {
 	if bin == "" {
 		t.Skip("PostgreSQL is not installed: apt-get install postgresql")
 	}
-	dir, err := os.MkdirTemp("", "affpg") // a short path, for the socket
+	dir, err := os.MkdirTemp("", "affpg") //nolint:usetesting // a path that is short enough for the socket, and that another user may enter
 	if err != nil {
 		t.Fatal(err)
 	}

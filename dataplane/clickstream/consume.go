@@ -154,7 +154,7 @@ func (c *consumer) session(ctx context.Context) error {
 			return err
 		}
 	}
-	cons, err := c.open(ctx)
+	cons, err := c.openSoon(ctx)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,16 @@ import (
 // lost what it had acknowledged shortly before.
 const rewindBy = 15 * time.Minute
 
+// patience is how long a request to the server may take: one that it got just
+// before it was killed is never answered.
+const patience = 5 * time.Second
+
+func (c *consumer) openSoon(ctx context.Context) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return c.open(ctx)
+}
+
 // open finds the place to go on from, and a consumer of the server that
 // delivers from there, in order. What an earlier session had fetched and not
 // handled would come late, out of order, and look like gaps; a consumer for
@@ -149,6 +159,8 @@ func (c *consumer) atEnd(ctx context.Context, cons jetstream.Consumer) (bool, er
 	if c.options.Until.IsZero() || time.Now().Before(c.options.end()) {
 		return false, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	info, err := cons.Info(ctx)
 	if err != nil {
 		return false, err

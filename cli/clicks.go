@@ -18,9 +18,9 @@ import (
 func newClicks(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "clicks", Short: "See, export and verify the clicks",
-		Long: `See the clicks: every answered redirect is one, published to JetStream. Times are
-those at which the stream took them, seconds after the redirect unless NATS was
-away.`,
+		Long: `See the clicks: every answered redirect is one, published to JetStream. Times
+are those at which the stream took them, seconds after the redirect unless NATS
+was away.`,
 		Example: "  affctl clicks tail --affiliate aff_01 -o json | jq .destination\n  affctl clicks export clicks.parquet --from 2026-11-01 --to 2026-12-01\n  affctl clicks verify --from 24h",
 		Args:    cobra.ArbitraryArgs, RunE: group,
 	}

@@ -32,8 +32,8 @@ var dimensions = []struct {
 func newStats(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "stats", Short: "Count clicks and visitors",
-		Long: `Count the clicks that the stream took between two times: by link, by affiliate, by
-country and by hour (local time). Each click counts once.
+		Long: `Count the clicks that the stream took between two times: by link, by affiliate,
+by country and by hour (local time). Each click counts once.
 
 VISITORS are different pairs of address and user agent, estimated to about 2 %.
 Nodes record the network of an address by default, so that people behind one who

@@ -18,8 +18,8 @@ func clicksVerify(a *app) *cobra.Command {
 		Use: "verify", Short: "Prove that no click is missing",
 		Long: `Prove that no click is missing. Nodes publish with their clicks how many
 redirects they have answered; for each start of each node this must equal the
-clicks in the stream and those that the node had to drop, by reason. Clicks that are in
-the stream twice, as consumers know how to drop, are counted once.
+clicks in the stream and those that the node had to drop, by reason. What is in
+the stream twice, as consumers know how to drop, is counted once.
 
 From the beginning of a stream that forgets nothing, each start of a node is
 proven from its first click on.

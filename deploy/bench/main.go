@@ -5,9 +5,10 @@
 //	go run ./deploy/bench --only propagation   one measurement
 //	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
 //	go run ./deploy/bench --only redirect      affnode beside other redirect servers
+//	go run ./deploy/bench --only clicks        the way of a click, benchmark by benchmark
 //
 // Figures are medians over the rounds, with the lowest and the highest. The
-// measurement redirect has a report of its own.
+// measurements redirect and clicks have reports of their own.
 package main
 
 import (
@@ -36,7 +37,7 @@ type measurement struct {
 	missing func() error
 }
 
-var measurements = []measurement{start, propagation, imports, redirects}
+var measurements = []measurement{start, propagation, imports, redirects, clicks}
 
 // bench is what the measurements share.
 type bench struct {
@@ -53,7 +54,7 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, clicks")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
 	quick := flag.Bool("quick", false, "redirect: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")

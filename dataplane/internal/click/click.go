@@ -7,7 +7,9 @@
 // A spool is a row of segments of equal size. At level "process" a segment is
 // a file that is mapped into memory and shared with the kernel, so that a
 // click is in the kernel's hands when Record returns, without a system call:
-// killing the process loses nothing. At level "memory" it is plain memory.
+// killing the process loses nothing. At level "fsync" what was recorded is
+// brought to the disk as well, every few milliseconds, and only then published.
+// At level "memory" a segment is plain memory.
 //
 // Record takes its place in the current segment with one atomic addition,
 // which yields both an offset and an index, and with the index the click's
@@ -23,8 +25,8 @@
 //
 // # When not to use it
 //
-// The file is memory of the kernel, not of the disk: a power cut can lose the
-// last seconds at level "process". And the kernel may make a writer wait when
+// At level "process" the file is memory of the kernel, not of the disk: a power
+// cut can lose the last seconds, or more than that of what is not published. And the kernel may make a writer wait when
 // it touches a page that is being written to a slow disk at that moment; put
 // the folder on a tmpfs where that matters more than a restart of the machine.
 //
@@ -103,7 +105,11 @@ type Level string
 const (
 	Memory  Level = "memory"  // nothing but a clean stop
 	Process Level = "process" // the death of the process
+	Fsync   Level = "fsync"   // a power cut too, but for the last Config.Sync
 )
+
+// DefaultSync is how much a power cut may take at level fsync.
+const DefaultSync = 10 * time.Millisecond
 
 // AddressForm is what the privacy policy makes of a client's address: a number
 // of clickv1.AddressForm.
@@ -158,8 +164,9 @@ type Identity struct {
 
 // Config is the recorder's. The zero values of the optional fields work.
 type Config struct {
-	Dir          string        // folder of the spool; it is created. Required at level process
+	Dir          string        // folder of the spool; it is created. Required but at level memory
 	Level        Level         // default: process
+	Sync         time.Duration // at level fsync: how often clicks are brought to the disk. Default: DefaultSync
 	MaxBytes     int64         // limit of the spool, everything included. Default: 1 GiB
 	SegmentBytes int64         // size of a segment, 256 KiB to 256 MiB. Default: 8 MiB, less where MaxBytes is small
 	Retention    time.Duration // how long what was sent is kept, as far as MaxBytes allows. Default: 10 min; negative, and at level memory: not at all
@@ -192,11 +199,16 @@ func (c *Config) setDefaults() error {
 	if c.Address == 0 {
 		c.Address = AddressTruncated
 	}
+	if c.Sync == 0 {
+		c.Sync = DefaultSync
+	}
 	switch {
-	case c.Level != Memory && c.Level != Process:
-		return fmt.Errorf("level %q: there are %s and %s", c.Level, Memory, Process)
-	case c.Level == Process && c.Dir == "":
-		return errors.New("level process needs a folder")
+	case c.Level != Memory && c.Level != Process && c.Level != Fsync:
+		return fmt.Errorf("level %q: there are %s, %s and %s", c.Level, Memory, Process, Fsync)
+	case c.Level != Memory && c.Dir == "":
+		return fmt.Errorf("level %s needs a folder", c.Level)
+	case c.Sync < 0:
+		return fmt.Errorf("a window of %v: it must be above 0", c.Sync)
 	case c.Node == "" || len(c.Node) > 255 || len(c.Region) > 255:
 		return errors.New("the node's name must have 1 to 255 bytes, the region's at most 255")
 	case c.Boot == 0:

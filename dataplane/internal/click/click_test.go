@@ -347,7 +347,6 @@ func TestAcknowledgedSegmentsAreUsedAgainAndNoFileIsMade(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(7, 8))
 			cursor := r.Log().Cursor(0)
 			defer cursor.Close()
-			seen := uint64(0)
 			for n := range 20_000 { // some 20 MB through a ring of at most 4 MB
 				e := Event{Time: int64(n + 1), UserAgent: randomBytes(rnd, 900), Referrer: randomBytes(rnd, 900)}
 				for r.current.Load() == nil || len(r.spares) == 0 {
@@ -359,8 +358,8 @@ func TestAcknowledgedSegmentsAreUsedAgainAndNoFileIsMade(t *testing.T) {
 					t.Fatalf("click %d: %d, %t, %v", n, c.Sequence, ok, err)
 				}
 				check(t, &e, &c, AddressTruncated)
-				if seen = c.Sequence; n%7 == 0 {
-					r.Log().Acknowledge(seen)
+				if n%7 == 0 {
+					r.Log().Acknowledge(c.Sequence)
 				}
 			}
 			if account := r.Ledger(); account.Recorded != 20_000 || account.Lost() != 0 {
@@ -460,14 +459,14 @@ func TestTheFolderOfALivingProcessIsLeftAlone(t *testing.T) {
 
 func TestOpenRefusesWhatItCannotDo(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		`level "fsync": there are memory and process`: func(c *Config) { c.Level = "fsync" },
-		"needs a folder":            func(c *Config) { c.Dir = "" },
-		"boot must not be 0":        func(c *Config) { c.Boot = 0 },
-		"node's name":               func(c *Config) { c.Node = "" },
-		"at least 1048576":          func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
-		"whole pages":               func(c *Config) { c.SegmentBytes = minSegment + 1 },
-		"not a directory":           func(c *Config) { c.Dir = "/dev/null/spool" },
-		"there are full, truncated": func(c *Config) { c.Address = 4 },
+		`level "disk": there are memory`: func(c *Config) { c.Level = "disk" },
+		"needs a folder":                 func(c *Config) { c.Dir = "" },
+		"boot must not be 0":             func(c *Config) { c.Boot = 0 },
+		"node's name":                    func(c *Config) { c.Node = "" },
+		"at least 1048576":               func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
+		"whole pages":                    func(c *Config) { c.SegmentBytes = minSegment + 1 },
+		"not a directory":                func(c *Config) { c.Dir = "/dev/null/spool" },
+		"there are full, truncated":      func(c *Config) { c.Address = 4 },
 	} {
 		c := Config{Dir: t.TempDir(), Node: "n", Boot: 1}
 		change(&c)
@@ -477,37 +476,63 @@ func TestOpenRefusesWhatItCannotDo(t *testing.T) {
 	}
 }
 
-func TestAFolderThatFailsCostsNoClick(t *testing.T) {
-	dir := t.TempDir()
-	r := open(t, func(c *Config) { c.Dir = dir })
-	for len(r.spares) < spareCount { // nothing is being made
-		time.Sleep(time.Millisecond)
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not happen: " + what)
+		}
 	}
-	if err := os.RemoveAll(filepath.Join(dir, fmt.Sprintf("%016x", r.config.Boot))); err != nil {
+}
+
+func TestAFolderThatIsRemovedCostsNoClickAndIsMadeAnew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	r, err := Open(Config{Dir: dir, Node: "n", Boot: 5, SegmentBytes: minSegment, MaxBytes: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // nothing can be made there
 		t.Fatal(err)
 	}
 	e := Event{UserAgent: make([]byte, 1000)}
-	for i := range 1000 {
+	for i := range 2000 {
 		r.Record(&e)
 		if i%50 == 0 {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	if account := r.Ledger(); account.Recorded != 1000 || r.Degraded() == nil {
-		t.Fatalf("%+v, degraded: %v", account, r.Degraded())
+	waitFor(t, "the recorder is degraded", func() bool { return r.Degraded() != nil })
+	if account := r.Ledger(); account.Recorded != 2000 || account.Lost() != 0 {
+		t.Fatalf("%+v", account)
 	}
-	if got := readAll(t, r.Log(), 0); len(got) != 1000 {
-		t.Fatalf("%d clicks", len(got))
-	}
-	if err := os.Mkdir(filepath.Join(dir, fmt.Sprintf("%016x", r.config.Boot)), 0o700); err != nil {
+	r.Record(&Event{Destination: make([]byte, 1<<20)}) // counted, and not forgotten
+	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	r.Log().Acknowledge(1000)
-	for deadline := time.Now().Add(10 * time.Second); r.Degraded() != nil; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it does not heal")
-		}
+	waitFor(t, "the recorder heals", func() bool { return r.Degraded() == nil })
+	if got := readAll(t, r.Log(), 0); len(got) != 2000 {
+		t.Fatalf("%d clicks", len(got))
+	}
+	r.Log().Acknowledge(2000)
+	for range 1000 { // these are in files again
 		r.Record(&e)
+		if r.current.Load() == nil || len(r.spares) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := open(t, func(c *Config) { c.Dir, c.Boot, c.MaxBytes = dir, 6, 16<<20 })
+	if len(second.Earlier()) != 1 || len(second.Warnings()) != 0 {
+		t.Fatalf("%d logs, %v", len(second.Earlier()), second.Warnings())
+	}
+	l := second.Earlier()[0]
+	if got := readAll(t, l, l.Acknowledged()); len(got) != 1000 || got[0].Sequence != 2001 || l.dropped()[TooLarge] != 1 {
+		t.Fatalf("%d clicks, dropped %v", len(got), l.dropped())
 	}
 }
 

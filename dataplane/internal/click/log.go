@@ -49,6 +49,14 @@ func (l *Log) Acknowledge(sequence uint64) {
 	}
 }
 
+// Position is where in the stream to look for batches whose acknowledgement was
+// lost: from this sequence on. 0: none was ever sent.
+func (l *Log) Position() uint64 { return l.boot.position.Load() }
+
+// SetPosition is called before the first batch is sent, and when one is
+// acknowledged. Only one goroutine may call it.
+func (l *Log) SetPosition(sequence uint64) { l.boot.position.Store(sequence) }
+
 // Lose counts clicks that were recorded, and then could not be published for
 // a reason that will not go away.
 func (l *Log) Lose(reason DropReason, clicks uint64) {
@@ -97,7 +105,7 @@ func (l *Log) reuse(memory bool) *segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.over() {
-		if (s.path == "") != memory {
+		if s.plain() != memory {
 			continue
 		}
 		s.first.Store(0)
@@ -134,7 +142,7 @@ func (l *Log) trim(keep int, memory bool, pause func()) (empty bool, err error) 
 	l.mu.Lock()
 	useful := 0
 	for _, s := range slices.Backward(l.over()) {
-		if (s.path == "") == memory && useful < keep {
+		if s.plain() == memory && useful < keep {
 			useful++
 			continue
 		}
@@ -244,7 +252,7 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 // be damage, the next that is whole.
 func (c *Cursor) find() (length int, ok bool) {
 	if !c.segment.recovered {
-		if c.pos+8 > len(c.mem) {
+		if c.pos+8 > len(c.mem) || int64(c.pos) >= c.segment.durable.Load() {
 			return 0, false
 		}
 		length = int(uint32(loadHead(c.mem, c.pos)))
@@ -260,11 +268,13 @@ func (c *Cursor) enter() (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.segments {
-		first := s.first.Load()
-		if first == 0 {
+		if s.leaving {
+			continue
+		}
+		if s.first.Load() == 0 {
 			break // spare
 		}
-		if end, known := s.end(); known && end <= c.next || s.leaving {
+		if end, known := s.end(); known && end <= c.next {
 			continue
 		}
 		if err := s.mapIn(); err != nil {

@@ -276,8 +276,8 @@ func (c *Click) readExtra(b []byte) bool {
 	}
 	c.ASN, c.Country = binary.LittleEndian.Uint32(b), [2]byte(b[4:6])
 	parameters, labels := int(b[6]), int(b[7])
-	b, ok := b[extraBytes:], true
-	if c.Parameters, b, ok = splitPairs(b, parameters); !ok {
+	var ok bool
+	if c.Parameters, b, ok = splitPairs(b[extraBytes:], parameters); !ok {
 		return false
 	}
 	c.Labels, _, ok = splitPairs(b, labels)

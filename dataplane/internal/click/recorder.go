@@ -27,6 +27,8 @@ type Recorder struct {
 	first    atomic.Uint64 // sequence behind the last segment that was sealed
 	degraded atomic.Pointer[error]
 
+	syncFailed atomic.Bool // degraded is for that
+
 	mu       sync.Mutex // guards what follows, and that a full spool is opened again
 	earlier  []*Log
 	warnings []error
@@ -59,9 +61,9 @@ func Open(config Config) (*Recorder, error) {
 	}
 	id := Identity{Node: config.Node, Region: config.Region, Boot: config.Boot, Address: config.Address}
 	b := memoryBoot(id)
-	if config.Level == Process {
+	if config.Level != Memory {
 		var err error
-		if b, err = createBoot(config.Dir, id); err != nil {
+		if b, err = createBoot(config.Dir, id, config.Level == Fsync); err != nil {
 			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.release())
 		}
 	}
@@ -86,6 +88,9 @@ func Open(config Config) (*Recorder, error) {
 		}
 	}
 	r.stopped.Go(r.maintain)
+	if config.Level == Fsync {
+		r.stopped.Go(func() { r.syncEvery(config.Sync) })
+	}
 	r.wakeUp()
 	return r, nil
 }
@@ -163,6 +168,7 @@ func (r *Recorder) maintain() {
 			return
 		case <-r.wake:
 		case <-tick.C:
+			r.heal()
 		}
 		r.trim()
 		for r.lacksSpare() {
@@ -207,9 +213,15 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 	b := r.log.boot
 	recycle := func() *segment {
 		s := r.log.reuse(r.config.Level == Memory)
-		if s != nil {
-			s.recycle(b.Boot, number)
+		if s == nil {
+			return nil
 		}
+		if r.config.Level == Fsync {
+			// What is wiped has been acknowledged for a recovery, too.
+			_ = syncMemory(b.mem) // if this fails, so does what follows
+			s.durable.Store(segmentHead)
+		}
+		s.recycle(b.Boot, number)
 		return s
 	}
 	// While the folder fails, only a new file shows that it works again.
@@ -222,12 +234,13 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 	var err error
 	if !r.room() && !r.makeRoom() {
 		err = errFull
-	} else if s, err = newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause); err == nil {
+	} else if s, err = r.newFile(number); err == nil {
 		r.degraded.Store(nil)
 	} else if !opened {
 		return nil, err
 	} else {
-		r.degraded.Store(&err)
+		cause := err
+		r.degraded.Store(&cause)
 	}
 	if err != nil && r.Degraded() != nil {
 		if s := recycle(); s != nil {
@@ -245,6 +258,20 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 	r.log.mu.Lock()
 	r.log.segments = append(r.log.segments, s)
 	r.log.mu.Unlock()
+	return s, nil
+}
+
+// newFile makes a segment at the recorder's level.
+func (r *Recorder) newFile(number uint64) (*segment, error) {
+	b := r.log.boot
+	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause)
+	if err != nil || r.config.Level != Fsync {
+		return s, err
+	}
+	s.durable.Store(segmentHead)
+	if err := syncNew(s.path); err != nil {
+		return nil, errors.Join(fmt.Errorf("sync new segment: %w", err), s.remove())
+	}
 	return s, nil
 }
 
@@ -447,6 +474,10 @@ func (r *Recorder) Close() error {
 	}
 	if r.sent != nil {
 		r.sent.close()
+	}
+	if r.config.Level == Fsync {
+		r.sync()
+		_ = syncMemory(r.log.boot.mem) // its loss costs duplicates at most
 	}
 	if r.log.Acknowledged() < r.Last() {
 		return errors.Join(r.log.boot.close(false), r.release())

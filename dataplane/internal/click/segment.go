@@ -59,6 +59,10 @@ type segment struct {
 	first  atomic.Uint64 // sequence of index 0 as it was recorded
 	sealed atomic.Int64  // count of records plus one; 0 until it is known
 
+	orphaned atomic.Bool // its file was removed by someone else
+
+	durable atomic.Int64 // offset up to which readers may read; see sync.go
+
 	// What recovery found; see recover.go.
 	shift uint64   // holes in earlier segments
 	holes []uint32 // indexes that were never answered
@@ -91,6 +95,7 @@ func newSegment(dir string, boot, number uint64, size int64, pause func()) (*seg
 		pause()
 	}
 	s.writeHead(mem, boot)
+	s.durable.Store(allDurable)
 	s.state.Store(uint64(size) + 1) // as if it were over, until it is used
 	s.mem.Store(&mem)
 	return s, nil

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -68,7 +69,8 @@ type sentLog struct {
 	retention time.Duration
 
 	// Of the goroutine that appends.
-	file   *os.File // the newest in files; nil when there is none to append to
+	gone   atomic.Bool // the folder was removed: go on with a new file
+	file   *os.File    // the newest in files; nil when there is none to append to
 	number uint64
 	buffer []byte
 
@@ -98,6 +100,10 @@ func (s *sentLog) append(b *Sent, data []byte, hasRoom func(bytes int64) bool) e
 	size := int64(sentHead + len(b.Subject) + len(b.ID) + len(data))
 	if size > s.fileBytes-sentFileHead {
 		return nil // no message is so large but one of a single click in a tiny spool
+	}
+	if s.gone.Swap(false) {
+		s.close()
+		s.forget()
 	}
 	current := s.current()
 	if current == nil || current.used+size > s.fileBytes {
@@ -215,6 +221,16 @@ func (s *sentLog) close() {
 	s.mu.Unlock()
 	_ = s.file.Close() // nothing was promised of it
 	s.file = nil
+}
+
+// lose is called when the folder was removed.
+func (s *sentLog) lose() { s.gone.Store(true) }
+
+// forget drops the files of the folder from the list.
+func (s *sentLog) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files = slices.DeleteFunc(s.files, func(f *sentFile) bool { return filepath.Dir(f.path) == s.dir })
 }
 
 // bytes is what the log takes of the spool.

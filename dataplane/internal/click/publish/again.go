@@ -144,8 +144,8 @@ func (p *Publisher) checked(c check) {
 	p.again = append(p.again, c.missing...)
 }
 
-// resume gives the next batch that is to be published again.
-func (p *Publisher) resume() *batch {
+// repeat gives the next batch that is to be published again.
+func (p *Publisher) repeat() *batch {
 	for len(p.again) > 0 {
 		s := p.again[0]
 		p.again = p.again[1:]

@@ -99,6 +99,10 @@ func (p *Publisher) reconnected() {
 func (p *Publisher) settle(ctx context.Context) {
 	p.settling = true
 	check := p.checkedAt.IsZero()
+	var resumes []*resume
+	for _, s := range p.sources {
+		resumes = append(resumes, &resume{log: s.log, subject: s.subject})
+	}
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 		defer cancel()
@@ -106,6 +110,13 @@ func (p *Publisher) settle(ctx context.Context) {
 		if check && s.err == nil {
 			// Before anything new is published, which would look like the end.
 			s.checked = p.findLost(ctx, 0)
+			for _, r := range resumes {
+				if err := r.look(ctx, p.nc, s.last); err != nil {
+					p.log.Warn("the stream does not say what it has: clicks may be in it twice, which consumers notice", "error", err)
+					break
+				}
+			}
+			s.resumes = resumes
 		}
 		p.setups <- s
 	}()
@@ -137,5 +148,6 @@ func (p *Publisher) settled(s setup) {
 	if p.checkedAt.IsZero() {
 		p.checkedAt = time.Now()
 		p.checked(s.checked)
+		p.goOn(s)
 	}
 }

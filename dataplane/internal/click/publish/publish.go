@@ -104,7 +104,9 @@ type setup struct {
 	config   jetstream.StreamConfig
 	created  bool
 	warnings []string
+	last     uint64 // sequence in the stream
 	checked  check
+	resumes  []*resume
 	err      error
 }
 
@@ -316,7 +318,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		}
 	}
 	for len(p.inFlight) < maxInFlight {
-		b := p.resume()
+		b := p.repeat()
 		if b == nil {
 			b = p.next(now)
 		}
@@ -463,6 +465,9 @@ func (p *Publisher) advance() {
 		if b.again != nil {
 			p.republished.Add(b.clicks)
 		} else {
+			if b.position != 0 {
+				b.log.SetPosition(b.position + 1)
+			}
 			b.log.Acknowledge(b.last)
 			p.published.Add(b.clicks)
 		}

@@ -29,7 +29,11 @@ func (r *Recorder) heal() {
 			r.sent.lose()
 		}
 	}
-	if r.Degraded() == nil || r.syncFailed.Load() {
+	if r.syncFailed.Load() {
+		return
+	}
+	if r.Degraded() == nil {
+		r.leaveMemory()
 		return
 	}
 	// One after the other, so that there is always one to go on with.
@@ -43,8 +47,8 @@ func (r *Recorder) heal() {
 		}
 		r.replaceSpare(s)
 	}
-	r.degraded.Store(nil)
 	r.leaveMemory()
+	r.degraded.Store(nil)
 }
 
 // replaceSpare puts a segment in the place of the spare one that is next.

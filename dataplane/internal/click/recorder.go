@@ -278,7 +278,12 @@ func (r *Recorder) newFile(number uint64) (*segment, error) {
 // pause lets redirects go first while there is a segment to go on with.
 func (r *Recorder) pause() {
 	const step = 100 * time.Microsecond
-	if len(r.spares) > 0 {
+	select {
+	case <-r.stop: // Close waits for it
+		return
+	default:
+	}
+	if len(r.spares) > 0 && r.current.Load() != nil {
 		time.Sleep(step)
 	} else {
 		runtime.Gosched()

@@ -27,7 +27,12 @@ func newDisk(t *testing.T, r *Recorder) *disk {
 			copy(d.marks, mem)
 			return real(mem)
 		}
+		r.log.mu.Lock()
+		defer r.log.mu.Unlock()
 		for _, s := range r.log.segments {
+			if s.leaving {
+				continue
+			}
 			live := s.bytes()
 			for at := 0; at < len(live); at += pageSize {
 				if &live[at] == &mem[0] {
@@ -73,7 +78,12 @@ func (d *disk) cut(t *testing.T, rnd *rand.Rand) (dir string) {
 		}
 	}
 	write(bootFile, d.marks, d.r.log.boot.mem)
+	d.r.log.mu.Lock()
+	defer d.r.log.mu.Unlock()
 	for _, s := range d.r.log.segments {
+		if s.leaving {
+			continue
+		}
 		write(filepath.Base(s.path), d.file(s), s.bytes())
 	}
 	return dir
@@ -120,6 +130,8 @@ func TestAPowerCutTakesNothingThatWasSynced(t *testing.T) {
 			checkImage(t, d.cut(t, rnd), acknowledged, promised, recorded, fmt.Sprintf("step %d", step))
 		}
 	}
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
 	if promised < 5000 || d.r.log.segments[0].number < 10 {
 		t.Fatalf("%d clicks, segment %d: too little happened", promised, d.r.log.segments[0].number)
 	}

@@ -366,8 +366,11 @@ func TestAcknowledgedSegmentsAreUsedAgainAndNoFileIsMade(t *testing.T) {
 				t.Fatalf("%+v", account)
 			}
 			r.log.mu.Lock()
-			segments, highest := len(r.log.segments), r.log.segments[len(r.log.segments)-1].number
+			segments := len(r.log.segments)
 			r.log.mu.Unlock()
+			r.mu.Lock()
+			highest := r.number
+			r.mu.Unlock()
 			if segments > 6 || highest < 40 {
 				t.Fatalf("%d segments, up to number %d", segments, highest)
 			}

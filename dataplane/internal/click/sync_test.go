@@ -24,7 +24,9 @@ func newDisk(t *testing.T, r *Recorder) *disk {
 	real := syncMemory
 	syncMemory = func(mem []byte) error {
 		if &mem[0] == &r.log.boot.mem[0] {
+			r.mu.Lock()
 			copy(d.marks, mem)
+			r.mu.Unlock()
 			return real(mem)
 		}
 		r.log.mu.Lock()
@@ -77,9 +79,11 @@ func (d *disk) cut(t *testing.T, rnd *rand.Rand) (dir string) {
 			t.Fatal(err)
 		}
 	}
-	write(bootFile, d.marks, d.r.log.boot.mem)
+	d.r.mu.Lock() // maintain has held it since it wiped a segment
+	defer d.r.mu.Unlock()
 	d.r.log.mu.Lock()
 	defer d.r.log.mu.Unlock()
+	write(bootFile, d.marks, d.r.log.boot.mem)
 	for _, s := range d.r.log.segments {
 		if s.leaving {
 			continue
@@ -130,10 +134,10 @@ func TestAPowerCutTakesNothingThatWasSynced(t *testing.T) {
 			checkImage(t, d.cut(t, rnd), acknowledged, promised, recorded, fmt.Sprintf("step %d", step))
 		}
 	}
-	r.log.mu.Lock()
-	defer r.log.mu.Unlock()
-	if promised < 5000 || d.r.log.segments[0].number < 10 {
-		t.Fatalf("%d clicks, segment %d: too little happened", promised, d.r.log.segments[0].number)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if promised < 5000 || r.number < 12 {
+		t.Fatalf("%d clicks, segment %d: too little happened", promised, r.number)
 	}
 }
 

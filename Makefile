@@ -11,7 +11,7 @@ LDFLAGS := -X github.com/affleet/affleet/deploy/service.Version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench bench-redirect bench-fleet mutants fuzz lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench bench-redirect bench-fleet bench-clicks mutants fuzz lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ bench-fleet: ## measure how the state reaches thousands of nodes (ARGS="--rows i
 
 mutants: ## prove that the tests notice defects that are built in on purpose (ARGS=-list)
 	go run ./deploy/mutants $(ARGS)
+
+bench-clicks: ## measure the way of a click through a node and to a consumer (part of bench)
+	go run ./deploy/bench --only clicks $(ARGS)
 
 fuzz: ## run every fuzz target for FUZZTIME
 	@set -e; for pkg in $$(grep -rlE '^func Fuzz' --include '*_test.go' . | xargs -n1 dirname | sort -u); do \

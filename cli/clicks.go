@@ -2,11 +2,8 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net/http"
 	"strings"
 	"time"
 
@@ -14,184 +11,226 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
+	"github.com/affleet/affleet/cli/internal/document"
 	"github.com/affleet/affleet/dataplane/clickstream"
 )
 
 func newClicks(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "clicks", Short: "See the clicks as they come",
-		Long:    `See the clicks: every answered redirect is one, published to JetStream.`,
-		Example: "  affctl clicks tail\n  affctl clicks tail --affiliate aff_01 -o json | jq .destination",
+		Use: "clicks", Short: "See, export and verify the clicks",
+		Long: `See the clicks: every answered redirect is one, published to JetStream. Times
+are those at which the stream took them, seconds after the redirect unless NATS
+was away.`,
+		Example: "  affctl clicks tail --affiliate aff_01 -o json | jq .destination\n  affctl clicks export clicks.parquet --from 2026-11-01 --to 2026-12-01\n  affctl clicks verify --from 24h",
 		Args:    cobra.ArbitraryArgs, RunE: group,
 	}
-	cmd.AddCommand(clicksTail(a))
+	cmd.AddCommand(clicksTail(a), clicksExport(a), clicksVerify(a))
 	return cmd
 }
 
-// tail is one run of clicks tail.
-type tail struct {
-	a               *app
-	link, affiliate string
-	regions         []string
-	since           time.Duration
-	limit, seen     int
-	out             format
-	columns         int // of the terminal; 0: lines are not cut
-}
-
-// errEnough ends a tail at its limit.
-var errEnough = errors.New("enough")
-
-func clicksTail(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "tail", Short: "Print clicks as they come",
-		Long: `Print clicks as they come, from now on or from --since ago. A link is chosen by
-its key, such as go.example.com/summer; /summer is the one of every host.`,
-		Example: "  affctl clicks tail --link go.example.com/summer\n  affctl clicks tail --since 10m --region eu -o json --limit 100",
-		Args:    argCount(0, 0),
-	}
-	t := &tail{a: a}
-	flags := cmd.Flags()
-	flags.StringVar(&t.link, "link", "", "only those of this link, `DOMAIN/PATH`")
-	flags.StringVar(&t.affiliate, "affiliate", "", "only those of this affiliate `ID`")
-	flags.StringArrayVar(&t.regions, "region", nil, "only those of this `REGION`; may be repeated")
-	flags.DurationVar(&t.since, "since", 0, "begin this long ago")
-	flags.IntVar(&t.limit, "limit", 0, "end after `N` clicks")
-	t.out.addTo(cmd, "table", "json")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if t.link != "" {
-			domain, path, err := linkKey(t.link)
-			if err != nil {
-				return err
-			}
-			t.link = domain + path
-		}
-		if t.since < 0 || t.limit < 0 {
-			return usagef("", "--since and --limit must not be negative")
-		}
-		return t.run(cmd.Context())
-	}
-	return cmd
-}
-
-func (t *tail) run(ctx context.Context) error {
-	to, err := t.a.endpoints()
+// jetStream connects to NATS; the connection is the caller's to close.
+func (a *app) jetStream() (*nats.Conn, jetstream.JetStream, error) {
+	to, err := a.endpoints()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	conn, err := nats.Connect(to.NATS, nats.Name("affctl"), nats.Timeout(t.a.timeout), nats.MaxReconnects(-1))
+	conn, err := nats.Connect(to.NATS, nats.Name("affctl"), nats.Timeout(a.timeout), nats.MaxReconnects(-1))
 	if err != nil {
-		return &unreachable{
+		return nil, nil, &unreachable{
 			what: "NATS", address: to.NATS, flag: "--nats", variable: envNATS,
 			err: errors.New(strings.TrimPrefix(err.Error(), "nats: ")),
 		}
 	}
-	defer conn.Close()
 	js, err := jetstream.New(conn)
 	if err != nil {
-		return err
+		conn.Close()
+		return nil, nil, err
 	}
-	if terminal(t.a.stdout) {
-		t.columns, _ = t.a.size()
-	}
-	options := clickstream.Options{
-		Start: clickstream.Now(), Regions: t.regions, Gap: t.gap,
-		Log: slog.New(slog.NewTextHandler(t.a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	}
-	if t.since > 0 {
-		options.Start = clickstream.At(t.a.now().Add(-t.since))
-	}
-	if terminal(t.a.stderr) && t.out.value == "table" {
-		t.a.notef("waiting for clicks; Ctrl-C ends")
-	}
-	err = clickstream.Consume(ctx, js, options, t.batch)
-	if errors.Is(err, errEnough) || ctx.Err() != nil {
-		return nil
-	}
-	return err
+	return conn, js, nil
 }
 
-// batch prints what matches of a batch.
-func (t *tail) batch(_ context.Context, b *clickstream.Batch) error {
-	for i := range b.Clicks {
-		c := &b.Clicks[i]
-		if t.link != "" && c.Link != t.link || t.affiliate != "" && c.Affiliate != t.affiliate {
-			continue
-		}
-		if err := t.print(c); err != nil {
-			return err
-		}
-		if t.seen++; t.seen == t.limit {
-			return errEnough
-		}
+// clickStream finds the stream of clicks.
+func (a *app) clickStream(ctx context.Context, js jetstream.JetStream) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	s, err := js.Stream(ctx, clickstream.StreamName)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return nil, &failure{code: codeNotFound, message: "there is no stream of clicks (" + clickstream.StreamName + ")", hint: "the first node that connects to this NATS makes it"}
+	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled):
+		return nil, &failure{code: codeError, message: "this NATS server has no JetStream", hint: "start it with -js, or jetstream {} in its configuration"}
+	case err != nil:
+		return nil, err
 	}
-	return t.a.out.Flush()
+	return s.CachedInfo(), nil
 }
 
-func (t *tail) print(c *clickstream.Click) error {
-	if t.out.value == "json" {
-		text, err := json.Marshal(c)
+// chosen are the flags that choose clicks.
+type chosen struct {
+	regions []string
+	filter  clickstream.Filter
+}
+
+func (c *chosen) addTo(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringArrayVar(&c.filter.Links, "link", nil, "only those of this link, `DOMAIN/PATH`")
+	flags.StringArrayVar(&c.filter.Affiliates, "affiliate", nil, "only those of this affiliate `ID`")
+	flags.StringArrayVar(&c.filter.Labels, "label", nil, "only those with this label `NAME`")
+	c.addRegionTo(cmd)
+}
+
+func (c *chosen) addRegionTo(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVar(&c.regions, "region", nil, "only those of this `REGION`; each may be repeated")
+}
+
+// check completes the links, each of which may be "/path" of every host.
+func (c *chosen) check() error {
+	for i, text := range c.filter.Links {
+		domain, path, err := linkKey(text)
 		if err != nil {
 			return err
 		}
-		t.a.printf("%s\n", text)
-		return nil
+		c.filter.Links[i] = domain + path
 	}
-	if t.seen == 0 {
-		t.a.printf("%s\n", t.a.paint(t.a.stdout, bold, clickLine("TIME", "NODE", "CODE", "LINK", "DESTINATION")))
-	}
-	t.printLine(c)
 	return nil
 }
 
-// clickLine lines up what fits into its column, and what does not pushes the
-// rest aside: nothing is held back to measure it.
-func clickLine(at, node, code, key, rest string) string {
-	return strings.TrimRight(fmt.Sprintf("%-12s  %-8s  %-4s  %-28s  %s", at, node, code, key, rest), " ")
+// all says that no click is left out.
+func (c *chosen) all() bool {
+	return len(c.filter.Links)+len(c.filter.Affiliates)+len(c.filter.Labels) == 0
 }
 
-func (t *tail) printLine(c *clickstream.Click) {
-	key := c.Link
-	if key == "" {
-		key = "(" + c.Host + c.Path + ")"
-	}
-	rest := orDash(c.Destination)
-	if c.Outcome != 0 {
-		rest += " [" + c.Outcome.String() + "]"
-	}
-	if c.Affiliate != "" {
-		rest += " affiliate=" + c.Affiliate
-	}
-	if c.Campaign != "" {
-		rest += " campaign=" + c.Campaign
-	}
-	if c.Method == http.MethodHead {
-		rest += " HEAD"
-	}
-	if address := c.Address.String(); address != "" {
-		rest += " " + address
-	}
-	for _, l := range c.Labels {
-		rest += " #" + l.Name
-	}
-	if c.UserAgent != "" {
-		rest += " " + c.UserAgent
-	}
-	line := []rune(printable(clickLine(c.Time.Local().Format("15:04:05.000"), c.Node, fmt.Sprint(c.Status), key, rest)))
-	if t.columns > 1 && len(line) > t.columns {
-		line = append(line[:t.columns-1], '…')
-	}
-	t.a.printf("%s\n", string(line))
+// window are the flags --from and --to.
+type window struct {
+	from, to time.Time // zero from: the beginning of the stream
 }
 
-// gap tells of clicks that are missing.
-func (t *tail) gap(g clickstream.Gap) {
+func (w *window) addTo(cmd *cobra.Command, a *app, from string) {
+	help := "begin at this `TIME`, or so long ago"
+	if from == "" {
+		help += " (the beginning of the stream)"
+	}
+	cmd.Flags().Var(&when{time: &w.from, now: a.now}, "from", help)
+	cmd.Flags().Var(&when{time: &w.to, now: a.now}, "to", "end before this `TIME`, or so long ago (now)")
+	cmd.Flags().Lookup("from").DefValue = from
+	if from != "" {
+		must((&when{time: &w.from, now: a.now}).Set(from))
+	}
+}
+
+func (w *window) check(now time.Time) error {
+	if w.to.IsZero() {
+		w.to = now
+	}
 	switch {
-	case g.Filled:
-		t.a.notef("node %s: clicks %d to %d came late", printable(g.Node), g.From, g.To)
-	case g.Explained:
-		t.a.warnf("node %s: clicks %d to %d are lost, as the node says itself", printable(g.Node), g.From, g.To)
-	default:
-		t.a.warnf("node %s: clicks %d to %d are missing", printable(g.Node), g.From, g.To)
+	case w.to.After(now):
+		return usagef("", "--to must not be in the future")
+	case !w.from.Before(w.to):
+		return usagef("", "--from must be before --to")
+	}
+	return nil
+}
+
+// start is where reading begins.
+func (w *window) start() clickstream.Start {
+	if w.from.IsZero() {
+		return clickstream.Beginning()
+	}
+	return clickstream.At(w.from)
+}
+
+// around is how much is read before and behind a window to know which of its
+// clicks were there before, and which came late: nodes publish again what is
+// that old.
+const around = 10 * time.Minute
+
+// options to read all of a window.
+func (w *window) options(a *app, now time.Time) clickstream.Options {
+	o := clickstream.Options{
+		Start: w.start(), Until: w.to, Trail: min(around, now.Sub(w.to)),
+		Log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	if !w.from.IsZero() {
+		o.Lead = around
+	}
+	return o
+}
+
+// String is the window for people.
+func (w *window) String() string {
+	from := "the beginning"
+	if !w.from.IsZero() {
+		from = stamp(w.from)
+	}
+	return from + " to " + stamp(w.to)
+}
+
+func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+// when is a flag's time: one such as 2026-12-24T18:00:00Z, or a duration, which
+// is that long ago.
+type when struct {
+	time *time.Time
+	now  func() time.Time
+	text string // as it was given
+}
+
+func (*when) Type() string { return "time" }
+
+func (w *when) String() string {
+	if w.time == nil || w.time.IsZero() {
+		return ""
+	}
+	return w.time.Format(time.RFC3339)
+}
+
+func (w *when) Set(text string) error {
+	w.text = text
+	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+		*w.time = w.now().Add(-ago)
+		return nil
+	}
+	t, err := document.ParseTime(text)
+	if err != nil {
+		return usagef("or how long ago, such as 90m or 24h", "%s", strings.Replace(err.Error(), "must be", "it must be", 1))
+	}
+	*w.time = t
+	return nil
+}
+
+// reading shows how far the reading of a window is.
+type reading struct {
+	*progress
+	whole         bool   // the window is all that there ever was
+	total, behind uint64 // messages of the window, and behind it
+}
+
+// reading finds what is to be read, and starts a bar.
+func (a *app) reading(ctx context.Context, js jetstream.JetStream, what string, w *window, regions []string) (*reading, error) {
+	info, err := a.clickStream(ctx, js)
+	if err != nil {
+		return nil, err
+	}
+	r := &reading{whole: w.from.IsZero() && info.Config.MaxAge == 0}
+	if terminal(a.stderr) {
+		ctx, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		all, err := clickstream.Pending(ctx, js, w.start(), regions)
+		if err != nil {
+			return nil, err
+		}
+		if r.behind, err = clickstream.Pending(ctx, js, clickstream.At(w.to), regions); err != nil {
+			return nil, err
+		}
+		r.total = all - min(all, r.behind)
+	}
+	r.progress = a.progressOf(what, max(1, int64(r.total)), "messages")
+	return r, nil
+}
+
+// at moves the bar to a batch.
+func (r *reading) at(b *clickstream.Batch) {
+	if left := b.Pending - min(b.Pending, r.behind); left <= r.total {
+		r.set(int64(r.total - left))
 	}
 }

@@ -18,6 +18,14 @@ type progress struct {
 
 // progress starts a bar of total units, -1 when that is not known.
 func (a *app) progress(what string, total int64, bytes bool) *progress {
+	if bytes {
+		return a.progressOf(what, total, "")
+	}
+	return a.progressOf(what, total, "rows")
+}
+
+// progressOf is progress of units with a name; those without are bytes.
+func (a *app) progressOf(what string, total int64, units string) *progress {
 	p := &progress{w: a.stderr}
 	if !terminal(a.stderr) {
 		return p
@@ -31,10 +39,10 @@ func (a *app) progress(what string, total int64, bytes bool) *progress {
 		progressbar.OptionUseANSICodes(true),
 		progressbar.OptionSetPredictTime(total > 0),
 	}
-	if bytes {
+	if units == "" {
 		options = append(options, progressbar.OptionShowBytes(true))
 	} else {
-		options = append(options, progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("rows"))
+		options = append(options, progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(units))
 	}
 	p.bar = progressbar.NewOptions64(total, options...)
 	return p

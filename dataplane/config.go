@@ -34,8 +34,11 @@ type Config struct {
 	MaxStateBytes int64  // of the names and values of all resources. Default: 32 GiB
 	MaxEntryBytes int    // of the name and value of one resource. Default, and at most: 1 MiB
 
-	ClickLevel   string        // memory or process. Default: process
-	ClickAddress string        // full or truncated. Default: truncated
+	ClickLevel   string        // memory, process or fsync. Default: process
+	ClickSync    time.Duration // at level fsync: the window that a power cut may take. Default: 10 ms
+	ClickAddress string        // full, truncated or hashed. Default: truncated
+	ClickOmit    string        // fields that are not recorded, separated by commas. Default: none
+	ClickKeep    time.Duration // how long what JetStream has acknowledged is kept; negative: not at all. Default: 10 min
 	SpoolBytes   int64         // limit of the spool. Default: 1 GiB
 	StreamBytes  int64         // limit of the stream AFF_CLICKS, if this node creates it. Default: 10 GiB, or what the server has
 	Drain        time.Duration // to answer what is in flight at the end. Default: 10 s
@@ -105,10 +108,16 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("click-address: %w", err)
 		}
 	}
+	if _, err := click.ParseFields(c.ClickOmit); err != nil {
+		return fmt.Errorf("click-omit: %w", err)
+	}
+	if c.ClickSync < 0 {
+		return fmt.Errorf("click-sync: %v must not be negative", c.ClickSync)
+	}
 	switch click.Level(c.ClickLevel) {
-	case "", click.Memory, click.Process:
+	case "", click.Memory, click.Process, click.Fsync:
 	default:
-		return fmt.Errorf("click-level: %q is not memory or process", c.ClickLevel)
+		return fmt.Errorf("click-level: %q is not memory, process or fsync", c.ClickLevel)
 	}
 	return nil
 }

@@ -152,15 +152,21 @@ func (n *Node) openClicks() error {
 	if n.cfg.ClickAddress != "" {
 		form, _ = click.ParseAddressForm(n.cfg.ClickAddress) // Validate has seen it
 	}
-	var err error
+	omit, err := click.ParseFields(n.cfg.ClickOmit)
+	if err != nil {
+		return fmt.Errorf("click-omit: %w", err)
+	}
 	n.clicks, err = click.Open(click.Config{
 		Dir:        filepath.Join(n.cfg.DataDir, "clicks"),
 		Level:      click.Level(n.cfg.ClickLevel),
+		Sync:       n.cfg.ClickSync,
 		MaxBytes:   n.cfg.SpoolBytes,
+		Retention:  n.cfg.ClickKeep,
 		Node:       n.cfg.Node,
 		Region:     n.cfg.Region,
 		Boot:       n.boot,
 		Address:    form,
+		Omit:       omit,
 		Registerer: n.cfg.Registerer,
 	})
 	if err != nil {

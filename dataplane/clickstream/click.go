@@ -154,10 +154,12 @@ func (a Address) Form() AddressForm { return a.form }
 func (a Address) Prefix() (netip.Prefix, bool) {
 	addr, ok := netip.AddrFromSlice([]byte(a.bytes))
 	switch {
-	case !ok || a.form == AddressHashed:
+	case !ok:
 		return netip.Prefix{}, false
 	case a.form == AddressFull:
 		return netip.PrefixFrom(addr, addr.BitLen()), true
+	case a.form != AddressTruncated: // of a newer node
+		return netip.Prefix{}, false
 	case addr.Is4():
 		return netip.PrefixFrom(addr, 24), true
 	}

@@ -4,107 +4,117 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Start says where a consumer begins that has not been there before. The zero
-// value is the beginning of the stream.
-type Start struct {
-	now bool
-	at  time.Time
-}
-
-// Now begins with what is published from now on.
-func Now() Start { return Start{now: true} }
-
-// At begins with what the stream stored at this time or later.
-func At(t time.Time) Start { return Start{at: t} }
-
-// Beginning begins with the oldest message of the stream.
-func Beginning() Start { return Start{} }
-
-// Options of Consume. The zero value reads the whole stream, of all regions,
-// and leaves nothing behind.
-type Options struct {
-	Durable string   // name under which the server remembers the position; empty: none
-	Start   Start    // for a consumer that is new
-	Regions []string // only these; the server filters. Default: all
-	Marks   *Marks   // what has been handled before. Default: empty
-	// Gap is called, after the handler, when clicks are missing, and again when
-	// they have come after all.
-	Gap func(Gap)
-	// Prefetch is how many batches may wait for the handler. Default: 64.
-	Prefetch int
-	// AckWait is how long a batch may take, with those that wait before it,
-	// until the server offers it again. Default: 1 min.
-	AckWait time.Duration
-	Log     *slog.Logger // for NATS coming and going. Default: slog.Default
-}
-
-// Gap is a range of clicks of one boot that did not come when it was due.
-type Gap struct {
-	Node   string
-	Region string
-	Boot   Hex
-	Range
-	// Filled: they have come now. The stream has them behind their successors,
-	// because it refused them for a while.
-	Filled bool
-	// Explained: the node itself counts at least as many clicks of this boot as
-	// lost after they were recorded.
-	Explained bool
-	// Ledger is the node's account in the batch that showed it.
-	Ledger Ledger
-}
-
-// Consume delivers each click once: decoded, without those that the marks know,
-// in batches as the nodes published them. Batches without a new click are not
-// delivered, except the last one of a boot. A batch is acknowledged after handle
-// returned nil; its error ends Consume and is returned, and the batch comes
-// again to the next consumer.
+// Consume delivers each click once: decoded, without those that were handled
+// before, in batches as the nodes published them. Batches without a click that
+// is new and wanted are not delivered, except the last one of a boot.
 //
-// Consume returns when the context ends, with its error. While NATS or the
-// stream is away it waits. Delivered once means: within the life of the marks.
-// A consumer that must be exact over its own restarts keeps Marks.All together
-// with what it has made of the clicks.
+// It returns when the context ends, with its error, and when Until is reached,
+// with nil. While NATS or the stream is away it waits. While handle works,
+// nothing more than Options.Prefetch batches is fetched.
+//
+// # What is exact, and what is not
+//
+// After handle has returned nil, the consumer's state is saved with the next
+// Store.Save, at most Options.SaveEvery later, and then the messages are
+// acknowledged. When Consume returns, for whatever reason, it saves first.
+// Thus nothing is lost; but when the process is killed in between, the clicks
+// since the last Save are delivered again to the next one: at least once.
+//
+// A sink is exact, over crashes too, when its handle only collects and its own
+// Store writes in Save, in one transaction, what was collected and the state.
+// What deploy/sinks holds does that for PostgreSQL and for files.
+//
+// An error of handle ends Consume and is returned; handle must then have kept
+// nothing of the batch, which comes again to the next consumer.
 func Consume(ctx context.Context, js jetstream.JetStream, options Options, handle func(context.Context, *Batch) error) error {
-	if options.Marks == nil {
-		options.Marks = NewMarks()
+	if err := options.complete(); err != nil {
+		return err
 	}
-	if options.Prefetch <= 0 {
-		options.Prefetch = 64
+	c := &consumer{js: js, options: options, handle: handle, store: options.Store}
+	switch {
+	case c.store != nil:
+	case options.Durable != "":
+		c.store = NewKVStore(js, options.Durable, options.Log)
+	default:
+		c.store = memory{}
 	}
-	if options.AckWait <= 0 {
-		options.AckWait = time.Minute
+	state, err := c.store.Load(ctx)
+	if err != nil {
+		return fmt.Errorf("load the marks of a consumer of clicks: %w", err)
 	}
-	if options.Log == nil {
-		options.Log = slog.Default()
+	c.state, c.marks = state, newMarks(state.Marks)
+	err = c.run(ctx)
+	c.leave(ctx)
+	if _, failed := errors.AsType[*storeError](err); !failed {
+		// Whoever ends a consumer does not want to wait for long.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if saveErr := c.save(last); err == nil || saveErr != nil && ctx.Err() == nil {
+			err = errors.Join(err, saveErr)
+		}
 	}
-	c := &consumer{js: js, options: options, handle: handle}
+	return err
+}
+
+type consumer struct {
+	js      jetstream.JetStream
+	options Options
+	handle  func(context.Context, *Batch) error
+	store   Store
+	state   State // but for its marks
+	marks   marks
+	decoder decoder
+
+	name     string    // of the server's consumer
+	expected uint64    // number of its next delivery
+	rewind   time.Time // begin at this time, and not at state.Next
+
+	// Handled, and not saved yet.
+	unsaved bool
+	acks    []string // where they are acknowledged
+	clicks  int
+	saveAt  time.Time
+
+	sessions, messages uint64
+}
+
+// run consumes in sessions, until something ends it that waiting does not mend.
+func (c *consumer) run(ctx context.Context) error {
 	pause := 100 * time.Millisecond
 	waiting := false
 	for {
-		before := c.handled
+		before := c.messages
 		err := c.session(ctx)
-		var failed handlerError
+		var failed *handlerError
+		var store *storeError
 		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
+		case err == nil:
+			return nil
 		case errors.As(err, &failed):
 			return failed.error
+		case errors.As(err, &store):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case isRefusal(err):
 			return fmt.Errorf("consume clicks: %w", err)
 		}
-		if c.handled > before {
+		if c.messages > before {
 			pause, waiting = 100*time.Millisecond, false
 		}
+		if errors.Is(err, errLostDelivery) {
+			continue
+		}
 		if !waiting {
-			options.Log.Warn("clicks do not come: waiting for NATS", "error", err)
+			c.options.Log.Warn("clicks do not come: waiting for NATS", "error", err)
 			waiting = true
 		}
 		select {
@@ -116,8 +126,19 @@ func Consume(ctx context.Context, js jetstream.JetStream, options Options, handl
 	}
 }
 
-// handlerError tells the handler's errors from all others.
-type handlerError struct{ error }
+// handlerError and storeError tell the caller's errors from all others.
+type (
+	handlerError struct{ error }
+	storeError   struct{ error }
+)
+
+func (e *storeError) Unwrap() error { return e.error }
+
+// errLostDelivery says that the server has sent what did not arrive.
+var errLostDelivery = errors.New("a message was lost on the way")
+
+// errEnd says that all until Options.Until is handled.
+var errEnd = errors.New("end")
 
 // isRefusal is true for what waiting does not mend.
 func isRefusal(err error) bool {
@@ -126,18 +147,18 @@ func isRefusal(err error) bool {
 		errors.As(err, &api) && api.Code == 400
 }
 
-type consumer struct {
-	js      jetstream.JetStream
-	options Options
-	handle  func(context.Context, *Batch) error
-	handled uint64 // messages
-	last    uint64 // highest stream sequence that was handled
-}
-
-// session consumes until something fails.
+// session consumes until something fails, or the end is reached.
 func (c *consumer) session(ctx context.Context) error {
-	cons, err := c.open(ctx)
+	if c.sessions++; c.sessions > 1 { // if another one has taken over, it ends here
+		if err := c.save(ctx); err != nil {
+			return err
+		}
+	}
+	cons, err := c.openSoon(ctx)
 	if err != nil {
+		return err
+	}
+	if done, err := c.atEnd(ctx, cons); done || err != nil {
 		return err
 	}
 	messages, err := cons.Messages(jetstream.PullMaxMessages(c.options.Prefetch), jetstream.PullHeartbeat(5*time.Second))
@@ -146,87 +167,192 @@ func (c *consumer) session(ctx context.Context) error {
 	}
 	defer messages.Stop()
 	for {
-		m, err := messages.Next(jetstream.NextContext(ctx))
+		m, err := c.next(ctx, messages)
 		if err != nil {
 			return err
 		}
-		if err := c.message(ctx, m); err != nil {
+		if m == nil { // nothing came for a while
+			if done, err := c.atEnd(ctx, cons); done || err != nil {
+				return err
+			}
+			continue
+		}
+		switch err := c.message(ctx, m); {
+		case errors.Is(err, errEnd):
+			return nil
+		case err != nil:
 			return err
 		}
 	}
 }
 
-// open finds the durable consumer or makes a new one. One that is made again
-// goes on behind the last message that was handled.
-func (c *consumer) open(ctx context.Context) (jetstream.Consumer, error) {
-	o := &c.options
-	if o.Durable != "" {
-		cons, err := c.js.Consumer(ctx, StreamName, o.Durable)
-		if !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return cons, err
+// next waits for a message, and saves in time. nil: none came until the end
+// might be reached.
+func (c *consumer) next(ctx context.Context, messages jetstream.MessagesContext) (jetstream.Msg, error) {
+	for {
+		if c.due(time.Now()) {
+			if err := c.save(ctx); err != nil {
+				return nil, err
+			}
+		}
+		wake, last := c.saveAt, false
+		if !c.options.Until.IsZero() {
+			end := time.Now().Add(100 * time.Millisecond)
+			if end.Before(c.options.end()) {
+				end = c.options.end()
+			}
+			if !c.unsaved || end.Before(wake) {
+				wake, last = end, true
+			}
+		}
+		wait, cancel := ctx, context.CancelFunc(func() {})
+		if c.unsaved || last {
+			wait, cancel = context.WithDeadline(ctx, wake)
+		}
+		m, err := messages.Next(jetstream.NextContext(wait))
+		cancel()
+		switch {
+		case err == nil:
+			return m, nil
+		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return nil, err
+		case last:
+			return nil, nil
 		}
 	}
-	config := jetstream.ConsumerConfig{
-		Durable:       o.Durable,
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       o.AckWait,
-		MaxAckPending: 4 * o.Prefetch,
+}
+
+func (c *consumer) due(now time.Time) bool {
+	return c.unsaved && (c.clicks >= c.options.SaveClicks || len(c.acks) >= maxUnsaved || !now.Before(c.saveAt))
+}
+
+// save keeps the state and acknowledges what it covers.
+func (c *consumer) save(ctx context.Context) error {
+	if !c.unsaved {
+		return nil
 	}
-	if o.Durable == "" {
-		config.InactiveThreshold = 5 * time.Minute
+	c.marks.forget(c.state.Stored)
+	state := c.state
+	state.Marks = c.marks.all()
+	if err := c.store.Save(ctx, state); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return &storeError{fmt.Errorf("save clicks or marks: %w", err)}
 	}
-	for _, region := range o.Regions {
-		config.FilterSubjects = append(config.FilterSubjects, RegionSubjects(region))
+	for _, reply := range c.acks {
+		// One that is lost costs a duplicate, and the marks know those.
+		_ = c.js.Conn().Publish(reply, []byte("+ACK"))
 	}
-	switch {
-	case c.last > 0:
-		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.last+1
-	case o.Start.now:
-		config.DeliverPolicy = jetstream.DeliverNewPolicy
-	case !o.Start.at.IsZero():
-		config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &o.Start.at
-	}
-	return c.js.CreateConsumer(ctx, StreamName, config)
+	c.unsaved, c.acks, c.clicks = false, c.acks[:0], 0
+	return nil
 }
 
 // message handles one message.
 func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
-	b, err := Decode(m.Data())
+	meta, err := m.Metadata()
 	if err != nil {
-		// It will not get better, and nothing of ours writes such a thing.
-		c.options.Log.Error("a message in the stream of clicks is none of ours", "subject", m.Subject(), "error", err)
-		return m.Term()
+		return err
 	}
-	news := c.options.Marks.news(b)
-	all := b.Clicks
-	if len(news) != 1 || news[0].To-news[0].From+1 != uint64(len(all)) {
-		b.Clicks = nil
-		for _, r := range news {
-			b.Clicks = append(b.Clicks, all[r.From-b.First:r.To-b.First+1]...)
+	if meta.Sequence.Consumer != c.expected {
+		return errLostDelivery
+	}
+	c.expected++
+	if !c.options.Until.IsZero() && !meta.Timestamp.Before(c.options.end()) {
+		return errEnd
+	}
+	if err := c.batch(ctx, m, meta); err != nil {
+		return err
+	}
+	c.messages++
+	c.rewind = time.Time{}
+	if meta.Sequence.Stream >= c.state.Next {
+		c.state.Next, c.state.Stored = meta.Sequence.Stream+1, meta.Timestamp
+	}
+	if !c.unsaved {
+		c.unsaved, c.saveAt = true, time.Now().Add(c.options.SaveEvery)
+	}
+	c.acks = append(c.acks, m.Reply())
+	if meta.NumPending == 0 && !c.options.Until.IsZero() && time.Now().After(c.options.end()) {
+		return errEnd
+	}
+	return nil
+}
+
+// batch hands over what is new of a message.
+func (c *consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	b, err := c.decoder.head(m.Data())
+	if err == nil {
+		err = b.check()
+	}
+	if err != nil {
+		c.malformed(m, meta, err)
+		return nil
+	}
+	b.StreamSequence, b.Stored, b.Pending = meta.Sequence.Stream, meta.Timestamp, meta.NumPending
+	part := c.options.part(b)
+	news := c.marks.news(b)
+	if part == middle {
+		if err := c.deliver(ctx, b, news); errors.Is(err, ErrMalformed) {
+			c.malformed(m, meta, err)
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
-	if len(b.Clicks) > 0 || b.Ledger.Final {
-		if err := c.handle(ctx, b); err != nil {
-			return handlerError{err}
+	changed := c.marks.handled(b)
+	if c.options.Audit != nil {
+		c.options.Audit.note(b, news, c.marks[bootKey{b.Node, b.Boot}], part)
+	}
+	if c.options.Gap != nil && part != lead {
+		c.gaps(b, changed)
+	}
+	if c.options.Progress != nil {
+		c.options.Progress(b)
+	}
+	return nil
+}
+
+// deliver gives the handler what is new and wanted of a batch.
+func (c *consumer) deliver(ctx context.Context, b *Batch, news []Range) error {
+	if len(news) > 0 {
+		filter := &c.options.Filter
+		if filter.empty() {
+			filter = nil
+		}
+		if err := c.decoder.clicks(news, filter); err != nil {
+			return err
 		}
 	}
-	b.Clicks = all
-	opened, filled := c.options.Marks.handled(b)
-	if c.options.Gap != nil {
-		gap := Gap{Node: b.Node, Region: b.Region, Boot: b.Boot, Ledger: b.Ledger}
-		if opened != nil {
-			gap.Range = *opened
-			gap.Explained = b.Ledger.Dropped["corrupt"]+b.Ledger.Dropped["too_large"] >= opened.To-opened.From+1
-			c.options.Gap(gap)
-		}
-		for _, r := range filled {
-			gap.Range, gap.Filled, gap.Explained = r, true, true
-			c.options.Gap(gap)
+	if len(b.Clicks) == 0 && !b.Ledger.Final {
+		return nil
+	}
+	c.clicks += len(b.Clicks)
+	if err := c.handle(ctx, b); err != nil {
+		return &handlerError{err}
+	}
+	return nil
+}
+
+func (c *consumer) malformed(m jetstream.Msg, meta *jetstream.MsgMetadata, err error) {
+	if c.options.Malformed == nil {
+		c.options.Log.Error("a message in the stream of clicks is none of ours", "subject", m.Subject(), "sequence", meta.Sequence.Stream, "error", err)
+		return
+	}
+	c.options.Malformed(Malformed{m.Subject(), meta.Sequence.Stream, meta.Timestamp, slices.Clone(m.Data()), err})
+}
+
+// gaps tells what a batch has changed about the gaps of its boot.
+func (c *consumer) gaps(b *Batch, changed change) {
+	tell := func(ranges []Range, filled, explained, givenUp bool) {
+		for _, r := range ranges {
+			c.options.Gap(Gap{b.Node, b.Region, b.Boot, r, filled, explained, givenUp, b.Ledger})
 		}
 	}
-	c.handled++
-	if meta, err := m.Metadata(); err == nil {
-		c.last = max(c.last, meta.Sequence.Stream)
+	tell(changed.filled, true, true, false)
+	if changed.opened != nil {
+		tell([]Range{*changed.opened}, false, changed.explained, false)
 	}
-	return m.Ack() // an acknowledgement that is lost costs a duplicate, and marks know those
+	tell(changed.settled, false, true, false)
+	tell(changed.givenUp, false, false, true)
 }

@@ -3,6 +3,7 @@ package clickstream
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -11,115 +12,46 @@ import (
 type Batch struct {
 	Node, Region string
 	Boot         Hex
-	// First is the sequence of the first click; without clicks, the one that
-	// the next click will have.
-	First  uint64
+	// First is the sequence of the first click of the message; without clicks,
+	// the one that the next click will have.
+	First uint64
+	// Count is how many clicks the message holds. From Consume, Clicks are
+	// those that are wanted and new.
+	Count  uint64
 	Ledger Ledger
 	Clicks []Click
+
+	// Where the message lies; Consume knows.
+	StreamSequence uint64
+	Stored         time.Time // when the stream took it
+	Pending        uint64    // messages behind it
 }
 
-// Ledger is a node's account since its boot: Answered = Recorded + all of
-// Dropped. When Final is true, the boot has ended and nothing follows.
-type Ledger struct {
-	Answered uint64            `json:"answered"`
-	Recorded uint64            `json:"recorded"`
-	Dropped  map[string]uint64 `json:"dropped,omitempty"` // by reason: "spool_full"
-	Final    bool              `json:"final,omitempty"`
-}
-
-var dropReasons = [...]string{"unspecified", "spool_full", "too_large", "corrupt", "lost_memory"}
-
-// ErrMalformed is wrapped by what Decode says about a message that is none.
+// ErrMalformed is wrapped by what is said about a message that is no batch.
 var ErrMalformed = errors.New("malformed batch")
 
 // Decode reads one message, the bytes of an aff.click.v1.Batch. It keeps no
-// reference to data.
+// reference to data. Fields that it does not know are from newer nodes, and
+// are skipped.
 func Decode(data []byte) (*Batch, error) {
-	d := decoder{batch: new(Batch), strings: make([]string, 0, 64)}
-	if err := d.decode(string(data)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
-	}
-	return d.batch, nil
-}
-
-var (
-	errTruncated = errors.New("it ends in the middle of a field")
-	errWire      = errors.New("a field has the wrong wire type")
-	errIndex     = errors.New("an index points behind the strings")
-)
-
-// The wire types of protobuf.
-const (
-	wireVarint, wireFixed64, wireBytes, wireFixed32 = 0, 1, 2, 5
-)
-
-// field is one field of a message.
-type field struct {
-	number uint64
-	wire   uint8
-	value  uint64 // of a number
-	bytes  string // of bytes
-}
-
-// next takes the first field off s.
-func next(s string) (f field, rest string, err error) {
-	tag, s, err := uvarint(s)
+	var d decoder
+	b, err := d.head(data)
 	if err != nil {
-		return f, s, err
+		return nil, err
 	}
-	f.number, f.wire = tag>>3, uint8(tag&7)
-	switch f.wire {
-	case wireVarint:
-		f.value, s, err = uvarint(s)
-		return f, s, err
-	case wireBytes:
-		n, s, err := uvarint(s)
-		if err != nil || n > uint64(len(s)) {
-			return f, s, errTruncated
-		}
-		f.bytes = s[:n]
-		return f, s[n:], nil
-	case wireFixed64, wireFixed32:
-		n := 8
-		if f.wire == wireFixed32 {
-			n = 4
-		}
-		if len(s) < n {
-			return f, s, errTruncated
-		}
-		for i := n - 1; i >= 0; i-- {
-			f.value = f.value<<8 | uint64(s[i])
-		}
-		return f, s[n:], nil
-	}
-	return f, s, errWire
+	return b, d.clicks(nil, nil)
 }
 
-// uvarint takes a number off s.
-func uvarint(s string) (uint64, string, error) {
-	if len(s) > 0 && s[0] < 0x80 {
-		return uint64(s[0]), s[1:], nil
-	}
-	var v uint64
-	for i := 0; i < len(s) && i < 10; i++ {
-		b := s[i]
-		v |= uint64(b&0x7f) << (7 * i)
-		if b < 0x80 {
-			return v, s[i+1:], nil
-		}
-	}
-	return 0, s, errTruncated
-}
-
-func signed(v uint64) int64 { return int64(v>>1) ^ -int64(v&1) }
-
+// decoder reads one message after another; it belongs to one goroutine.
 type decoder struct {
 	batch    *Batch
+	data     string
 	strings  []string
 	form     AddressForm
 	epoch    Hex
 	baseTime int64
 	revision int64
+	wanted   wanted
 }
 
 // The wire type that each field of Batch must have.
@@ -128,19 +60,19 @@ var batchWire = [...]uint8{
 	8: wireBytes, 9: wireBytes, 10: wireVarint, 11: wireBytes,
 }
 
-// decode goes over the message twice: clicks refer to strings, and the order
-// of fields means nothing.
-func (d *decoder) decode(data string) error {
-	b := d.batch
-	clicks := 0
-	for s := data; s != ""; {
+// head reads all but the clicks. Clicks refer to strings, and the order of
+// fields means nothing, so that a message is gone over twice.
+func (d *decoder) head(data []byte) (*Batch, error) {
+	b := new(Batch)
+	*d = decoder{batch: b, data: string(data), strings: d.strings[:0], wanted: d.wanted}
+	for s := d.data; s != ""; {
 		f, rest, err := next(s)
 		if err != nil {
-			return err
+			return nil, malformed(err)
 		}
 		s = rest
 		if f.number < uint64(len(batchWire)) && f.number > 0 && batchWire[f.number] != f.wire {
-			return errWire
+			return nil, malformed(errWire)
 		}
 		switch f.number {
 		case 1:
@@ -160,12 +92,12 @@ func (d *decoder) decode(data string) error {
 		case 8:
 			d.strings = append(d.strings, f.bytes)
 		case 9:
-			clicks++
+			b.Count++
 		case 10:
-			d.form = AddressForm(f.value)
+			d.form = AddressForm(min(f.value, 255))
 		case 11:
 			if err := b.Ledger.decode(f.bytes); err != nil {
-				return err
+				return nil, malformed(err)
 			}
 		}
 	}
@@ -173,21 +105,56 @@ func (d *decoder) decode(data string) error {
 		d.strings = append(d.strings, "")
 	}
 	d.strings[0] = "" // whatever it holds, 0 stands for nothing
-	if clicks == 0 {
+	return b, nil
+}
+
+func malformed(err error) error { return fmt.Errorf("%w: %w", ErrMalformed, err) }
+
+// clicks reads those clicks of the message that lie in the ranges, which are
+// in order, and match the filter. Without ranges: all.
+func (d *decoder) clicks(ranges []Range, filter *Filter) error {
+	b := d.batch
+	if b.Count == 0 || filter != nil && !d.wanted.find(filter, d.strings) {
 		return nil
 	}
-	b.Clicks = make([]Click, clicks)
-	i := 0
-	for s := data; s != ""; {
-		f, rest, _ := next(s) // the same fields as before
+	most := b.Count
+	if len(ranges) > 0 {
+		most = 0
+		for _, r := range ranges {
+			most += r.Len()
+		}
+	}
+	if filter == nil {
+		b.Clicks = make([]Click, 0, most)
+	}
+	sequence := b.First
+	for s := d.data; s != ""; {
+		f, rest, _ := next(s) // the same fields as in head
 		s = rest
-		if f.number == 9 {
-			c := &b.Clicks[i]
-			c.Sequence = b.First + uint64(i)
-			if err := d.click(c, f.bytes); err != nil {
-				return err
+		if f.number != 9 {
+			continue
+		}
+		this := sequence
+		sequence++
+		if len(ranges) > 0 {
+			for len(ranges) > 1 && this > ranges[0].To {
+				ranges = ranges[1:]
 			}
-			i++
+			if this < ranges[0].From || this > ranges[0].To {
+				continue
+			}
+		}
+		if filter != nil {
+			if match, err := d.wanted.match(f.bytes); err != nil {
+				return malformed(err)
+			} else if !match {
+				continue
+			}
+		}
+		b.Clicks = append(b.Clicks, Click{Sequence: this})
+		if err := d.click(&b.Clicks[len(b.Clicks)-1], f.bytes); err != nil {
+			b.Clicks = nil
+			return malformed(err)
 		}
 	}
 	return nil
@@ -234,11 +201,9 @@ func (d *decoder) click(c *Click, s string) error {
 				c.Status = int(uint32(f.value))
 			}
 		case 10:
-			if f.value == 1 {
-				c.Method = "HEAD"
-			}
+			c.Method = method(f.value)
 		case 11:
-			c.Outcome = Outcome(f.value)
+			c.Outcome = Outcome(min(f.value, 255))
 		case 12:
 			if f.wire != wireBytes {
 				return errWire
@@ -276,6 +241,17 @@ func (d *decoder) click(c *Click, s string) error {
 	return nil
 }
 
+// method is the name of a number of aff.click.v1.Method.
+func method(number uint64) string {
+	switch number {
+	case 0:
+		return "GET"
+	case 1:
+		return "HEAD"
+	}
+	return "method_" + strconv.FormatUint(number, 10) // of a newer node
+}
+
 // text looks up an index.
 func (d *decoder) text(to *string, index uint64) error {
 	if index >= uint64(len(d.strings)) {
@@ -304,59 +280,5 @@ func (d *decoder) pairs(f field, add func(a, b string)) error {
 		}
 		add(pair[0], pair[1])
 	}
-	return nil
-}
-
-func (l *Ledger) decode(s string) error {
-	for s != "" {
-		f, rest, err := next(s)
-		if err != nil {
-			return err
-		}
-		s = rest
-		switch {
-		case f.number == 3 && f.wire == wireBytes:
-			if err := l.drop(f.bytes); err != nil {
-				return err
-			}
-		case f.number > 0 && f.number <= 4 && (f.number == 3 || f.wire != wireVarint):
-			return errWire
-		case f.number == 1:
-			l.Answered = f.value
-		case f.number == 2:
-			l.Recorded = f.value
-		case f.number == 4:
-			l.Final = f.value != 0
-		}
-	}
-	return nil
-}
-
-func (l *Ledger) drop(s string) error {
-	var reason, clicks uint64
-	for s != "" {
-		f, rest, err := next(s)
-		if err != nil {
-			return err
-		}
-		s = rest
-		if f.wire != wireVarint && (f.number == 1 || f.number == 2) {
-			return errWire
-		}
-		switch f.number {
-		case 1:
-			reason = f.value
-		case 2:
-			clicks = f.value
-		}
-	}
-	name := fmt.Sprintf("reason_%d", reason)
-	if reason < uint64(len(dropReasons)) {
-		name = dropReasons[reason]
-	}
-	if l.Dropped == nil {
-		l.Dropped = make(map[string]uint64)
-	}
-	l.Dropped[name] += clicks
 	return nil
 }

@@ -6,9 +6,10 @@
 //	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
 //	go run ./deploy/bench --only redirect      affnode beside other redirect servers
 //	go run ./deploy/bench --only fleet         how the state reaches thousands of nodes
+//	go run ./deploy/bench --only clicks        the way of a click, benchmark by benchmark
 //
 // Figures are medians over the rounds, with the lowest and the highest. The
-// measurements redirect and fleet have reports of their own.
+// measurements redirect, fleet and clicks have reports of their own.
 package main
 
 import (
@@ -39,7 +40,7 @@ type measurement struct {
 	alone bool // measured only when it is named
 }
 
-var measurements = []measurement{start, propagation, imports, redirects, fleets}
+var measurements = []measurement{start, propagation, imports, redirects, fleets, clicks}
 
 // bench is what the measurements share.
 type bench struct {
@@ -56,7 +57,7 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, fleet")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, fleet, clicks")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
 	quick := flag.Bool("quick", false, "redirect, fleet: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")

@@ -70,7 +70,7 @@ func machine() string {
 }
 
 // median of sorted samples.
-func median(sorted []time.Duration) time.Duration {
+func median[T time.Duration | float64](sorted []T) T {
 	n := len(sorted)
 	if n%2 == 1 {
 		return sorted[n/2]

@@ -39,6 +39,7 @@ type marks struct {
 	ended        atomic.Uint64          // 1: ended cleanly
 	lost         atomic.Uint64          // clicks among dropped that had got a sequence
 	dropped      [reasons]atomic.Uint64 // clicks, by reason
+	position     atomic.Uint64          // in the stream: what is not acknowledged can only be there or behind
 }
 
 // raiseCut notes that a click was given to a reader.
@@ -63,8 +64,9 @@ type boot struct {
 // memoryBoot is a boot that leaves nothing behind.
 func memoryBoot(id Identity) *boot { return &boot{Identity: id, marks: new(marks)} }
 
-// createBoot makes the folder of a new boot in the spool.
-func createBoot(spool string, id Identity) (*boot, error) {
+// createBoot makes the folder of a new boot in the spool, and brings it to the
+// disk if it is to be durable.
+func createBoot(spool string, id Identity, durable bool) (*boot, error) {
 	name := fmt.Sprintf("%016x", id.Boot)
 	b := &boot{Identity: id, dir: filepath.Join(spool, name)}
 	if err := os.MkdirAll(spool, 0o700); err != nil {
@@ -94,8 +96,18 @@ func createBoot(spool string, id Identity) (*boot, error) {
 	if _, err := f.WriteAt(head, 0); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	if durable {
+		if err := syncNew(f.Name()); err != nil {
+			return nil, errors.Join(err, f.Close(), os.RemoveAll(unnamed))
+		}
+	}
 	if err := os.Rename(unnamed, b.dir); err != nil {
 		return nil, errors.Join(err, f.Close(), os.RemoveAll(unnamed))
+	}
+	if durable {
+		if err := syncNew(b.dir); err != nil {
+			return nil, errors.Join(err, f.Close(), os.RemoveAll(b.dir))
+		}
 	}
 	return b, b.mapMarks(f)
 }

@@ -7,7 +7,9 @@
 // A spool is a row of segments of equal size. At level "process" a segment is
 // a file that is mapped into memory and shared with the kernel, so that a
 // click is in the kernel's hands when Record returns, without a system call:
-// killing the process loses nothing. At level "memory" it is plain memory.
+// killing the process loses nothing. At level "fsync" what was recorded is
+// brought to the disk as well, every few milliseconds, and only then published.
+// At level "memory" a segment is plain memory.
 //
 // Record takes its place in the current segment with one atomic addition,
 // which yields both an offset and an index, and with the index the click's
@@ -23,8 +25,8 @@
 //
 // # When not to use it
 //
-// The file is memory of the kernel, not of the disk: a power cut can lose the
-// last seconds at level "process". And the kernel may make a writer wait when
+// At level "process" the file is memory of the kernel, not of the disk: a power
+// cut can lose the last seconds, or more than that of what is not published. And the kernel may make a writer wait when
 // it touches a page that is being written to a slow disk at that moment; put
 // the folder on a tmpfs where that matters more than a restart of the machine.
 //
@@ -68,10 +70,20 @@ type Event struct {
 	Languages  []byte     // at most MaxLanguages bytes are kept
 	Host, Path []byte     // as asked for; at most MaxHost and MaxPath bytes are kept
 
-	Params  []link.Param // sub-ids and the like: as many of the first as take MaxParams bytes
-	Country string       // of the address, ISO 3166-1; at most 2 bytes
-	ASN     uint32       // of the address; 0 when unknown
+	// Sub-ids and other parameters, and labels with their reasons: as many of
+	// the first as take MaxParameters and MaxLabels bytes, each of them whole.
+	Parameters []Pair
+	Labels     []Pair
+
+	Country [2]byte // ISO 3166-1 in capitals; zero when unknown
+	ASN     uint32  // autonomous system; 0 when unknown
+
+	// The client sent "Sec-GPC: 1": its address is truncated whatever the policy.
+	GPC bool
 }
+
+// Pair is a parameter or a label: both parts are borrowed like the rest.
+type Pair = link.Param // of a label: the label and its reason
 
 // Longer fields from a client are cut to these many bytes. The operator's own
 // fields are kept whole.
@@ -81,7 +93,9 @@ const (
 	MaxLanguages = 256
 	MaxHost      = 255
 	MaxPath      = 2048
-	MaxParams    = 8192 // names, values and 4 bytes for each parameter
+
+	MaxParameters = 8192 // names, values and 4 bytes for each
+	MaxLabels     = 2048 // likewise
 )
 
 // Level says what a recorded click survives.
@@ -91,7 +105,11 @@ type Level string
 const (
 	Memory  Level = "memory"  // nothing but a clean stop
 	Process Level = "process" // the death of the process
+	Fsync   Level = "fsync"   // a power cut too, but for the last Config.Sync
 )
+
+// DefaultSync is how much a power cut may take at level fsync.
+const DefaultSync = 10 * time.Millisecond
 
 // AddressForm is what the privacy policy makes of a client's address: a number
 // of clickv1.AddressForm.
@@ -101,17 +119,20 @@ type AddressForm uint8
 const (
 	AddressFull      AddressForm = 1 // all 4 or 16 bytes
 	AddressTruncated AddressForm = 2 // zero behind the first 24 (IPv4) or 48 (IPv6) bits
+	AddressHashed    AddressForm = 3 // 8 bytes of a keyed hash, the key anew each day and with each start
 )
 
-// ParseAddressForm reads the setting: "full" or "truncated".
+// ParseAddressForm reads the setting: "full", "truncated" or "hashed".
 func ParseAddressForm(s string) (AddressForm, error) {
 	switch s {
 	case "full":
 		return AddressFull, nil
 	case "truncated":
 		return AddressTruncated, nil
+	case "hashed":
+		return AddressHashed, nil
 	}
-	return 0, fmt.Errorf("address form %q: there are full and truncated", s)
+	return 0, fmt.Errorf("address form %q: there are full, truncated and hashed", s)
 }
 
 // DropReason is why a click was not recorded: a number of clickv1.DropReason.
@@ -143,14 +164,16 @@ type Identity struct {
 
 // Config is the recorder's. The zero values of the optional fields work.
 type Config struct {
-	Dir          string        // folder of the spool; it is created. Required at level process
+	Dir          string        // folder of the spool; it is created. Required but at level memory
 	Level        Level         // default: process
+	Sync         time.Duration // at level fsync: how often clicks are brought to the disk. Default: DefaultSync
 	MaxBytes     int64         // limit of the spool, everything included. Default: 1 GiB
 	SegmentBytes int64         // size of a segment, 256 KiB to 256 MiB. Default: 8 MiB, less where MaxBytes is small
-	Retention    time.Duration // how long acknowledged clicks are kept, as far as MaxBytes allows. Default: 10 min, at level memory not at all; negative: not at all
+	Retention    time.Duration // how long what was sent is kept, as far as MaxBytes allows. Default: 10 min; negative, and at level memory: not at all
 	Node, Region string        // Node is required
 	Boot         uint64        // required
 	Address      AddressForm   // default: truncated
+	Omit         Fields        // what is not recorded. Default: all is
 	Registerer   prometheus.Registerer
 }
 
@@ -172,24 +195,26 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Retention == 0 {
 		c.Retention = 10 * time.Minute
-		if c.Level == Memory {
-			c.Retention = -1
-		}
 	}
 	if c.Address == 0 {
 		c.Address = AddressTruncated
 	}
+	if c.Sync == 0 {
+		c.Sync = DefaultSync
+	}
 	switch {
-	case c.Level != Memory && c.Level != Process:
-		return fmt.Errorf("level %q: there are %s and %s", c.Level, Memory, Process)
-	case c.Level == Process && c.Dir == "":
-		return errors.New("level process needs a folder")
+	case c.Level != Memory && c.Level != Process && c.Level != Fsync:
+		return fmt.Errorf("level %q: there are %s, %s and %s", c.Level, Memory, Process, Fsync)
+	case c.Level != Memory && c.Dir == "":
+		return fmt.Errorf("level %s needs a folder", c.Level)
+	case c.Sync < 0:
+		return fmt.Errorf("a window of %v: it must be above 0", c.Sync)
 	case c.Node == "" || len(c.Node) > 255 || len(c.Region) > 255:
 		return errors.New("the node's name must have 1 to 255 bytes, the region's at most 255")
 	case c.Boot == 0:
 		return errors.New("the boot must not be 0")
-	case c.Address != AddressFull && c.Address != AddressTruncated:
-		return fmt.Errorf("address form %d: there are full and truncated", c.Address)
+	case c.Address > AddressHashed:
+		return fmt.Errorf("address form %d: there are full, truncated and hashed", c.Address)
 	case c.SegmentBytes < minSegment || c.SegmentBytes > maxSegment || c.SegmentBytes%pageSize != 0:
 		return fmt.Errorf("segments of %d bytes: they must have 256 KiB to 256 MiB, in whole pages of 4 KiB", c.SegmentBytes)
 	case c.MaxBytes < (spareCount+2)*c.SegmentBytes:

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,8 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-
-	"github.com/affleet/affleet/proto/link"
 )
 
 // open opens a recorder that closes with the test.
@@ -53,9 +52,10 @@ func readAll(t testing.TB, l *Log, after uint64) []Click {
 		if !ok {
 			return all
 		}
-		for _, f := range []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address, &c.Country, &c.Params} {
+		for _, f := range []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address} {
 			*f = bytes.Clone(*f)
 		}
+		c.Parameters.b, c.Labels.b = bytes.Clone(c.Parameters.b), bytes.Clone(c.Labels.b)
 		all = append(all, c)
 	}
 }
@@ -89,12 +89,36 @@ func randomEvent(rnd *rand.Rand) Event {
 		e.Path = e.LinkPath
 	}
 	if rnd.IntN(2) == 0 {
-		e.Country, e.ASN = []string{"", "DE", "long"}[rnd.IntN(3)], rnd.Uint32()
+		e.Parameters, e.Labels = randomPairs(rnd), randomPairs(rnd)
+		e.ASN, e.Country = rnd.Uint32(), [2]byte{'D', 'E'}
 	}
-	for range rnd.IntN(2) * rnd.IntN(65) {
-		e.Params = append(e.Params, link.Param{Name: randomBytes(rnd, 20), Value: randomBytes(rnd, 400)})
-	}
+	e.GPC = rnd.IntN(4) == 0
 	return e
+}
+
+func randomPairs(rnd *rand.Rand) (pairs []Pair) {
+	for range rnd.IntN(19) {
+		pairs = append(pairs, Pair{Name: randomBytes(rnd, 128), Value: randomBytes(rnd, 1024)})
+	}
+	return pairs
+}
+
+// kept are pairs as a record keeps them.
+func kept(pairs []Pair, room int) (all []string) {
+	for _, p := range pairs {
+		if room -= 4 + len(p.Name) + len(p.Value); room < 0 || len(all) == 255 {
+			break
+		}
+		all = append(all, fmt.Sprintf("%q=%q", p.Name, p.Value))
+	}
+	return all
+}
+
+func recorded(pairs Pairs) (all []string) {
+	for p, ok := pairs.Next(); ok; p, ok = pairs.Next() {
+		all = append(all, fmt.Sprintf("%q=%q", p.Name, p.Value))
+	}
+	return all
 }
 
 func randomFixed(rnd *rand.Rand, n int) []byte {
@@ -127,37 +151,32 @@ func check(t *testing.T, e *Event, c *Click, form AddressForm) {
 		{"languages", c.Languages, cut(e.Languages, MaxLanguages)},
 		{"host", c.Host, cut(e.Host, MaxHost)},
 		{"path", c.Path, path},
-		{"address", c.Address, wantAddress(e.Address, form)},
+		{"address", c.Address, wantAddress(e.Address, e.GPC, form)},
 	} {
 		if !bytes.Equal(f.got, f.want) {
 			t.Fatalf("click %d: %s is %q, want %q", c.Sequence, f.name, f.got, f.want)
 		}
 	}
-	room, rest := MaxParams, c.Params
-	for _, p := range e.Params {
-		if room -= paramHead + len(p.Name) + len(p.Value); room < 0 {
-			break
-		}
-		name, value, left, ok := NextParam(rest)
-		if !ok || !bytes.Equal(name, p.Name) || !bytes.Equal(value, p.Value) {
-			t.Fatalf("click %d: parameter is %q=%q, want %q=%q", c.Sequence, name, value, p.Name, p.Value)
-		}
-		rest = left
+	if got, want := recorded(c.Parameters), kept(e.Parameters, MaxParameters); !slices.Equal(got, want) {
+		t.Fatalf("click %d: parameters %q, want %q", c.Sequence, got, want)
 	}
-	if len(rest) > 0 || c.ASN != e.ASN || string(c.Country) != e.Country[:min(len(e.Country), 2)] {
-		t.Fatalf("click %d: country %q, ASN %d, more parameters %q; want %+v", c.Sequence, c.Country, c.ASN, rest, e)
+	if got, want := recorded(c.Labels), kept(e.Labels, MaxLabels); !slices.Equal(got, want) {
+		t.Fatalf("click %d: labels %q, want %q", c.Sequence, got, want)
+	}
+	if c.ASN != e.ASN || c.Country != e.Country {
+		t.Fatalf("click %d: %d %q, want %d %q", c.Sequence, c.ASN, c.Country, e.ASN, e.Country)
 	}
 	if c.Time != e.Time || c.Epoch != e.Epoch || c.Revision != e.Revision || c.Rule != e.Rule || c.Status != e.Status || c.Head != e.Head || c.Outcome != e.Outcome {
 		t.Fatalf("click %d is %+v, want %+v", c.Sequence, c, e)
 	}
 }
 
-func wantAddress(a netip.Addr, form AddressForm) []byte {
+func wantAddress(a netip.Addr, gpc bool, form AddressForm) []byte {
 	if !a.IsValid() {
 		return nil
 	}
 	a = a.Unmap()
-	if form == AddressTruncated {
+	if form == AddressTruncated || gpc {
 		bits := 48
 		if a.Is4() {
 			bits = 24
@@ -324,29 +343,62 @@ aff_clicks_unacknowledged %d
 	}
 }
 
-func TestAcknowledgedSegmentsStayForTheRetentionUnlessRoomIsNeeded(t *testing.T) {
-	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = 6*minSegment, time.Hour })
+func TestAcknowledgedSegmentsAreUsedAgainAndNoFileIsMade(t *testing.T) {
+	for _, level := range []Level{Memory, Process} {
+		t.Run(string(level), func(t *testing.T) {
+			r := open(t, func(c *Config) { c.Level, c.MaxBytes = level, 16*minSegment })
+			rnd := rand.New(rand.NewPCG(7, 8))
+			cursor := r.Log().Cursor(0)
+			defer cursor.Close()
+			for n := range 20_000 { // some 20 MB through a ring of at most 4 MB
+				e := Event{Time: int64(n + 1), UserAgent: randomBytes(rnd, 900), Referrer: randomBytes(rnd, 900)}
+				for r.current.Load() == nil || len(r.spares) == 0 {
+					time.Sleep(10 * time.Microsecond)
+				}
+				r.Record(&e)
+				var c Click
+				if ok, err := cursor.Next(&c); !ok || err != nil || c.Sequence != uint64(n+1) {
+					t.Fatalf("click %d: %d, %t, %v", n, c.Sequence, ok, err)
+				}
+				check(t, &e, &c, AddressTruncated)
+				if n%7 == 0 {
+					r.Log().Acknowledge(c.Sequence)
+				}
+			}
+			if account := r.Ledger(); account.Recorded != 20_000 || account.Lost() != 0 {
+				t.Fatalf("%+v", account)
+			}
+			r.log.mu.Lock()
+			segments := len(r.log.segments)
+			r.log.mu.Unlock()
+			r.mu.Lock()
+			highest := r.number
+			r.mu.Unlock()
+			if segments > 6 || highest < 40 {
+				t.Fatalf("%d segments, up to number %d", segments, highest)
+			}
+		})
+	}
+}
+
+func TestSegmentsOfABacklogAreRemovedWhenItIsGone(t *testing.T) {
+	r := open(t, func(c *Config) { c.MaxBytes = 16 * minSegment })
 	e := Event{UserAgent: make([]byte, 1000)}
-	for range 20 * minSegment / 1000 {
+	for r.Bytes() < 12*minSegment {
 		r.Record(&e)
-		if account := r.Ledger(); account.Lost() == 0 {
-			r.Log().Acknowledge(account.Recorded)
-		}
-		if r.current.Load() == nil || len(r.spares) == 0 {
-			time.Sleep(time.Millisecond)
+		for r.current.Load() == nil || len(r.spares) == 0 && r.room() {
+			time.Sleep(10 * time.Microsecond)
 		}
 	}
-	if account := r.Ledger(); account.Recorded < 10*minSegment/1100 {
-		t.Fatalf("%+v: no room was made", account)
+	r.Log().Acknowledge(r.Last())
+	for deadline := time.Now().Add(10 * time.Second); r.Bytes() > (1+spareCount+keepCount)*minSegment; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the spool has %d bytes", r.Bytes())
+		}
 	}
-	r.log.mu.Lock()
-	segments, first := len(r.log.segments), r.log.segments[0].number
-	r.log.mu.Unlock()
-	if segments < 5 || first == 1 {
-		t.Fatalf("%d segments from number %d", segments, first)
-	}
-	if r.Bytes() > 6*minSegment {
-		t.Fatalf("the spool has %d bytes", r.Bytes())
+	files, err := filepath.Glob(filepath.Join(r.log.boot.dir, "*.seg"))
+	if err != nil || len(files) > 1+spareCount+keepCount {
+		t.Fatalf("%d files, %v", len(files), err)
 	}
 }
 
@@ -413,14 +465,14 @@ func TestTheFolderOfALivingProcessIsLeftAlone(t *testing.T) {
 
 func TestOpenRefusesWhatItCannotDo(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		`level "fsync": there are memory and process`: func(c *Config) { c.Level = "fsync" },
-		"needs a folder":           func(c *Config) { c.Dir = "" },
-		"boot must not be 0":       func(c *Config) { c.Boot = 0 },
-		"node's name":              func(c *Config) { c.Node = "" },
-		"at least 1048576":         func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
-		"whole pages":              func(c *Config) { c.SegmentBytes = minSegment + 1 },
-		"not a directory":          func(c *Config) { c.Dir = "/dev/null/spool" },
-		"there are full and trunc": func(c *Config) { c.Address = 3 },
+		`level "disk": there are memory`: func(c *Config) { c.Level = "disk" },
+		"needs a folder":                 func(c *Config) { c.Dir = "" },
+		"boot must not be 0":             func(c *Config) { c.Boot = 0 },
+		"node's name":                    func(c *Config) { c.Node = "" },
+		"at least 1048576":               func(c *Config) { c.MaxBytes, c.SegmentBytes = minSegment, minSegment },
+		"whole pages":                    func(c *Config) { c.SegmentBytes = minSegment + 1 },
+		"not a directory":                func(c *Config) { c.Dir = "/dev/null/spool" },
+		"there are full, truncated":      func(c *Config) { c.Address = 4 },
 	} {
 		c := Config{Dir: t.TempDir(), Node: "n", Boot: 1}
 		change(&c)
@@ -430,37 +482,63 @@ func TestOpenRefusesWhatItCannotDo(t *testing.T) {
 	}
 }
 
-func TestAFolderThatFailsCostsNoClick(t *testing.T) {
-	dir := t.TempDir()
-	r := open(t, func(c *Config) { c.Dir = dir })
-	for len(r.spares) < spareCount { // nothing is being made
-		time.Sleep(time.Millisecond)
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not happen: " + what)
+		}
 	}
-	if err := os.RemoveAll(filepath.Join(dir, fmt.Sprintf("%016x", r.config.Boot))); err != nil {
+}
+
+func TestAFolderThatIsRemovedCostsNoClickAndIsMadeAnew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	r, err := Open(Config{Dir: dir, Node: "n", Boot: 5, SegmentBytes: minSegment, MaxBytes: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // nothing can be made there
 		t.Fatal(err)
 	}
 	e := Event{UserAgent: make([]byte, 1000)}
-	for i := range 1000 {
+	for i := range 2000 {
 		r.Record(&e)
 		if i%50 == 0 {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	if account := r.Ledger(); account.Recorded != 1000 || r.Degraded() == nil {
-		t.Fatalf("%+v, degraded: %v", account, r.Degraded())
+	waitFor(t, "the recorder is degraded", func() bool { return r.Degraded() != nil })
+	if account := r.Ledger(); account.Recorded != 2000 || account.Lost() != 0 {
+		t.Fatalf("%+v", account)
 	}
-	if got := readAll(t, r.Log(), 0); len(got) != 1000 {
-		t.Fatalf("%d clicks", len(got))
-	}
-	if err := os.Mkdir(filepath.Join(dir, fmt.Sprintf("%016x", r.config.Boot)), 0o700); err != nil {
+	r.Record(&Event{Destination: make([]byte, 1<<20)}) // counted, and not forgotten
+	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	r.Log().Acknowledge(1000)
-	for deadline := time.Now().Add(10 * time.Second); r.Degraded() != nil; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it does not heal")
-		}
+	waitFor(t, "the recorder heals", func() bool { return r.Degraded() == nil })
+	if got := readAll(t, r.Log(), 0); len(got) != 2000 {
+		t.Fatalf("%d clicks", len(got))
+	}
+	r.Log().Acknowledge(2000)
+	for range 1000 { // these are in files again
 		r.Record(&e)
+		if r.current.Load() == nil || len(r.spares) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := open(t, func(c *Config) { c.Dir, c.Boot, c.MaxBytes = dir, 6, 16<<20 })
+	if len(second.Earlier()) != 1 || len(second.Warnings()) != 0 {
+		t.Fatalf("%d logs, %v", len(second.Earlier()), second.Warnings())
+	}
+	l := second.Earlier()[0]
+	if got := readAll(t, l, l.Acknowledged()); len(got) != 1000 || got[0].Sequence != 2001 || l.dropped()[TooLarge] != 1 {
+		t.Fatalf("%d clicks, dropped %v", len(got), l.dropped())
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"sort"
 	"sync"
-	"time"
 )
 
 // Log is the clicks of one boot in order: the running one's, or what an
@@ -36,7 +35,7 @@ func (l *Log) Ended() bool { return l.boot.ended.Load() != 0 }
 func (l *Log) Acknowledged() uint64 { return l.boot.acknowledged.Load() }
 
 // Acknowledge says that all clicks up to the sequence are where they belong.
-// Their segments are removed after the retention, or before when room is needed.
+// Their segments are used again.
 func (l *Log) Acknowledge(sequence uint64) {
 	for {
 		old := l.boot.acknowledged.Load()
@@ -49,6 +48,14 @@ func (l *Log) Acknowledge(sequence uint64) {
 		}
 	}
 }
+
+// Position is where in the stream to look for batches whose acknowledgement was
+// lost: from this sequence on. 0: none was ever sent.
+func (l *Log) Position() uint64 { return l.boot.position.Load() }
+
+// SetPosition is called before the first batch is sent, and when one is
+// acknowledged. Only one goroutine may call it.
+func (l *Log) SetPosition(sequence uint64) { l.boot.position.Store(sequence) }
 
 // Lose counts clicks that were recorded, and then could not be published for
 // a reason that will not go away.
@@ -75,40 +82,80 @@ func (l *Log) bytes() (n int64) {
 	return n
 }
 
-// expire marks acknowledged segments, oldest first: those that have been so for
-// the retention, and one more when room is needed.
-func (l *Log) expire(now time.Time, retention time.Duration, needRoom bool) (leaving []*segment) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// over are the segments, oldest first, of which all is acknowledged and that
+// nobody reads. The caller holds the mutex.
+func (l *Log) over() (over []*segment) {
 	acknowledged := l.Acknowledged()
-	oldest := true
 	for _, s := range l.segments {
-		end, known := s.end()
-		if !known || end > acknowledged+1 {
-			oldest = false
-			if known && s.pins == 0 {
-				s.release()
-			}
+		if s.leaving {
 			continue
 		}
-		if s.ackedAt.IsZero() {
-			s.ackedAt = now
+		if end, known := s.end(); !known || end > acknowledged+1 || s.pins > 0 {
+			break
 		}
-		if !oldest || s.pins > 0 || now.Sub(s.ackedAt) < retention && !needRoom {
-			oldest = false
+		over = append(over, s)
+	}
+	return over
+}
+
+// reuse takes the oldest segment that is over out of use, and puts it behind
+// all others as a spare one whose content is still to be wiped; nil when there
+// is none. Plain memory in the place of a file is not taken.
+func (l *Log) reuse(memory bool) *segment {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.over() {
+		if s.plain() != memory {
+			continue
+		}
+		s.first.Store(0)
+		s.sealed.Store(0)
+		at := slices.Index(l.segments, s)
+		l.segments = append(slices.Delete(l.segments, at, at+1), s)
+		return s
+	}
+	return nil
+}
+
+// waiting are the segments at each end of the backlog that keep their pages:
+// those behind a publisher that keeps up.
+const waiting = 4
+
+// release gives back the pages of segments that wait for long to be read.
+func (l *Log) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	acknowledged, n := l.Acknowledged(), 0
+	for _, s := range l.segments {
+		if end, known := s.end(); !known || end <= acknowledged+1 {
+			continue
+		}
+		if n++; n > waiting && s.pins == 0 && !s.recovered {
+			s.release()
+		}
+	}
+}
+
+// trim removes segments that are over: of those that can be used again, all
+// but some. It gives true when the log holds nothing.
+func (l *Log) trim(keep int, memory bool, pause func()) (empty bool, err error) {
+	l.mu.Lock()
+	useful := 0
+	for _, s := range slices.Backward(l.over()) {
+		if s.plain() == memory && useful < keep {
+			useful++
 			continue
 		}
 		s.leaving = true
-		leaving = append(leaving, s)
-		needRoom = false
 	}
-	return leaving
-}
-
-// trim removes the segments that expire. It gives true when the log holds
-// nothing.
-func (l *Log) trim(now time.Time, retention time.Duration, needRoom bool, pause func()) (empty bool, err error) {
-	for _, s := range l.expire(now, retention, needRoom) {
+	var leaving []*segment
+	for _, s := range l.segments {
+		if s.leaving {
+			leaving = append(leaving, s)
+		}
+	}
+	l.mu.Unlock()
+	for _, s := range leaving {
 		s.shrink(pause)
 	}
 	l.mu.Lock()
@@ -205,7 +252,7 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 // be damage, the next that is whole.
 func (c *Cursor) find() (length int, ok bool) {
 	if !c.segment.recovered {
-		if c.pos+8 > len(c.mem) {
+		if c.pos+8 > len(c.mem) || int64(c.pos) >= c.segment.durable.Load() {
 			return 0, false
 		}
 		length = int(uint32(loadHead(c.mem, c.pos)))
@@ -221,11 +268,13 @@ func (c *Cursor) enter() (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.segments {
-		first := s.first.Load()
-		if first == 0 {
+		if s.leaving {
+			continue
+		}
+		if s.first.Load() == 0 {
 			break // spare
 		}
-		if end, known := s.end(); known && end <= c.next || s.leaving {
+		if end, known := s.end(); known && end <= c.next {
 			continue
 		}
 		if err := s.mapIn(); err != nil {
@@ -256,30 +305,23 @@ func (c *Cursor) passTo(sequence uint64) {
 	c.next = max(c.next, sequence)
 }
 
+// leave lets go of a segment. One of the running boot stays mapped.
 func (c *Cursor) leave() {
 	l := c.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := c.segment
-	if s.pins--; s.pins == 0 {
-		s.mapOut() // all of it is written, or was read
+	if s.pins--; s.pins == 0 && s.recovered {
+		s.mapOut()
 	}
 	c.segment, c.mem = nil, nil
 }
 
 // Close lets go of the segment that the cursor is in.
 func (c *Cursor) Close() {
-	if c.segment == nil {
-		return
+	if c.segment != nil {
+		c.leave()
 	}
-	l := c.log
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	// A segment that is mapped for writing stays so: it may be current.
-	if c.segment.pins--; c.segment.pins == 0 && c.segment.lent {
-		c.segment.mapOut()
-	}
-	c.segment, c.mem = nil, nil
 }
 
 // Position is the sequence of the click that Next gives, if nothing in

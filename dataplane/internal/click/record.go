@@ -3,7 +3,7 @@ package click
 import (
 	"encoding/binary"
 	"hash/crc32"
-	"net/netip"
+	"math"
 	"sync/atomic"
 	"unsafe"
 )
@@ -18,19 +18,29 @@ import (
 //	14  u16  status
 //	16  u32  rule
 //	20  u8   flags: 1 is HEAD
-//	21  u8   bytes of the address: 0, 4 or 16
+//	21  u8   bytes of the address: 0, 4, 8 (hashed) or 16
 //	22  u16  zero
 //	24  i64  time, µs since 1970
 //	32  u64  epoch
 //	40  i64  revision
 //	48  u16  bytes of each of the fields, in the order of the constants below
-//	70  u16  bytes of the tail: 0 when it would say nothing
-//	72       the address, the fields, the tail, zeros up to the length
+//	70  u16  bytes of the extras: 0 when there are none
+//	72       the address, the fields, the extras, zeros up to the length
+//
+// The extras, which a reader may pass over:
+//
+//	0  u32  autonomous system
+//	4  2 bytes  country
+//	6  u8   parameters
+//	7  u8   labels
+//	8       each parameter, then each label: bytes of name and value, u16 each,
+//	        the name, the value
 //
 // A reader that does not know the version of a record counts it as damaged.
 const (
 	recordVersion = 1
 	fixedBytes    = 72
+	extraBytes    = 8
 
 	// MaxRecord is the most bytes that a record may have. All that a client
 	// sends fits several times; only an operator's own fields can exceed it.
@@ -75,14 +85,14 @@ func storeHead(mem []byte, pos int, head uint64) {
 type layout struct {
 	length  int // of the record, padded
 	address int // bytes
+	extra   int // bytes
 	part    [fields]uint16
-	tail    int // bytes
-	params  int // that are kept
+	pairs   [2]int // parameters, labels
 }
 
-// plan cuts what is over-long and measures the record. It gives false when
-// the event does not fit into one.
-func (l *layout) plan(e *Event) bool {
+// plan cuts what is over-long, leaves out what is not to be recorded, and
+// measures the record. It gives false when the event does not fit into one.
+func (l *layout) plan(e *Event, p *policy) bool {
 	path := e.Path
 	if string(path) == string(e.LinkPath) {
 		path = nil // the link's own
@@ -96,31 +106,52 @@ func (l *layout) plan(e *Event) bool {
 	l.part[fieldAffiliate] = uint16(len(e.Affiliate))
 	l.part[fieldCampaign] = uint16(len(e.Campaign))
 	l.part[fieldVariant] = uint16(len(e.Variant))
-	l.part[fieldDestination] = uint16(len(e.Destination))
-	l.part[fieldUserAgent] = uint16(min(len(e.UserAgent), MaxUserAgent))
-	l.part[fieldReferrer] = uint16(min(len(e.Referrer), MaxReferrer))
-	l.part[fieldLanguages] = uint16(min(len(e.Languages), MaxLanguages))
-	l.part[fieldHost] = uint16(min(len(e.Host), MaxHost))
-	l.part[fieldPath] = uint16(min(len(path), MaxPath))
-	switch {
-	case !e.Address.IsValid():
-		l.address = 0
-	case e.Address.Is4() || e.Address.Is4In6():
-		l.address = 4
-	default:
-		l.address = 16
-	}
+	l.part[fieldDestination] = uint16(min(len(e.Destination), p.destination))
+	l.part[fieldUserAgent] = uint16(min(len(e.UserAgent), p.userAgent))
+	l.part[fieldReferrer] = uint16(min(len(e.Referrer), p.referrer))
+	l.part[fieldLanguages] = uint16(min(len(e.Languages), p.languages))
+	l.part[fieldHost] = uint16(min(len(e.Host), p.host))
+	l.part[fieldPath] = uint16(min(len(path), p.path))
+	l.address = p.addressBytes(e)
 	n := fixedBytes + l.address
 	for _, p := range l.part {
 		n += int(p)
 	}
-	l.planTail(e)
-	l.length = (n + l.tail + 7) &^ 7
+	l.extra = 0
+	if len(e.Parameters) > 0 || len(e.Labels) > 0 || e.ASN != 0 || e.Country != [2]byte{} {
+		l.planExtra(e, p)
+	}
+	l.length = (n + l.extra + 7) &^ 7
 	return l.length <= MaxRecord
 }
 
+// planExtra measures the extras.
+func (l *layout) planExtra(e *Event, p *policy) {
+	l.extra = extraBytes
+	for i, pairs := range [...]struct {
+		all  []Pair
+		room int
+	}{{e.Parameters, p.parameters}, {e.Labels, MaxLabels}} {
+		var size int
+		l.pairs[i], size = fitting(pairs.all, pairs.room)
+		l.extra += size
+	}
+}
+
+// fitting says how many pairs have room in so many bytes, and what they take.
+func fitting(pairs []Pair, room int) (count, size int) {
+	for ; count < min(len(pairs), math.MaxUint8); count++ {
+		more := 4 + len(pairs[count].Name) + len(pairs[count].Value)
+		if size+more > room {
+			break
+		}
+		size += more
+	}
+	return count, size
+}
+
 // write fills the record b, all but its head.
-func (l *layout) write(b []byte, index uint32, e *Event, form AddressForm) {
+func (l *layout) write(b []byte, index uint32, e *Event, p *policy) {
 	le := binary.LittleEndian
 	fixed := b[:fixedBytes]
 	le.PutUint32(fixed[8:], index)
@@ -138,42 +169,48 @@ func (l *layout) write(b []byte, index uint32, e *Event, form AddressForm) {
 	for i, p := range l.part {
 		le.PutUint16(fixed[48+2*i:], p)
 	}
+	le.PutUint16(fixed[70:], uint16(l.extra))
 	n := fixedBytes
-	n += writeAddress(b[n:n+l.address], e.Address, form)
+	p.writeAddress(b[n:n+l.address], e)
+	n += l.address
 	n += copy(b[n:], e.LinkDomain)
 	n += copy(b[n:], e.LinkPath)
 	n += copy(b[n:], e.Affiliate)
 	n += copy(b[n:], e.Campaign)
 	n += copy(b[n:], e.Variant)
-	n += copy(b[n:], e.Destination)
+	n += copy(b[n:], e.Destination[:l.part[fieldDestination]])
 	n += copy(b[n:], e.UserAgent[:l.part[fieldUserAgent]])
 	n += copy(b[n:], e.Referrer[:l.part[fieldReferrer]])
 	n += copy(b[n:], e.Languages[:l.part[fieldLanguages]])
 	n += copy(b[n:], e.Host[:l.part[fieldHost]])
 	n += copy(b[n:], e.Path[:l.part[fieldPath]])
-	if l.tail > 0 {
-		le.PutUint16(fixed[70:], uint16(l.tail))
-		l.writeTail(b[n:n], e)
+	if l.extra > 0 {
+		l.writeExtra(b[n:n+l.extra], e, p)
 	}
 }
 
-// writeAddress applies the privacy policy.
-func writeAddress(b []byte, a netip.Addr, form AddressForm) int {
-	switch len(b) {
-	case 4:
-		v4 := a.As4()
-		if form == AddressTruncated {
-			v4[3] = 0
-		}
-		return copy(b, v4[:])
-	case 16:
-		v6 := a.As16()
-		if form == AddressTruncated {
-			clear(v6[6:])
-		}
-		return copy(b, v6[:])
+func (l *layout) writeExtra(b []byte, e *Event, p *policy) {
+	if !p.omitASN {
+		binary.LittleEndian.PutUint32(b, e.ASN)
 	}
-	return 0
+	if !p.omitCountry {
+		b[4], b[5] = e.Country[0], e.Country[1]
+	}
+	b[6], b[7] = uint8(l.pairs[0]), uint8(l.pairs[1])
+	b = b[extraBytes:]
+	for i := range l.pairs[0] {
+		b = writePair(b, &e.Parameters[i])
+	}
+	for i := range l.pairs[1] {
+		b = writePair(b, &e.Labels[i])
+	}
+}
+
+func writePair(b []byte, p *Pair) []byte {
+	binary.LittleEndian.PutUint16(b, uint16(len(p.Name)))
+	binary.LittleEndian.PutUint16(b[2:], uint16(len(p.Value)))
+	n := 4 + copy(b[4:], p.Name)
+	return b[n+copy(b[n:], p.Value):]
 }
 
 // Click is a recorded click. Its slices belong to the cursor that gave it and
@@ -187,12 +224,12 @@ type Click struct {
 	Link, Affiliate, Campaign, Variant, Destination []byte
 	UserAgent, Referrer, Languages, Host            []byte
 	Path                                            []byte // empty when it is the link's own
-	Country                                         []byte
-	Params                                          []byte // see NextParam
-	Address                                         []byte // 0, 4 or 16 bytes, under the policy of its boot
+	Address                                         []byte // 0, 4, 8 or 16 bytes, under the policy of its boot
+	Parameters, Labels                              Pairs
+	Country                                         [2]byte // zero when unknown
+	ASN                                             uint32  // 0 when unknown
 
 	Rule    uint32
-	ASN     uint32
 	Status  uint16
 	Outcome uint8
 	Head    bool
@@ -236,11 +273,62 @@ func (c *Click) read(b []byte) (index uint32, ok bool) {
 		*field, n = b[n:end], end
 	}
 	end = n + int(le.Uint16(b[70:]))
-	if end > len(b) {
-		return 0, false
-	}
-	return index, c.readTail(b[n:end])
+	return index, end <= len(b) && c.readExtra(b[n:end])
 }
+
+// readExtra gives false when the extras contradict themselves.
+func (c *Click) readExtra(b []byte) bool {
+	c.Parameters, c.Labels, c.Country, c.ASN = Pairs{}, Pairs{}, [2]byte{}, 0
+	if len(b) == 0 {
+		return true
+	}
+	if len(b) < extraBytes {
+		return false
+	}
+	c.ASN, c.Country = binary.LittleEndian.Uint32(b), [2]byte(b[4:6])
+	parameters, labels := int(b[6]), int(b[7])
+	var ok bool
+	if c.Parameters, b, ok = splitPairs(b[extraBytes:], parameters); !ok {
+		return false
+	}
+	c.Labels, _, ok = splitPairs(b, labels)
+	return ok
+}
+
+// Pairs are the parameters or labels of a recorded click.
+type Pairs struct{ b []byte }
+
+// splitPairs takes the first pairs off b.
+func splitPairs(b []byte, count int) (pairs Pairs, rest []byte, ok bool) {
+	rest = b
+	for range count {
+		if len(rest) < 4 {
+			return Pairs{}, nil, false
+		}
+		n := 4 + int(binary.LittleEndian.Uint16(rest)) + int(binary.LittleEndian.Uint16(rest[2:]))
+		if n > len(rest) {
+			return Pairs{}, nil, false
+		}
+		rest = rest[n:]
+	}
+	return Pairs{b[:len(b)-len(rest)]}, rest, true
+}
+
+// Next takes the first pair off, and gives false when there is none. The pair is
+// of the click's storage.
+func (p *Pairs) Next() (Pair, bool) {
+	if len(p.b) == 0 {
+		return Pair{}, false
+	}
+	name := 4 + int(binary.LittleEndian.Uint16(p.b))
+	end := name + int(binary.LittleEndian.Uint16(p.b[2:]))
+	pair := Pair{Name: p.b[4:name], Value: p.b[name:end]}
+	p.b = p.b[end:]
+	return pair, true
+}
+
+// Len is how many bytes the pairs take, with 4 for each.
+func (p *Pairs) Len() int { return len(p.b) }
 
 // verify says whether a whole record lies at pos, and how long it is.
 func verify(mem []byte, pos int, salt uint32) (length int, ok bool) {

@@ -3,6 +3,7 @@ package click
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 // Recorder takes the clicks of a running node.
 type Recorder struct {
 	config Config
+	policy *policy
 	log    *Log
 
 	current atomic.Pointer[segment] // nil: the spool is full, or the boot has ended
@@ -21,8 +23,11 @@ type Recorder struct {
 	stop    chan struct{}
 	stopped sync.WaitGroup
 
+	sent     *sentLog      // nil without retention
 	first    atomic.Uint64 // sequence behind the last segment that was sealed
 	degraded atomic.Pointer[error]
+
+	syncFailed atomic.Bool // degraded is for that
 
 	mu       sync.Mutex // guards what follows, and that a full spool is opened again
 	earlier  []*Log
@@ -42,28 +47,36 @@ func Open(config Config) (*Recorder, error) {
 	}
 	r := &Recorder{
 		config: config,
+		policy: newPolicy(config.Address, config.Omit),
 		spares: make(chan *segment, spareCount),
 		wake:   make(chan struct{}, 1),
 		stop:   make(chan struct{}),
 	}
+	if config.Retention > 0 && config.Level != Memory {
+		r.sent = newSentLog("", config.MaxBytes, config.Retention)
+	}
 	if config.Dir != "" {
 		r.earlier, r.warnings = recoverBoots(config.Dir, r.wakeUp)
+		r.recoverSent()
 	}
 	id := Identity{Node: config.Node, Region: config.Region, Boot: config.Boot, Address: config.Address}
 	b := memoryBoot(id)
-	if config.Level == Process {
+	if config.Level != Memory {
 		var err error
-		if b, err = createBoot(config.Dir, id); err != nil {
+		if b, err = createBoot(config.Dir, id, config.Level == Fsync); err != nil {
 			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.release())
 		}
 	}
 	r.log = &Log{boot: b, wake: r.wakeUp}
+	if r.sent != nil {
+		r.sent.dir = b.dir
+	}
 	r.first.Store(1)
 	// The first segment is made here, so that a folder that cannot be used is
 	// an error and not a surprise. When recovered clicks fill the spool, the
 	// recorder opens full.
 	for range spareCount {
-		if err := r.prepare(); err != nil {
+		if err := r.prepare(); err != nil && !errors.Is(err, errFull) {
 			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.log.discard(), r.release())
 		}
 	}
@@ -75,6 +88,9 @@ func Open(config Config) (*Recorder, error) {
 		}
 	}
 	r.stopped.Go(r.maintain)
+	if config.Level == Fsync {
+		r.stopped.Go(func() { r.syncEvery(config.Sync) })
+	}
 	r.wakeUp()
 	return r, nil
 }
@@ -83,7 +99,7 @@ func Open(config Config) (*Recorder, error) {
 // lock, and does not allocate. A click that cannot be kept is counted.
 func (r *Recorder) Record(e *Event) {
 	var l layout
-	if !l.plan(e) {
+	if !l.plan(e, r.policy) {
 		r.log.boot.dropped[TooLarge].Add(1)
 		return
 	}
@@ -97,7 +113,7 @@ func (r *Recorder) Record(e *Event) {
 		switch p {
 		case placed:
 			record := s.bytes()[pos : pos+l.length : pos+l.length]
-			l.write(record, index, e, r.config.Address)
+			l.write(record, index, e, r.policy)
 			storeHead(record, 0, uint64(l.length)|uint64(checksum(s.salt, record[8:]))<<32)
 			return
 		case last:
@@ -152,6 +168,7 @@ func (r *Recorder) maintain() {
 			return
 		case <-r.wake:
 		case <-tick.C:
+			r.heal()
 		}
 		r.trim()
 		for r.lacksSpare() {
@@ -163,49 +180,110 @@ func (r *Recorder) maintain() {
 	}
 }
 
-// lacksSpare says whether a segment should and can be made.
-func (r *Recorder) lacksSpare() bool {
-	return len(r.spares) < cap(r.spares) && (r.room() || r.makeRoom())
-}
+// lacksSpare says whether a segment should and can be made spare.
+func (r *Recorder) lacksSpare() bool { return len(r.spares) < cap(r.spares) }
 
 func (r *Recorder) room() bool { return r.Bytes()+r.config.SegmentBytes <= r.config.MaxBytes }
 
-// prepare makes one spare segment, when there is room. When the folder fails,
-// it is one of plain memory: clicks go on, at a lower level.
+// errFull is why there is no spare segment when the spool has reached its limit.
+var errFull = errors.New("the spool is full")
+
+// prepare makes one spare segment: of one that is over where there is one, else
+// a new one, when there is room. When the folder fails, it is one of plain
+// memory: clicks go on, at a lower level.
 func (r *Recorder) prepare() error {
 	r.mu.Lock()
-	r.number++
-	number := r.number
+	number := r.number + 1
 	opened := number > spareCount
 	r.mu.Unlock()
-	if !opened && !r.room() {
-		return nil
-	}
-	b := r.log.boot
-	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause)
+	s, err := r.spare(number, opened)
 	if err != nil {
-		if !opened {
-			return err
+		return err
+	}
+	r.mu.Lock()
+	r.number = number
+	r.mu.Unlock()
+	r.spares <- s // has room: only this goroutine fills it
+	return nil
+}
+
+// spare gives a segment of which nothing is in use. opened says that the spool
+// has worked before.
+func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
+	b := r.log.boot
+	recycle := func() *segment {
+		s := r.log.reuse(r.config.Level == Memory)
+		if s == nil {
+			return nil
 		}
+		if r.config.Level == Fsync {
+			// What is wiped has been acknowledged for a recovery, too.
+			_ = syncMemory(b.mem) // if this fails, so does what follows
+			s.durable.Store(segmentHead)
+		}
+		s.recycle(b.Boot, number)
+		return s
+	}
+	// While the folder fails, only a new file shows that it works again.
+	if r.Degraded() == nil {
+		if s := recycle(); s != nil {
+			return s, nil
+		}
+	}
+	var s *segment
+	var err error
+	if !r.room() && !r.makeRoom() {
+		err = errFull
+	} else if s, err = r.newFile(number); err == nil {
+		r.degraded.Store(nil)
+	} else if !opened {
+		return nil, err
+	} else {
 		cause := err
 		r.degraded.Store(&cause)
-		if s, err = newSegment("", b.Boot, number, r.config.SegmentBytes, r.pause); err != nil {
-			return err
+	}
+	if err != nil && r.Degraded() != nil {
+		if s := recycle(); s != nil {
+			return s, nil
 		}
-	} else {
-		r.degraded.Store(nil)
+	}
+	if errors.Is(err, errFull) {
+		return nil, err
+	}
+	if err != nil {
+		if s, err = newSegment("", b.Boot, number, r.config.SegmentBytes, r.pause); err != nil {
+			return nil, err
+		}
 	}
 	r.log.mu.Lock()
 	r.log.segments = append(r.log.segments, s)
 	r.log.mu.Unlock()
-	r.spares <- s // has room: only this goroutine fills it
-	return nil
+	return s, nil
+}
+
+// newFile makes a segment at the recorder's level.
+func (r *Recorder) newFile(number uint64) (*segment, error) {
+	b := r.log.boot
+	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause)
+	if err != nil || r.config.Level != Fsync {
+		return s, err
+	}
+	s.durable.Store(segmentHead)
+	if err := syncNew(s.path); err != nil {
+		return nil, errors.Join(fmt.Errorf("sync new segment: %w", err), s.remove())
+	}
+	return s, nil
 }
 
 // pause lets redirects go first while there is a segment to go on with.
 func (r *Recorder) pause() {
 	const step = 100 * time.Microsecond
-	if len(r.spares) > 0 {
+	select {
+	case <-r.stop: // Close waits for it
+		return
+	default:
+	}
+	if len(r.spares) > 0 && r.current.Load() != nil {
 		time.Sleep(step)
 	} else {
 		runtime.Gosched()
@@ -227,34 +305,72 @@ func (r *Recorder) reopen() {
 	}
 }
 
-// trim removes what has been acknowledged for long enough, and the folders
-// of earlier boots of which nothing is left.
+// keepCount is how many segments that are over wait to be used again when the
+// spares are there. More of them are what an outage has left.
+const keepCount = 2
+
+// trim removes what is of no more use: segments of earlier boots and of a
+// backlog that is gone, what was sent and has been kept for long enough, and
+// the folders of earlier boots of which nothing is left.
 func (r *Recorder) trim() {
-	now := time.Now()
+	r.log.release()
+	if r.sent != nil {
+		for r.sent.trim(time.Now(), false, r.pause) {
+		}
+	}
 	gone := make(map[*Log]bool)
 	for _, l := range r.Earlier() {
-		empty, err := l.trim(now, r.config.Retention, false, r.pause)
-		if err == nil && empty && l.Acknowledged() >= l.last {
+		empty, err := l.trim(0, false, r.pause)
+		if err == nil && empty && l.Acknowledged() >= l.last && (r.sent == nil || !r.sent.holds(l.boot.dir)) {
 			_ = l.boot.close(true) // what stays is found empty by the next boot
 			gone[l] = true
 		}
 	}
-	_, _ = r.log.trim(now, r.config.Retention, false, r.pause) // a file that stays counts as spool
+	_, _ = r.log.trim(keepCount, r.config.Level == Memory, r.pause) // a file that stays counts as spool
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool { return gone[l] })
 }
 
-// makeRoom removes the oldest acknowledged segment before its time.
+// makeRoom gives up the oldest of what was sent.
 func (r *Recorder) makeRoom() bool {
-	now := time.Now()
-	for _, l := range append(r.Earlier(), r.log) {
-		_, _ = l.trim(now, r.config.Retention, true, r.pause)
-		if r.room() {
-			return true
+	for !r.room() {
+		if r.sent == nil || !r.sent.trim(time.Now(), true, r.pause) {
+			return false
 		}
 	}
-	return false
+	return true
+}
+
+// Keep holds on to a batch that JetStream has acknowledged, for the retention
+// and as far as MaxBytes allows. Only one goroutine may call it.
+func (r *Recorder) Keep(b *Sent, data []byte) error {
+	if r.sent == nil {
+		return nil
+	}
+	return r.sent.append(b, data, func(bytes int64) bool {
+		return r.Bytes()+bytes+(spareCount+2)*r.config.SegmentBytes <= r.config.MaxBytes
+	})
+}
+
+// Sent lists what is kept, of this boot and of earlier ones, in the order in
+// which it was acknowledged.
+func (r *Recorder) Sent() []Sent {
+	if r.sent == nil {
+		return nil
+	}
+	return r.sent.list()
+}
+
+// recoverSent takes over what earlier boots have sent.
+func (r *Recorder) recoverSent() {
+	for _, l := range r.earlier {
+		if r.sent == nil {
+			removeSent(l.boot.dir)
+		} else if err := r.sent.recover(l.boot.dir); err != nil {
+			r.warnings = append(r.warnings, err)
+		}
+	}
 }
 
 // Bytes is what the spool takes: files and memory, of this boot and of
@@ -265,6 +381,9 @@ func (r *Recorder) Bytes() int64 {
 	n := r.log.bytes()
 	for _, l := range r.earlier {
 		n += l.bytes()
+	}
+	if r.sent != nil {
+		n += r.sent.bytes()
 	}
 	return n
 }
@@ -298,8 +417,10 @@ func (r *Recorder) Last() uint64 {
 		if s == nil {
 			return r.first.Load() - 1
 		}
-		if count, _, ok := s.begun(); ok {
-			return s.first.Load() + count - 1
+		// A segment may have been used again since it was loaded.
+		first := s.first.Load()
+		if count, _, ok := s.begun(); ok && s.first.Load() == first {
+			return first + count - 1
 		}
 		runtime.Gosched() // it is being sealed
 	}
@@ -356,12 +477,34 @@ func (r *Recorder) Close() error {
 	if r.metrics != nil {
 		r.config.Registerer.Unregister(r.metrics)
 	}
-	// Acknowledged clicks have no use without a process that could publish
-	// them again, unless others are left that the next boot will bring.
-	if r.log.Acknowledged() >= r.Last() {
-		return errors.Join(r.log.discard(), r.release())
+	if r.sent != nil {
+		r.sent.close()
 	}
-	return errors.Join(r.log.boot.close(false), r.release())
+	if r.config.Level == Fsync {
+		r.sync()
+		_ = syncMemory(r.log.boot.mem) // its loss costs duplicates at most
+	}
+	if r.log.Acknowledged() < r.Last() {
+		return errors.Join(r.log.boot.close(false), r.release())
+	}
+	if r.sent != nil && r.sent.holds(r.log.boot.dir) {
+		return errors.Join(r.log.removeSegments(), r.log.boot.close(false), r.release())
+	}
+	return errors.Join(r.log.discard(), r.release())
+}
+
+// removeSegments deletes the files of a log of which all is acknowledged. They
+// stay mapped: a request may have been late.
+func (l *Log) removeSegments() error {
+	var errs []error
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.segments {
+		if s.path != "" {
+			errs = append(errs, os.Remove(s.path))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // discard removes a log with its folder.

@@ -1,6 +1,7 @@
 package click
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -70,7 +71,6 @@ func (l *Log) recover() (warnings []error) {
 	if err != nil {
 		return []error{fmt.Errorf("list segments: %w", err)}
 	}
-	slices.Sort(paths) // numbers have leading zeros
 	for _, path := range paths {
 		s, err := openSegment(path, l.boot.Boot)
 		switch {
@@ -84,6 +84,7 @@ func (l *Log) recover() (warnings []error) {
 			l.segments = append(l.segments, s)
 		}
 	}
+	slices.SortFunc(l.segments, func(a, b *segment) int { return cmp.Compare(a.number, b.number) })
 	l.last = l.boot.acknowledged.Load()
 	var shift uint64
 	for i, s := range l.segments {

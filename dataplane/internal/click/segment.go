@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +22,7 @@ import (
 //
 //	 0  8 bytes  magic and version of the format
 //	 8  u64  boot
-//	16  u64  number in its boot, from 1
+//	16  u64  number in its boot, from 1; a new one each time it is used again
 //	24  u32  salt of the checksums
 //	28  u32  CRC-32C of the bytes before
 //	32  u64  sequence of the record with index 0; 0 while the segment is spare
@@ -53,20 +52,23 @@ type segment struct {
 	path     string                 // empty: plain memory
 	mem      atomic.Pointer[[]byte] // nil while it is not mapped; set under the log's mutex
 	pins     int                    // cursors in it, under the log's mutex
-	lent     bool                   // mapped for reading only, under the log's mutex
 	released bool                   // its pages were given back, under the log's mutex
 
-	// Set once, when the segment becomes current or is recovered.
+	// Set when the segment becomes current or is recovered, and zero again when
+	// it becomes spare, under the log's mutex.
 	first  atomic.Uint64 // sequence of index 0 as it was recorded
 	sealed atomic.Int64  // count of records plus one; 0 until it is known
+
+	orphaned atomic.Bool // its file was removed by someone else
+
+	durable atomic.Int64 // offset up to which readers may read; see sync.go
 
 	// What recovery found; see recover.go.
 	shift uint64   // holes in earlier segments
 	holes []uint32 // indexes that were never answered
 
-	recovered bool      // of an earlier boot: damage is possible
-	ackedAt   time.Time // when all of it was seen to be acknowledged
-	leaving   bool      // it is being removed, under the log's mutex
+	recovered bool // of an earlier boot: damage is possible
+	leaving   bool // it is being removed, under the log's mutex
 
 	_     [64]byte // state has a cache line of its own
 	state atomic.Uint64
@@ -92,14 +94,42 @@ func newSegment(dir string, boot, number uint64, size int64, pause func()) (*seg
 		populate(part) // so that no writer meets a page for the first time
 		pause()
 	}
-	copy(mem, segmentMagic)
-	binary.LittleEndian.PutUint64(mem[8:], boot)
-	binary.LittleEndian.PutUint64(mem[16:], number)
-	binary.LittleEndian.PutUint32(mem[24:], s.salt)
-	binary.LittleEndian.PutUint32(mem[28:], crc32.Checksum(mem[:28], castagnoli))
-	s.state.Store(segmentHead)
+	s.writeHead(mem, boot)
+	s.durable.Store(allDurable)
+	s.state.Store(uint64(size) + 1) // as if it were over, until it is used
 	s.mem.Store(&mem)
 	return s, nil
+}
+
+func (s *segment) writeHead(mem []byte, boot uint64) {
+	copy(mem, segmentMagic)
+	binary.LittleEndian.PutUint64(mem[8:], boot)
+	binary.LittleEndian.PutUint64(mem[16:], s.number)
+	binary.LittleEndian.PutUint32(mem[24:], s.salt)
+	binary.LittleEndian.PutUint32(mem[28:], crc32.Checksum(mem[:28], castagnoli))
+}
+
+// recycle makes a spare segment of one that was taken out of use: no file is
+// made or removed, and no page is new. The first store makes the file a spare
+// one, so that a process that dies on the way leaves nothing to be recovered;
+// the new salt makes sure that nothing old is ever taken for a click.
+//
+// A goroutine that was held up for long may still take this segment for the
+// current one. It finds it over, as it was, until it is current again.
+func (s *segment) recycle(boot, number uint64) {
+	mem := s.bytes()
+	s.markSpare(mem)
+	for part := range slices.Chunk(mem[segmentHead:], stepBytes) {
+		clear(part)
+		runtime.Gosched()
+	}
+	s.number, s.salt, s.released = number, rand.Uint32(), false
+	s.writeHead(mem, boot)
+}
+
+// markSpare says in the segment's own head that it holds no click.
+func (s *segment) markSpare(mem []byte) {
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&mem[32:40][0])), 0)
 }
 
 // bytes is the whole segment, or nil while it is not mapped.
@@ -114,6 +144,7 @@ func (s *segment) bytes() []byte {
 func (s *segment) use(first uint64) {
 	atomic.StoreUint64((*uint64)(unsafe.Pointer(&s.bytes()[32])), first)
 	s.first.Store(first)
+	s.state.Store(segmentHead)
 }
 
 // placing is what came of an attempt to take a place.
@@ -165,6 +196,9 @@ func openSegment(path string, boot uint64) (*segment, error) {
 	var head [segmentHead]byte
 	_, err = f.ReadAt(head[:], 0)
 	le := binary.LittleEndian
+	if err == nil && string(head[:8]) == segmentMagic && le.Uint64(head[32:]) == 0 {
+		return nil, nil // spare, or was being made so
+	}
 	if err != nil || string(head[:8]) != segmentMagic || le.Uint32(head[28:]) != crc32.Checksum(head[:28], castagnoli) {
 		// The process may have died while it made the segment.
 		if b, err := os.ReadFile(path); err == nil && len(bytes.Trim(b[min(32, len(b)):], "\x00")) == 0 {
@@ -175,10 +209,6 @@ func openSegment(path string, boot uint64) (*segment, error) {
 	if le.Uint64(head[8:]) != boot {
 		return nil, fmt.Errorf("%s: belongs to another boot", path)
 	}
-	first := binary.NativeEndian.Uint64(head[32:])
-	if first == 0 {
-		return nil, nil
-	}
 	s := &segment{
 		number:    le.Uint64(head[16:]),
 		salt:      le.Uint32(head[24:]),
@@ -186,11 +216,11 @@ func openSegment(path string, boot uint64) (*segment, error) {
 		path:      path,
 		recovered: true,
 	}
-	s.first.Store(first)
+	s.first.Store(binary.NativeEndian.Uint64(head[32:]))
 	return s, nil
 }
 
-// mapIn maps a segment whose file is not mapped.
+// mapIn maps a recovered segment, for reading.
 func (s *segment) mapIn() error {
 	if s.mem.Load() != nil {
 		return nil
@@ -205,7 +235,6 @@ func (s *segment) mapIn() error {
 		return fmt.Errorf("map segment: %w", err)
 	}
 	s.mem.Store(&mem)
-	s.lent = true
 	return nil
 }
 
@@ -223,12 +252,16 @@ func (s *segment) mapOut() {
 // shrink empties the file of a segment that is to be removed.
 func (s *segment) shrink(pause func()) {
 	s.mapOut()
-	if s.path == "" {
-		return
+	if s.path != "" {
+		shrinkFile(s.path, s.size, pause)
 	}
-	for size := s.size - shrinkBytes; size > 0; size -= shrinkBytes {
-		if os.Truncate(s.path, size) != nil {
-			return // removing it says what is wrong
+}
+
+// shrinkFile empties a file in steps. What fails is left to its removal.
+func shrinkFile(path string, size int64, pause func()) {
+	for size -= shrinkBytes; size > 0; size -= shrinkBytes {
+		if os.Truncate(path, size) != nil {
+			return
 		}
 		pause()
 	}

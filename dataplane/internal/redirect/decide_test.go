@@ -209,9 +209,9 @@ func TestAClickHasItsRuleItsVariantItsParametersAndItsPlace(t *testing.T) {
 			t.Fatalf("click %d: %v", i, err)
 		}
 		k := &clicks[i]
-		k.Country, k.Variant = bytes.Clone(k.Country), bytes.Clone(k.Variant)
-		for name, value, rest, ok := click.NextParam(k.Params); ok; name, value, rest, ok = click.NextParam(rest) {
-			params[i] = append(params[i], string(name)+"="+string(value))
+		k.Variant = bytes.Clone(k.Variant)
+		for p, ok := k.Parameters.Next(); ok; p, ok = k.Parameters.Next() {
+			params[i] = append(params[i], string(p.Name)+"="+string(p.Value))
 		}
 	}
 	_, id, _ := strings.Cut(location, "&id=")
@@ -222,13 +222,13 @@ func TestAClickHasItsRuleItsVariantItsParametersAndItsPlace(t *testing.T) {
 	if !strings.HasPrefix(location, "https://store.example/p?c=DE&s=A%20b&id=") || !strings.HasSuffix(location, "&sub1=%41+b&q=x%26y&gclid=G%2f") {
 		t.Errorf("sent to %s", location)
 	}
-	if k := clicks[0]; string(k.Country) != "DE" || k.ASN != 64500 || k.Rule != 0 {
+	if k := clicks[0]; string(k.Country[:]) != "DE" || k.ASN != 64500 || k.Rule != 0 {
 		t.Errorf("%+v", k)
 	}
 	if k := clicks[1]; k.Rule != 3 || len(params[1]) > 0 {
 		t.Errorf("%+v, %q", k, params[1])
 	}
-	if k := clicks[2]; len(k.Country) > 0 || k.ASN != 7 || !strings.HasSuffix(split, "/"+string(k.Variant)) || len(k.Variant) != 1 {
+	if k := clicks[2]; k.Country != [2]byte{} || k.ASN != 7 || !strings.HasSuffix(split, "/"+string(k.Variant)) || len(k.Variant) != 1 {
 		t.Errorf("%+v, sent to %s", k, split)
 	}
 }

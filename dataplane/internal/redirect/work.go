@@ -206,15 +206,17 @@ func (w *work) record(c *conn) {
 		Host:      h.host,
 		Path:      h.path,
 
-		Params: d.Params,
+		Parameters: d.Params,
+		GPC:        string(h.headers[secGPC]) == "1",
 	}
 	if id := w.visitor.ClickID(); id != nil {
 		w.params = append(append(w.params[:0], link.Param{Name: clickIDName, Value: id}), d.Params...)
-		e.Params = w.params
+		e.Parameters = w.params
 	}
 	if c.srv.knowsPlaces {
 		place := w.visitor.Place()
-		e.Country, e.ASN = place.Country, place.ASN
+		copy(e.Country[:], place.Country)
+		e.ASN = place.ASN
 	}
 	c.srv.cfg.Clicks.Record(e)
 	w.counts.add(int(d.Outcome))

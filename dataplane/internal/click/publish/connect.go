@@ -88,6 +88,7 @@ func redacted(urls string) string {
 // reconnected forgets what it believed about the server and what is under way.
 func (p *Publisher) reconnected() {
 	p.ready = false
+	p.checkedAt = time.Time{}
 	p.pauseEnd = time.Time{}
 	for _, b := range p.inFlight {
 		b.sent = time.Time{}
@@ -97,10 +98,27 @@ func (p *Publisher) reconnected() {
 // settle looks for the stream, beside the loop: the answer can take long.
 func (p *Publisher) settle(ctx context.Context) {
 	p.settling = true
+	check := p.checkedAt.IsZero()
+	var resumes []*resume
+	for _, s := range p.sources {
+		resumes = append(resumes, &resume{log: s.log, subject: s.subject})
+	}
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 		defer cancel()
-		p.setups <- ensureStream(ctx, p.nc, p.js, p.config.Stream)
+		s := ensureStream(ctx, p.nc, p.js, p.config.Stream)
+		if check && s.err == nil {
+			// Before anything new is published, which would look like the end.
+			s.checked = p.findLost(ctx, 0)
+			for _, r := range resumes {
+				if err := r.look(ctx, p.nc, s.last); err != nil {
+					p.log.Warn("the stream does not say what it has: clicks may be in it twice, which consumers notice", "error", err)
+					break
+				}
+			}
+			s.resumes = resumes
+		}
+		p.setups <- s
 	}()
 }
 
@@ -127,4 +145,9 @@ func (p *Publisher) settled(s setup) {
 		p.recut(limit)
 	}
 	p.ready = true
+	if p.checkedAt.IsZero() {
+		p.checkedAt = time.Now()
+		p.checked(s.checked)
+		p.goOn(s)
+	}
 }

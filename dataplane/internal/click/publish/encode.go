@@ -15,7 +15,7 @@ const (
 
 	maxStrings = 6000    // of a batch, so that the table below stays sparse
 	slots      = 1 << 13 // a power of two
-	clickBytes = 128     // a click's numbers and address, encoded, at most
+	clickBytes = 384     // a click's numbers and address, encoded, at most
 )
 
 // encoder writes one clickv1.Batch at a time, by hand: strings and clicks are
@@ -32,10 +32,11 @@ type encoder struct {
 	time     int64
 	revision int64
 
+	parameters, labels []byte // of the click that is added
+
 	generation uint32
 	table      [slots]slot
 	strings    []text
-	params     []byte // of the click that is added: their indices
 }
 
 type slot struct{ generation, index uint32 }
@@ -103,12 +104,12 @@ func (e *encoder) add(c *click.Click) bool {
 	affiliate, campaign, variant := e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant)
 	destination, agent := e.index(c.Destination), e.index(c.UserAgent)
 	referrer, languages := e.index(c.Referrer), e.index(c.Languages)
-	host, path, country := e.index(c.Host), e.index(c.Path), e.index(c.Country)
-	e.params = e.params[:0]
-	for name, value, rest, ok := click.NextParam(c.Params); ok; name, value, rest, ok = click.NextParam(rest) {
-		e.params = binary.AppendUvarint(e.params, uint64(e.index(name)))
-		e.params = binary.AppendUvarint(e.params, uint64(e.index(value)))
+	host, path := e.index(c.Host), e.index(c.Path)
+	country := uint32(0)
+	if c.Country[0] != 0 {
+		country = e.index(c.Country[:])
 	}
+	e.parameters, e.labels = e.pairs(e.parameters[:0], c.Parameters), e.pairs(e.labels[:0], c.Labels)
 
 	var scratch [clickBytes]byte
 	b := scratch[:0]
@@ -133,26 +134,30 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendVarint(b, 13<<3, uint64(agent))
 	b = appendVarint(b, 14<<3, uint64(referrer))
 	b = appendVarint(b, 15<<3, uint64(languages))
-	b = appendHigh(b, 16<<3, uint64(host))
-	b = appendHigh(b, 17<<3, uint64(path))
-	b = appendHigh(b, 20<<3, uint64(country))
-	b = appendHigh(b, 21<<3, uint64(c.ASN))
-	if len(e.params) == 0 {
-		e.buf = appendBytes(e.buf, tagClick, b)
-		return true
-	}
-	b = appendHigh(b, 18<<3|wireBytes, uint64(len(e.params)))
-	e.buf = binary.AppendUvarint(append(e.buf, tagClick), uint64(len(b)+len(e.params)))
-	e.buf = append(append(e.buf, b...), e.params...)
+	b = appendHigh(b, 16, uint64(host))
+	b = appendHigh(b, 17, uint64(path))
+	b = appendPacked(b, 18, e.parameters)
+	b = appendPacked(b, 19, e.labels)
+	b = appendHigh(b, 20, uint64(country))
+	b = appendHigh(b, 21, uint64(c.ASN))
+	e.buf = appendBytes(e.buf, tagClick, b)
 	return true
+}
+
+// pairs writes the strings of pairs, and gives their indexes.
+func (e *encoder) pairs(b []byte, pairs click.Pairs) []byte {
+	for pair, ok := pairs.Next(); ok; pair, ok = pairs.Next() {
+		b = binary.AppendUvarint(b, uint64(e.index(pair.Name)))
+		b = binary.AppendUvarint(b, uint64(e.index(pair.Value)))
+	}
+	return b
 }
 
 // size is an upper bound of what the click's strings take, encoded.
 func size(c *click.Click) int {
-	const heads = 10 * 4
-	return heads + len(c.Link) + len(c.Affiliate) + len(c.Campaign) + len(c.Variant) + len(c.Destination) +
-		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path) + len(c.Country) +
-		4*len(c.Params) // each takes at least 4 bytes there, and two heads and two indices here
+	const heads = 11*4 + len(c.Country) // and pairs count 4 for each
+	return heads + 2*(c.Parameters.Len()+c.Labels.Len()) + len(c.Link) + len(c.Affiliate) + len(c.Campaign) + len(c.Variant) + len(c.Destination) +
+		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path)
 }
 
 // index gives the place of a string in the batch, where it is written unless
@@ -209,13 +214,20 @@ func appendVarint(b []byte, tag byte, v uint64) []byte {
 	return binary.AppendUvarint(append(b, tag), v)
 }
 
-// appendHigh is appendVarint for the tag of a field from 16 on, which takes two
-// bytes.
-func appendHigh(b []byte, tag uint16, v uint64) []byte {
+// appendHigh is appendVarint for the fields from 16 on, whose tags have two bytes.
+func appendHigh(b []byte, field byte, v uint64) []byte {
 	if v == 0 {
 		return b
 	}
-	return binary.AppendUvarint(append(b, byte(tag)|0x80, byte(tag>>7)), v)
+	return binary.AppendUvarint(append(b, field<<3&0x7f|0x80|wireVarint, field>>4), v)
+}
+
+// appendPacked writes numbers that are encoded already, unless there are none.
+func appendPacked(b []byte, field byte, v []byte) []byte {
+	if len(v) == 0 {
+		return b
+	}
+	return append(binary.AppendUvarint(append(b, field<<3&0x7f|0x80|wireBytes, field>>4), uint64(len(v))), v...)
 }
 
 func appendBytes(b []byte, tag byte, v []byte) []byte {

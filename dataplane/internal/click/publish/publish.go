@@ -88,14 +88,25 @@ type Publisher struct {
 	flush    []chan struct{} // closed when everything is published
 	final    bool            // the last batch is cut
 
-	reported          atomic.Value // string: the connection's last error
-	published, errors atomic.Uint64
+	checks    chan check // what came of checkLost
+	checking  bool       // checkLost is running
+	checkedAt time.Time
+	wentBack  uint64       // lowest position that the stream gave out twice; 0: none
+	highest   uint64       // position of what is acknowledged
+	again     []click.Sent // to be published again
+	unkept    bool         // the log says that what was sent cannot be kept
+
+	reported                       atomic.Value // string: the connection's last error
+	published, errors, republished atomic.Uint64
 }
 
 type setup struct {
 	config   jetstream.StreamConfig
 	created  bool
 	warnings []string
+	last     uint64 // sequence in the stream
+	checked  check
+	resumes  []*resume
 	err      error
 }
 
@@ -125,6 +136,7 @@ func New(config Config) (*Publisher, error) {
 		acks:    make(chan *nats.Msg, 8*maxInFlight),
 		changed: make(chan struct{}, 1),
 		setups:  make(chan setup, 1),
+		checks:  make(chan check, 1),
 		flushes: make(chan chan struct{}),
 		limit:   maxBatchBytes,
 		pause:   minPause,
@@ -137,6 +149,7 @@ func New(config Config) (*Publisher, error) {
 		}
 		if err := errors.Join(
 			counter("aff_clicks_published_total", "Clicks that JetStream has acknowledged.", &p.published),
+			counter("aff_clicks_republished_total", "Clicks that were published again because the stream had lost them.", &p.republished),
 			counter("aff_clicks_publish_errors_total", "Batches that were refused, or not answered in time.", &p.errors),
 		); err != nil {
 			return nil, fmt.Errorf("publish clicks: %w", err)
@@ -158,10 +171,13 @@ func (p *Publisher) Run(ctx context.Context) error {
 	p.openSources()
 	defer p.closeSources()
 	ctx, cancel := context.WithCancel(ctx)
-	defer func() { // the goroutine of settle is Run's own
+	defer func() { // the goroutines of settle and checkLost are Run's own
 		cancel()
 		if p.settling {
 			<-p.setups
+		}
+		if p.checking {
+			<-p.checks
 		}
 	}()
 	ticker := time.NewTicker(tick)
@@ -170,7 +186,8 @@ func (p *Publisher) Run(ctx context.Context) error {
 		p.pump(ctx, time.Now())
 		// One goroutine owns the state; it sleeps until one of these:
 		//   the node stops; an answer from the stream; the connection changed;
-		//   the stream was looked for; someone waits for the end; time passed.
+		//   the stream was looked for, or asked what it has lost; someone waits
+		//   for the end; time passed.
 		select {
 		case <-ctx.Done():
 			return nil
@@ -186,6 +203,8 @@ func (p *Publisher) Run(ctx context.Context) error {
 			p.reconnected()
 		case s := <-p.setups:
 			p.settled(s)
+		case c := <-p.checks:
+			p.checked(c)
 		case done := <-p.flushes:
 			p.flush = append(p.flush, done)
 		case <-ticker.C:
@@ -222,6 +241,13 @@ func (p *Publisher) unflushed(ctx context.Context) error {
 func (p *Publisher) recut(limit int) {
 	p.limit = limit
 	p.token += uint64(len(p.inFlight))
+	var again []click.Sent
+	for _, b := range p.inFlight {
+		if b.again != nil && !b.acked {
+			again = append(again, *b.again)
+		}
+	}
+	p.again = append(again, p.again...)
 	p.inFlight = nil
 	p.final = false
 	p.closeSources()
@@ -283,13 +309,19 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		}
 		return
 	}
+	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > checkEvery || p.wentBack != 0) {
+		p.checkLost(ctx, now)
+	}
 	for i, b := range p.inFlight {
 		if !b.acked && b.sent.IsZero() && !p.send(i, b, now) {
 			return
 		}
 	}
 	for len(p.inFlight) < maxInFlight {
-		b := p.next(now)
+		b := p.repeat()
+		if b == nil {
+			b = p.next(now)
+		}
 		if b == nil {
 			break
 		}
@@ -336,9 +368,8 @@ func (p *Publisher) next(now time.Time) *batch {
 
 // send publishes a batch; false when it makes no sense to go on.
 func (p *Publisher) send(i int, b *batch, now time.Time) bool {
-	id := b.log.Identity()
 	err := p.nc.PublishMsg(&nats.Msg{
-		Subject: clickstream.Subject(id.Region, id.Node),
+		Subject: b.subject,
 		Reply:   p.inbox + "." + strconv.FormatUint(p.token+uint64(i), 10),
 		Header: nats.Header{
 			jetstream.MsgIDHeader:          {b.id},
@@ -350,6 +381,10 @@ func (p *Publisher) send(i int, b *batch, now time.Time) bool {
 	case err == nil:
 		b.sent = now
 		return true
+	case errors.Is(err, nats.ErrMaxPayload) && b.again != nil:
+		p.fail("clicks that the stream has lost cannot be published again: raise max_payload of NATS", err)
+		b.sent, b.acked, b.clicks = now, true, 0
+		p.advance()
 	case errors.Is(err, nats.ErrMaxPayload) && b.clicks > 1:
 		p.recut(max(headRoom, min(p.limit/2, int(p.nc.MaxPayload())-headRoom)))
 	case errors.Is(err, nats.ErrMaxPayload) && b.clicks == 1:
@@ -367,9 +402,10 @@ func (p *Publisher) send(i int, b *batch, now time.Time) bool {
 
 // ack is what the stream answers.
 type ack struct {
-	Stream string              `json:"stream"`
-	Seq    uint64              `json:"seq"`
-	Error  *jetstream.APIError `json:"error"`
+	Stream    string              `json:"stream"`
+	Seq       uint64              `json:"seq"`
+	Duplicate bool                `json:"duplicate"`
+	Error     *jetstream.APIError `json:"error"`
 }
 
 // answered takes the answer to one batch.
@@ -398,7 +434,17 @@ func (p *Publisher) answered(m *nats.Msg) {
 	} else if err != nil || a.Stream == "" {
 		return // not an answer: as if it were lost
 	}
-	b.acked = true
+	if b.again != nil && a.Duplicate && b.id == b.again.ID {
+		b.rename()
+		return
+	}
+	b.acked, b.position = true, a.Seq
+	if !a.Duplicate {
+		if a.Seq <= p.highest && (p.wentBack == 0 || a.Seq < p.wentBack) {
+			p.wentBack = a.Seq // it has lost what it had there before
+		}
+		p.highest = a.Seq
+	}
 	if p.refused {
 		p.refused = false
 		p.log.Info("the stream takes clicks again")
@@ -412,8 +458,19 @@ func (p *Publisher) advance() {
 	n := 0
 	for n < len(p.inFlight) && p.inFlight[n].acked {
 		b := p.inFlight[n]
-		b.log.Acknowledge(b.last)
-		p.published.Add(b.clicks)
+		// Kept first: a process that dies in between publishes it once more.
+		if b.position != 0 {
+			p.keep(b)
+		}
+		if b.again != nil {
+			p.republished.Add(b.clicks)
+		} else {
+			if b.position != 0 {
+				b.log.SetPosition(b.position + 1)
+			}
+			b.log.Acknowledge(b.last)
+			p.published.Add(b.clicks)
+		}
 		p.free = append(p.free, b.data)
 		p.inFlight[n] = nil
 		n++
@@ -423,9 +480,22 @@ func (p *Publisher) advance() {
 	p.finish()
 }
 
+// keep holds on to a batch that is acknowledged.
+func (p *Publisher) keep(b *batch) {
+	err := p.config.Recorder.Keep(&click.Sent{
+		Subject: b.subject, ID: b.id, First: b.first, Last: b.last, Position: b.position, At: time.Now().UnixMicro(),
+	}, b.data)
+	if failed := err != nil; failed != p.unkept {
+		p.unkept = failed
+		if failed {
+			p.log.Warn("clicks that were sent cannot be kept: what the stream loses is not published again", "error", err)
+		}
+	}
+}
+
 // finish tells who waits in Flush that all is done.
 func (p *Publisher) finish() {
-	if p.final && len(p.inFlight) == 0 {
+	if p.final && len(p.inFlight) == 0 && len(p.again) == 0 {
 		for _, done := range p.flush {
 			close(done)
 		}

@@ -396,6 +396,104 @@ func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testin
 	}
 }
 
+// unanswered sends clicks whose acknowledgement is lost, and waits for longer
+// than the server remembers their ids.
+func unanswered(t *testing.T, s *natstest.Server, r *click.Recorder, clicks int) *Publisher {
+	t.Helper()
+	const window = 200 * time.Millisecond
+	p, err := New(Config{URL: s.URL(), Recorder: r, Timeout: time.Second, Log: slog.New(slog.DiscardHandler), Stream: StreamLimits{Duplicates: window}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.nc.Close)
+	p.openSources()
+	settle(t, p)
+	for i := range clicks {
+		r.Record(event(i))
+	}
+	p.pump(t.Context(), time.Now())
+	p.pump(t.Context(), time.Now().Add(maxAge))
+	<-p.acks // stored, and the answer is lost
+	stored := time.Now()
+	for time.Since(stored) < 4*window {
+		time.Sleep(window)
+	}
+	return p
+}
+
+func settle(t *testing.T, p *Publisher) {
+	t.Helper()
+	for deadline := time.After(20 * time.Second); !p.ready; {
+		p.pump(t.Context(), time.Now())
+		select {
+		case setup := <-p.setups:
+			p.settled(setup)
+		case <-deadline:
+			t.Fatal("no stream")
+		}
+	}
+}
+
+// clicksInAll counts clicks in the stream, duplicates too.
+func clicksInAll(t *testing.T, js jetstream.JetStream, boot uint64) (n int) {
+	t.Helper()
+	for _, m := range messages(t, js) {
+		b, err := clickstream.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uint64(b.Boot) == boot {
+			n += len(b.Clicks)
+		}
+	}
+	return n
+}
+
+func TestAnOutageLongerThanTheDuplicateWindowMakesNoDuplicates(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p := unanswered(t, s, r, 10)
+	p.reconnected()
+	settle(t, p)
+	if len(p.inFlight) != 0 || r.Unacknowledged() != 0 {
+		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
+	}
+	for i := range 10 {
+		r.Record(event(i))
+	}
+	now := time.Now()
+	p.pump(t.Context(), now)
+	p.pump(t.Context(), now.Add(maxAge))
+	p.answered(<-p.acks)
+	if got := clicksInAll(t, s.JetStream(), r.Log().Identity().Boot); got != 20 || r.Unacknowledged() != 0 {
+		t.Fatalf("the stream has %d clicks, %d are not acknowledged", got, r.Unacknowledged())
+	}
+}
+
+func TestARestartAfterTheDuplicateWindowMakesNoDuplicatesAndNoHoles(t *testing.T) {
+	s := natstest.Start(t)
+	dir := t.TempDir()
+	first := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 5 })
+	p := unanswered(t, s, first, 10)
+	for i := range 7 { // never sent
+		first.Record(event(i))
+	}
+	p.closeSources()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 6 })
+	q, _ := start(t, s.URL(), second)
+	flush(t, q)
+	js := s.JetStream()
+	if all, each := clicksInAll(t, js, 5), inStream(t, js, 5); all != 17 || each != 17 {
+		t.Fatalf("the stream has %d clicks, %d different ones", all, each)
+	}
+}
+
 func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()

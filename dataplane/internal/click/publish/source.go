@@ -5,27 +5,33 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
 // batch is a message for JetStream. Its range and bytes never change, however
 // often it is sent.
 type batch struct {
-	log    *click.Log
-	id     string
-	data   []byte
-	last   uint64 // highest sequence in it, or before it when it has no clicks
-	clicks uint64
-	final  bool
+	log     *click.Log  // nil when it was acknowledged before
+	again   *click.Sent // not nil: the stream has lost it
+	id      string
+	subject string
+	data    []byte
+	first   uint64 // sequence
+	last    uint64 // highest sequence in it, or before it when it has no clicks
+	clicks  uint64
+	final   bool
 
-	sent  time.Time // zero: to be sent (again)
-	acked bool
+	sent     time.Time // zero: to be sent (again)
+	acked    bool
+	position uint64 // in the stream, once acknowledged
 }
 
 // source cuts the clicks of one log into batches, in order. It belongs to the
 // publisher's goroutine.
 type source struct {
 	log     *click.Log
+	subject string
 	cursor  *click.Cursor
 	encoder *encoder
 	held    *click.Click // read, and not in a batch yet
@@ -44,8 +50,9 @@ type source struct {
 const yieldEvery = 64
 
 func newSource(log *click.Log, limit int, buffer func() []byte) *source {
+	id := log.Identity()
 	s := &source{
-		log: log, cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(log.Identity()),
+		log: log, subject: clickstream.Subject(id.Region, id.Node), cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(id),
 		buffer: buffer, recut: log.Recovered(),
 	}
 	s.encoder.limit = limit
@@ -97,7 +104,7 @@ func (s *source) account() click.Ledger {
 // cut ends the open batch.
 func (s *source) cut(final bool) *batch {
 	e, id := s.encoder, s.log.Identity()
-	b := &batch{log: s.log, clicks: e.clicks, last: e.first + e.clicks - 1, final: final}
+	b := &batch{log: s.log, subject: s.subject, clicks: e.clicks, first: e.first, last: e.first + e.clicks - 1, final: final}
 	b.id = fmt.Sprintf("%s-%016x-%d", id.Node, id.Boot, e.first)
 	s.told = s.account()
 	switch {

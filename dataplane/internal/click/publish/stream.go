@@ -37,7 +37,7 @@ func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, li
 	stream, err := js.Stream(ctx, clickstream.StreamName)
 	if err == nil {
 		config := stream.CachedInfo().Config
-		return setup{config: config, warnings: unsafeSettings(config, len(nc.Servers()))}
+		return setup{config: config, last: stream.CachedInfo().State.LastSeq, warnings: unsafeSettings(config, len(nc.Servers()))}
 	}
 	if !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return setup{err: fmt.Errorf("look for stream %s: %w", clickstream.StreamName, err)}

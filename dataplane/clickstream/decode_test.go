@@ -1,0 +1,194 @@
+package clickstream
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
+)
+
+// message is a batch of n clicks as some other program would encode it.
+func message(t testing.TB, node string, boot, first uint64, n int, change ...func(*clickv1.Batch)) []byte {
+	t.Helper()
+	b := &clickv1.Batch{
+		Node: node, Region: "eu", Boot: boot, FirstSequence: first, BaseTimeUs: 1_700_000_000_000_000, Strings: [][]byte{nil},
+		Ledger: &clickv1.Ledger{Answered: first + uint64(n) - 1, Recorded: first + uint64(n) - 1},
+	}
+	for i := range n {
+		b.Clicks = append(b.Clicks, &clickv1.Click{TimeUs: int64(i)})
+	}
+	for _, c := range change {
+		c(b)
+	}
+	data, err := proto.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestDecodeReadsEveryField(t *testing.T) {
+	data := message(t, "node-1", 0xab, 41, 0, func(b *clickv1.Batch) {
+		b.Epoch, b.BaseRevision, b.AddressForm = 0xfeed, 100, clickv1.AddressForm_ADDRESS_FORM_TRUNCATED
+		for _, s := range []string{"go.example/a", "aff", "camp", "v1", "https://s.example/", "ua\xff", "ref", "de", "GO.example", "sub1", "x", "bot", "list", "DE"} {
+			b.Strings = append(b.Strings, []byte(s))
+		}
+		b.Clicks = []*clickv1.Click{
+			{
+				TimeUs: -5, Revision: 3, Link: 1, Affiliate: 2, Campaign: 3, Variant: 4, Rule: 2, Destination: 5, Status: 301,
+				Method: clickv1.Method_METHOD_HEAD, Outcome: clickv1.Outcome_OUTCOME_EXPIRED, Address: []byte{203, 0, 113, 0},
+				UserAgent: 6, Referrer: 7, Languages: 8, Host: 9, Parameters: []uint32{10, 11}, Labels: []uint32{12, 13}, Country: 14, Asn: 64500,
+			},
+			{},
+		}
+		b.Ledger = &clickv1.Ledger{Answered: 50, Recorded: 42, Final: true, Dropped: []*clickv1.Drop{{Reason: 1, Clicks: 7}, {Reason: 99, Clicks: 1}}}
+	})
+	b, err := Decode(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Batch{
+		Node: "node-1", Region: "eu", Boot: 0xab, First: 41, Count: 2,
+		Ledger: Ledger{Answered: 50, Recorded: 42, Final: true, Dropped: map[string]uint64{"spool_full": 7, "reason_99": 1}},
+		Clicks: []Click{
+			{
+				Node: "node-1", Region: "eu", Boot: 0xab, Sequence: 41, Time: time.UnixMicro(1_699_999_999_999_995).UTC(), Epoch: 0xfeed, Revision: 103,
+				Link: "go.example/a", Affiliate: "aff", Campaign: "camp", Variant: "v1", Rule: 2, Destination: "https://s.example/", Status: 301,
+				Method: "HEAD", Outcome: 4, Address: Address{"\xcb\x00\x71\x00", AddressTruncated}, UserAgent: "ua\xff", Referrer: "ref", Languages: "de",
+				Host: "GO.example", Path: "/a", Parameters: []Parameter{{"sub1", "x"}}, Labels: []Label{{"bot", "list"}}, Country: "DE", ASN: 64500,
+			},
+			{Node: "node-1", Region: "eu", Boot: 0xab, Sequence: 42, Time: time.UnixMicro(1_700_000_000_000_000).UTC(), Epoch: 0xfeed, Revision: 100, Status: 302, Method: "GET"},
+		},
+	}
+	if diff := cmp.Diff(want, b, cmp.AllowUnexported(Address{})); diff != "" {
+		t.Fatal(diff)
+	}
+	text, err := json.Marshal(b.Clicks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	const json1 = `{"node":"node-1","boot":"00000000000000ab","sequence":41,"region":"eu","time":"2023-11-14T22:13:19.999995Z","epoch":"000000000000feed","revision":103,` +
+		`"link":"go.example/a","affiliate":"aff","campaign":"camp","variant":"v1","rule":2,"destination":"https://s.example/","status":301,"method":"HEAD","outcome":"expired",` +
+		`"address":"203.0.113.0/24","user_agent":"ua\ufffd","referrer":"ref","languages":"de","host":"GO.example","path":"/a",` +
+		`"parameters":[{"name":"sub1","value":"x"}],"labels":[{"name":"bot","reason":"list"}],"country":"DE","asn":64500}`
+	if string(text) != json1 {
+		t.Fatalf("%s", text)
+	}
+	if id := b.Clicks[0].ID(); id != "node-1-00000000000000ab-41" {
+		t.Fatal(id)
+	}
+}
+
+func TestAddressesPrintAsWhatTheyAre(t *testing.T) {
+	v6 := "\x20\x01\x0d\xb8\x00\x01" + strings.Repeat("\x00", 10)
+	for want, a := range map[string]Address{
+		"203.0.113.9":      {"\xcb\x00\x71\x09", AddressFull},
+		"203.0.113.0/24":   {"\xcb\x00\x71\x00", AddressTruncated},
+		"2001:db8:1::/48":  {v6, AddressTruncated},
+		"2001:db8:1::":     {v6, AddressFull},
+		"0102030405060708": {"\x01\x02\x03\x04\x05\x06\x07\x08", AddressHashed},
+		"":                 {},
+	} {
+		if got := a.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestTheTextOfOutcomesAndHexComesBack(t *testing.T) {
+	for o := range 256 {
+		text, _ := Outcome(o).MarshalText()
+		var back Outcome
+		if err := back.UnmarshalText(text); err != nil || back != Outcome(o) {
+			t.Fatalf("%s: %v", text, err)
+		}
+	}
+	var h Hex
+	if err := h.UnmarshalText([]byte("00000000000000ab")); err != nil || h != 0xab {
+		t.Fatal(h, err)
+	}
+	if h.UnmarshalText([]byte("x")) == nil || new(Outcome).UnmarshalText([]byte("no")) == nil {
+		t.Fatal("nonsense is taken")
+	}
+}
+
+func TestDecodeSkipsUnknownFieldsAndTakesAnyOrder(t *testing.T) {
+	var click []byte
+	click = protowire.AppendTag(click, 3, protowire.VarintType)
+	click = protowire.AppendVarint(click, 1)
+	click = protowire.AppendTag(click, 99, protowire.Fixed32Type)
+	click = protowire.AppendFixed32(click, 7)
+	var data []byte
+	data = protowire.AppendTag(data, 9, protowire.BytesType)
+	data = protowire.AppendBytes(data, click)
+	data = protowire.AppendTag(data, 99, protowire.BytesType)
+	data = protowire.AppendBytes(data, []byte("later"))
+	for _, s := range []string{"ignored", "a/b"} {
+		data = protowire.AppendTag(data, 8, protowire.BytesType)
+		data = protowire.AppendString(data, s)
+	}
+	b, err := Decode(data)
+	if err != nil || len(b.Clicks) != 1 || b.Clicks[0].Link != "a/b" || b.Clicks[0].Affiliate != "" {
+		t.Fatalf("%+v, %v", b, err)
+	}
+}
+
+func TestDecodeRefusesWhatIsNoBatch(t *testing.T) {
+	whole := message(t, "n", 1, 1, 2)
+	for i, data := range [][]byte{
+		[]byte("hello"), whole[:len(whole)-1], {0x0a}, {0x08, 1}, {0x4a, 2, 0x18, 9}, {0x4a, 2, 0x1a, 0}, {0x4a, 3, 0x92, 1, 1}, {0x5a, 2, 0x0a, 0}, {0xff},
+	} {
+		if _, err := Decode(data); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(message(f, "n", 1, 1, 3))
+	f.Add(message(f, "n", 1, 1, 1, func(b *clickv1.Batch) {
+		b.Strings = append(b.Strings, []byte("a/b"))
+		b.Clicks[0].Link, b.Clicks[0].Labels = 1, []uint32{1, 1}
+	}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := Decode(data)
+		if err != nil {
+			return
+		}
+		var want clickv1.Batch
+		if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, &want); err != nil {
+			return // protobuf is stricter about UTF-8 in names and about overflow
+		}
+		if got.Node != want.Node || got.First != want.FirstSequence || uint64(got.Boot) != want.Boot || len(got.Clicks) != len(want.Clicks) {
+			t.Fatalf("%+v, want %v", got, &want)
+		}
+		for i, c := range want.Clicks {
+			text := ""
+			if c.UserAgent > 0 {
+				text = string(want.Strings[c.UserAgent])
+			}
+			if got.Clicks[i].UserAgent != text || got.Clicks[i].Revision != want.BaseRevision+c.Revision {
+				t.Fatalf("click %d: %+v, want %v", i, got.Clicks[i], c)
+			}
+		}
+	})
+}
+
+func TestSubjectsOfAnyNamesAreOneTokenEach(t *testing.T) {
+	for want, names := range map[string][2]string{
+		"aff.clicks.v1.eu-west_1.node-1": {"eu-west_1", "node-1"},
+		"aff.clicks.v1.=.a=2Eb=20=2A":    {"", "a.b *"},
+		"aff.clicks.v1.a=3D.b":           {"a=", "b"},
+	} {
+		if got := Subject(names[0], names[1]); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}

@@ -1,0 +1,482 @@
+package clickstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
+)
+
+// read consumes what the stream holds now, and gives "<node>/<boot>:<sequence>"
+// of each click.
+func read(t testing.TB, js jetstream.JetStream, o Options) (ids []string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	o.Log, o.Until = quiet(), time.Now()
+	if err := Consume(ctx, js, o, func(_ context.Context, b *Batch) error {
+		for _, c := range b.Clicks {
+			ids = append(ids, fmt.Sprintf("%s/%d:%d", c.Node, c.Boot, c.Sequence))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+func TestConsumeEndsWhenAllUntilATimeIsHandled(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	if got := read(t, js, Options{}); len(got) != 0 {
+		t.Fatal(got)
+	}
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 2))
+	publish(Subject("us", "m"), message(t, "m", 1, 1, 1))
+	if got := strings.Join(read(t, js, Options{}), " "); got != "n/1:1 n/1:2 m/1:1" {
+		t.Fatal(got)
+	}
+	if got := strings.Join(read(t, js, Options{Regions: []string{"eu"}}), " "); got != "n/1:1 n/1:2" {
+		t.Fatal(got)
+	}
+	until := time.Now().Add(300 * time.Millisecond) // what comes until then is waited for
+	var got []string
+	err := Consume(t.Context(), js, Options{Until: until, Log: quiet()}, func(_ context.Context, b *Batch) error {
+		if got = append(got, b.Node); len(got) == 2 {
+			publish(Subject("eu", "k"), message(t, "k", 1, 1, 1))
+		}
+		return nil
+	})
+	if err != nil || strings.Join(got, "") != "nmk" || time.Now().Before(until) {
+		t.Fatal(got, err)
+	}
+}
+
+func TestADurableConsumerGoesOnFromTheMarksInNATS(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	publish(subject, message(t, "n", 1, 1, 5))
+	publish(subject, message(t, "n", 1, 8, 2))
+	durable := Options{Durable: "sink"}
+	if got := strings.Join(read(t, js, durable), " "); got != "n/1:1 n/1:2 n/1:3 n/1:4 n/1:5 n/1:8 n/1:9" {
+		t.Fatal(got)
+	}
+	publish(subject, message(t, "n", 1, 4, 5)) // 6 and 7 are new
+	if got := strings.Join(read(t, js, durable), " "); got != "n/1:6 n/1:7" {
+		t.Fatal(got)
+	}
+	// Somebody removes the server's consumer: the marks know the place.
+	if err := js.DeleteConsumer(t.Context(), StreamName, "sink"); err != nil {
+		t.Fatal(err)
+	}
+	publish(subject, message(t, "n", 1, 10, 1))
+	if got := strings.Join(read(t, js, durable), " "); got != "n/1:10" {
+		t.Fatal(got)
+	}
+	// And what a durable consumer had acknowledged stays so without marks.
+	if err := js.DeleteKeyValue(t.Context(), MarksBucket); err != nil {
+		t.Fatal(err)
+	}
+	publish(subject, message(t, "n", 1, 11, 1))
+	if got := strings.Join(read(t, js, durable), " "); got != "n/1:11" {
+		t.Fatal(got)
+	}
+}
+
+// What a session had fetched and not handled comes in order in the next, and
+// does not look like a gap until its time is over.
+func TestWhatWasFetchedAndNotHandledComesFirst(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	for i := range uint64(50) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 1+i, 1))
+	}
+	broken := errors.New("broken")
+	var got []uint64
+	for len(got) < 50 {
+		handled := 0
+		err := Consume(t.Context(), js, Options{Durable: "sink", Log: quiet(), Until: time.Now(), Gap: func(g Gap) { t.Errorf("%+v", g) }}, func(_ context.Context, b *Batch) error {
+			if handled++; handled == 8 {
+				return broken
+			}
+			got = append(got, b.First)
+			return nil
+		})
+		if !errors.Is(err, broken) && len(got) < 50 {
+			t.Fatal(err)
+		}
+	}
+	if len(got) != 50 || !slices.IsSorted(got) {
+		t.Fatal(got)
+	}
+}
+
+func TestAConsumerEndsWhenAnotherTakesOver(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
+	first, started := make(chan error, 1), make(chan struct{}, 10)
+	go func() {
+		first <- Consume(t.Context(), js, Options{Durable: "sink", SaveEvery: time.Millisecond, Log: quiet()}, func(context.Context, *Batch) error {
+			started <- struct{}{}
+			return nil
+		})
+	}()
+	<-started
+	second, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	var got []uint64
+	go func() {
+		ended <- Consume(second, js, Options{Durable: "sink", Log: quiet()}, func(_ context.Context, b *Batch) error {
+			if got = append(got, b.First); b.First == 20 {
+				stop()
+			}
+			return nil
+		})
+	}()
+	for i := range uint64(19) { // each makes the first save, and see that it has lost its place
+		publish(Subject("eu", "n"), message(t, "n", 1, 2+i, 1))
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err := <-first; !errors.Is(err, ErrTakenOver) {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if got[len(got)-1] != 20 || !slices.IsSorted(got) {
+		t.Fatal(got)
+	}
+}
+
+// Between the loss of the server's consumer and the first message that it
+// delivers lies a while that must not be skipped.
+func TestFromNowOnMeansFromTheFirstMomentOn(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	got := make(chan uint64, 10)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Consume(ctx, js, Options{Start: Now(), Log: quiet()}, func(_ context.Context, b *Batch) error {
+			got <- b.First
+			return nil
+		})
+	}()
+	var name string
+	for name == "" {
+		s, err := js.Stream(ctx, StreamName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range s.ConsumerNames(ctx).Name() {
+			name = n
+		}
+	}
+	if err := js.DeleteConsumer(ctx, StreamName, name); err != nil {
+		t.Fatal(err)
+	}
+	publish(Subject("eu", "n"), message(t, "n", 1, 2, 1))
+	if first := <-got; first != 2 {
+		t.Fatal(first)
+	}
+	cancel()
+	<-ended
+}
+
+// table is a sink with transactions: it has what was collected and the state,
+// or neither.
+type table struct {
+	state     State
+	clicks    map[string]int
+	collected []string
+	crash     func() bool
+}
+
+var errCrash = errors.New("crash")
+
+func (s *table) Load(context.Context) (State, error) {
+	s.collected = nil
+	return s.state, nil
+}
+
+func (s *table) Save(_ context.Context, state State) error {
+	if s.crash() {
+		return errCrash // before it is committed
+	}
+	for _, id := range s.collected {
+		s.clicks[id]++
+	}
+	s.collected, s.state = nil, state
+	if s.crash() {
+		return errCrash // after
+	}
+	return nil
+}
+
+func TestASinkThatWritesClicksAndMarksTogetherIsExactOverCrashes(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	rnd := rand.New(rand.NewPCG(3, 3))
+	const boots, last = 3, 300
+	for boot := range uint64(boots) {
+		for at := uint64(1); at <= last; {
+			n := min(1+rnd.IntN(20), int(last-at+1))
+			publish(Subject("eu", "n"), message(t, "n", boot, at, n))
+			at += uint64(n)
+			if back := uint64(rnd.IntN(30)); rnd.IntN(4) == 0 && back < at-1 { // published again, cut elsewhere
+				publish(Subject("eu", "n"), message(t, "n", boot, at-back, int(min(back, last-at+back))))
+			}
+		}
+	}
+	sink := &table{clicks: map[string]int{}, crash: func() bool { return rnd.IntN(6) == 0 }}
+	crashes := 0
+	for {
+		err := Consume(t.Context(), js, Options{
+			Durable: "sink", Store: sink, SaveEvery: time.Hour, SaveClicks: 20, Log: quiet(), Until: time.Now(),
+			Gap: func(g Gap) { t.Errorf("%+v", g) },
+		}, func(_ context.Context, b *Batch) error {
+			for _, c := range b.Clicks {
+				sink.collected = append(sink.collected, c.ID())
+			}
+			return nil
+		})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errCrash) {
+			t.Fatal(err)
+		}
+		crashes++
+	}
+	if len(sink.clicks) != boots*last || crashes == 0 {
+		t.Fatalf("%d clicks, %d crashes", len(sink.clicks), crashes)
+	}
+	for id, n := range sink.clicks {
+		if n != 1 {
+			t.Fatalf("%s came %d times", id, n)
+		}
+	}
+}
+
+// A server that lost power has lost the end of its stream; nodes publish it
+// again, and the numbers of its messages are given a second time.
+func TestAStreamThatLostItsEndIsReadAgainThere(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	publish(subject, message(t, "n", 1, 1, 5))
+	sink := &table{clicks: map[string]int{}, crash: func() bool { return false }}
+	if got := len(read(t, js, Options{Store: sink})); got != 5 {
+		t.Fatal(got)
+	}
+	sink.state.Next += 5 // there had been more messages, with the clicks 6 to 10
+	sink.state.Stored = time.Now()
+	sink.state.Marks[0].High = 10
+	publish(subject, message(t, "n", 1, 6, 5))
+	publish(subject, message(t, "n", 1, 11, 1))
+	if got := strings.Join(read(t, js, Options{Store: sink}), " "); got != "n/1:11" {
+		t.Fatal(got)
+	}
+	// The numbers have been given again already, and more.
+	sink.state.Next, sink.state.Stored = 3, time.Now().Add(-time.Minute)
+	publish(subject, message(t, "n", 1, 12, 1))
+	sink.state.Marks[0].High = 10
+	if got := strings.Join(read(t, js, Options{Store: sink}), " "); got != "n/1:11 n/1:12" {
+		t.Fatal(got)
+	}
+}
+
+func TestAStreamThatWasMadeAnewIsReadFromItsBeginning(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	for i := range uint64(5) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 1+i, 1))
+	}
+	durable := Options{Durable: "sink"}
+	if got := len(read(t, js, durable)); got != 5 {
+		t.Fatal(got)
+	}
+	if err := js.DeleteStream(t.Context(), StreamName); err != nil {
+		t.Fatal(err)
+	}
+	publish = stream(t, js)
+	for i := range uint64(7) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 4+i, 1))
+	}
+	if got := strings.Join(read(t, js, durable), " "); got != "n/1:6 n/1:7 n/1:8 n/1:9 n/1:10" {
+		t.Fatal(got)
+	}
+}
+
+func TestMessagesDeletedBehindTheBackAreReportedAsAGap(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	for i := range uint64(6) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 1+10*i, 10))
+	}
+	s, err := js.Stream(t.Context(), StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sequence := range []uint64{3, 4} {
+		if err := s.DeleteMsg(t.Context(), sequence); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var gaps []Gap
+	var audit Audit
+	if got := len(read(t, js, Options{Gap: func(g Gap) { gaps = append(gaps, g) }, Audit: &audit})); got != 40 {
+		t.Fatal(got)
+	}
+	if len(gaps) != 1 || gaps[0].Range != (Range{21, 40}) || gaps[0].Explained || gaps[0].Filled {
+		t.Fatalf("%+v", gaps)
+	}
+	a := audit.Accounts()
+	if len(a) != 1 || a[0].Closes() || a[0].Difference() != 20 || !slices.Equal(a[0].Missing, []Range{{21, 40}}) {
+		t.Fatalf("%+v", a)
+	}
+}
+
+func TestAGapIsExplainedAsSoonAsTheLedgerSaysSo(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	ledger := func(recorded, corrupt uint64) func(*clickv1.Batch) {
+		return func(b *clickv1.Batch) {
+			b.Ledger = &clickv1.Ledger{
+				Answered: recorded + corrupt + 2, Recorded: recorded,
+				Dropped: []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_CORRUPT, Clicks: corrupt}, {Reason: clickv1.DropReason_DROP_REASON_SPOOL_FULL, Clicks: 2}},
+			}
+		}
+	}
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5, ledger(5, 0)))
+	publish(Subject("eu", "n"), message(t, "n", 1, 8, 1, ledger(8, 0))) // 6 and 7 are missing
+	publish(Subject("eu", "n"), message(t, "n", 1, 9, 1, ledger(8, 1))) // the node knows of one
+	publish(Subject("eu", "n"), message(t, "n", 1, 10, 0, ledger(7, 2)))
+	var gaps []string
+	var audit Audit
+	read(t, js, Options{Audit: &audit, Gap: func(g Gap) {
+		gaps = append(gaps, fmt.Sprint(g.From, "-", g.To, " ", g.Explained, " ", g.Ledger.Dropped))
+	}})
+	if want := []string{"6-7 false map[corrupt:0 spool_full:2]", "6-7 true map[corrupt:2 spool_full:2]"}; !slices.Equal(gaps, want) {
+		t.Fatalf("%q", gaps)
+	}
+	if a := audit.Accounts(); !a[0].Closes() || a[0].Clicks != 7 || a[0].Lost() != 4 || a[0].Answered != 11 {
+		t.Fatalf("%+v", a)
+	}
+}
+
+func TestAnAuditOfAWindowKnowsWhatCameBefore(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	dropped := func(answered, n uint64) func(*clickv1.Batch) {
+		return func(b *clickv1.Batch) {
+			b.Ledger.Answered = answered
+			b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_SPOOL_FULL, Clicks: n}}
+		}
+	}
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5, dropped(8, 3)))
+	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3, dropped(13, 3))) // 6 and 7 come late
+	publish(Subject("eu", "old"), message(t, "old", 1, 1, 5))
+	time.Sleep(20 * time.Millisecond)
+	from := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(Subject("eu", "n"), message(t, "n", 1, 4, 10, dropped(20, 7))) // 6, 7 and 11 to 13 are new
+	publish(Subject("eu", "m"), message(t, "m", 1, 101, 10, dropped(111, 1)))
+	var audit Audit
+	got := strings.Join(read(t, js, Options{Start: At(from), Lead: time.Hour, Audit: &audit}), " ")
+	if !strings.HasPrefix(got, "n/1:6 n/1:7 n/1:11 n/1:12 n/1:13 m/1:101 ") {
+		t.Fatal(got)
+	}
+	a := audit.Accounts()
+	if len(a) != 2 || !a[0].Closes() || !a[1].Closes() {
+		t.Fatalf("%+v", a)
+	}
+	if m := a[0]; m.Answered != 10 || m.Clicks != 10 || m.Lost() != 0 {
+		t.Errorf("%+v", m)
+	}
+	if n := a[1]; n.Answered != 7 || n.Clicks != 3 || n.Late != 2 || n.Lost() != 4 || n.Duplicates != 5 {
+		t.Errorf("%+v", n)
+	}
+}
+
+func TestAnAuditOfAWholeStreamMissesWhatABootBeganWith(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 6, 5))
+	publish(Subject("eu", "n"), message(t, "n", 1, 11, 0))
+	for whole, missing := range map[bool]int64{true: 5, false: 0} {
+		audit := Audit{Whole: whole}
+		read(t, js, Options{Audit: &audit})
+		a := audit.Accounts()
+		if len(a) != 1 || a[0].Difference() != missing || a[0].Closes() == whole || whole && !slices.Equal(a[0].Missing, []Range{{1, 5}}) {
+			t.Errorf("%t: %+v", whole, a)
+		}
+	}
+}
+
+// A gap at the end of a window is none when its clicks came a little later.
+func TestAnAuditSeesWhatCameLate(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5))
+	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3))
+	time.Sleep(20 * time.Millisecond)
+	until := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(Subject("eu", "n"), message(t, "n", 1, 6, 2))
+	publish(Subject("eu", "n"), message(t, "n", 1, 20, 2)) // all that is beyond the window
+	publish(Subject("eu", "m"), message(t, "m", 1, 1, 2))
+	for trail, missing := range map[time.Duration]int64{0: 2, 100 * time.Millisecond: 0} {
+		var audit Audit
+		clicks := 0
+		if err := Consume(t.Context(), js, Options{Until: until, Trail: trail, Audit: &audit, Log: quiet()}, func(_ context.Context, b *Batch) error {
+			clicks += len(b.Clicks)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		a := audit.Accounts()
+		if len(a) != 1 || a[0].Difference() != missing || a[0].Closes() != (missing == 0) || clicks != 8 {
+			t.Errorf("%s: %d clicks, %+v", trail, clicks, a)
+		}
+	}
+}
+
+func TestMalformedMessagesAreReportedAndPassedOver(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	whole := message(t, "n", 1, 1, 2)
+	publish(Subject("eu", "n"), []byte("none of ours"))
+	publish(Subject("eu", "n"), whole[:len(whole)-3])
+	publish(Subject("eu", "n"), message(t, "n", 1, 0, 1))           // sequences begin at 1
+	publish(Subject("eu", "n"), message(t, "n", 1, 1<<64-1, 1))     // and do not run over
+	publish(Subject("eu", "n"), message(t, "", 1, 1, 1))            // somebody's
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1, badIndex)) // found when the clicks are read
+	publish(Subject("eu", "n"), message(t, "n", 1, 2, 1))
+	var bad []uint64
+	got := strings.Join(read(t, js, Options{Malformed: func(m Malformed) {
+		if !errors.Is(m.Err, ErrMalformed) || len(m.Data) == 0 || m.Subject != "aff.clicks.v1.eu.n" || m.Stored.IsZero() {
+			t.Errorf("%+v", m)
+		}
+		bad = append(bad, m.Sequence)
+	}}), " ")
+	if got != "n/1:2" || !slices.Equal(bad, []uint64{1, 2, 3, 4, 5, 6}) {
+		t.Fatal(got, bad)
+	}
+}
+
+func badIndex(b *clickv1.Batch) { b.Clicks[0].UserAgent = 99 }

@@ -1,0 +1,65 @@
+// A consumer of clicks as proto/aff/click/v1/README.md describes it, from the
+// .proto alone: node consumer.js URL PROTO FILE
+//
+// FILE keeps what was made of the clicks, and the marks, together: it is
+// replaced as a whole, which is this consumer's transaction.
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { connect } from "@nats-io/transport-node";
+import { AckPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
+import protobuf from "protobufjs";
+
+const [url, proto, file] = process.argv.slice(2);
+const Batch = (await protobuf.load(proto)).lookupType("aff.click.v1.Batch");
+const options = { longs: BigInt, defaults: true, arrays: true };
+
+// saved = {perAffiliate, gaps, ended, marks: {"<node>-<boot>": {high, missing}}}
+let saved = { perAffiliate: {}, gaps: [], ended: [], marks: {} };
+try {
+  saved = JSON.parse(readFileSync(file, "utf8"));
+} catch (e) {
+  if (e.code !== "ENOENT") throw e;
+}
+
+function handle(b) {
+  const boot = b.boot.toString(16).padStart(16, "0");
+  const first = Number(b.firstSequence); // below 2^53
+  const mark = (saved.marks[`${b.node}-${boot}`] ??= { high: first - 1, missing: first > 1 ? [[1, first - 1]] : [] });
+  b.clicks.forEach((c, i) => {
+    const sequence = first + i;
+    const hole = mark.missing.findIndex(([from, to]) => from <= sequence && sequence <= to);
+    if (sequence <= mark.high && hole < 0) return; // a duplicate
+    if (hole >= 0) {
+      const [from, to] = mark.missing[hole];
+      mark.missing.splice(hole, 1, ...[[from, sequence - 1], [sequence + 1, to]].filter(([a, z]) => a <= z));
+    }
+    const affiliate = c.affiliate ? new TextDecoder().decode(b.strings[c.affiliate]) : "";
+    saved.perAffiliate[affiliate] = (saved.perAffiliate[affiliate] ?? 0) + 1;
+  });
+  if (first > mark.high + 1) {
+    mark.missing.push([mark.high + 1, first - 1]);
+    saved.gaps.push(`${b.node} ${mark.high + 1} to ${first - 1}`);
+  }
+  mark.high = Math.max(mark.high, first - 1 + b.clicks.length);
+  const ledger = b.ledger;
+  const dropped = ledger.dropped.reduce((sum, d) => sum + d.clicks, 0n);
+  if (ledger.answered !== ledger.recorded + dropped) throw new Error("the ledger does not close");
+  if (ledger.final) saved.ended.push(b.node);
+}
+
+const nc = await connect({ servers: url });
+await (await jetstreamManager(nc)).consumers.add("AFF_CLICKS", { durable_name: "node", ack_policy: AckPolicy.Explicit });
+const consumer = await jetstream(nc).consumers.get("AFF_CLICKS", "node");
+for (;;) {
+  const messages = [];
+  for await (const m of await consumer.fetch({ max_messages: 16, expires: 1000 })) {
+    handle(Batch.toObject(Batch.decode(m.data), options));
+    messages.push(m);
+    if (m.info.pending === 0) break;
+  }
+  if (messages.length === 0) break;
+  writeFileSync(file + ".new", JSON.stringify(saved));
+  renameSync(file + ".new", file); // what was made of the clicks, and the marks
+  messages.forEach((m) => m.ack());
+  if (messages.at(-1).info.pending === 0) break;
+}
+await nc.drain();

@@ -1,0 +1,149 @@
+package publish
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+// publishBursts records bursts of clicks, each of which is acknowledged before
+// the next, and gives how many clicks that were.
+func publishBursts(t *testing.T, r *click.Recorder, bursts int) int {
+	t.Helper()
+	const each = 100
+	for range bursts {
+		for i := range each {
+			r.Record(event(i))
+		}
+		acknowledged(t, r)
+	}
+	return bursts * each
+}
+
+func acknowledged(t *testing.T, r *click.Recorder) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); r.Unacknowledged() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d are not acknowledged", r.Unacknowledged())
+		}
+	}
+}
+
+// stored counts the clicks of a boot that are in the stream, each once.
+func inStream(t *testing.T, js jetstream.JetStream, boot uint64) int {
+	t.Helper()
+	seen := make(map[uint64]bool)
+	for _, m := range messages(t, js) {
+		b, err := clickstream.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range b.Clicks {
+			if uint64(b.Boot) == boot {
+				seen[c.Sequence] = true
+			}
+		}
+	}
+	return len(seen)
+}
+
+func waitInStream(t *testing.T, js jetstream.JetStream, boot uint64, want int) {
+	t.Helper()
+	got := 0
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if got = inStream(t, js, boot); got == want {
+			return
+		}
+	}
+	t.Fatalf("the stream has %d clicks of boot %x, want %d", got, boot, want)
+}
+
+// deleteLast deletes messages at the stream's end behind the node's back.
+func deleteLast(t *testing.T, js jetstream.JetStream, count uint64) {
+	t.Helper()
+	ctx := context.Background()
+	stream, err := js.Stream(ctx, clickstream.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := stream.CachedInfo().State.LastSeq
+	for i := range count {
+		if err := stream.DeleteMsg(ctx, last-i); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAnAcknowledgedTailThatTheStreamLosesIsPublishedAgain(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	n := publishBursts(t, r, 6)
+	js := s.JetStream()
+	boot := r.Log().Identity().Boot
+	deleteLast(t, js, 3)
+	if got := inStream(t, js, boot); got > n-300 {
+		t.Fatalf("nothing was lost: %d of %d", got, n)
+	}
+	s.Stop()
+	s.Restart()
+	waitInStream(t, js, boot, n)
+	n += publishBursts(t, r, 2)
+	flush(t, p)
+	waitInStream(t, js, boot, n)
+	if got := p.republished.Load(); got != 300 {
+		t.Fatalf("%d clicks were published again, want 300", got)
+	}
+}
+
+func TestTheNextBootPublishesAgainWhatTheStreamHasLost(t *testing.T) {
+	s := natstest.Start(t)
+	dir := t.TempDir()
+	first := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 5 })
+	p, stop := start(t, s.URL(), first)
+	n := publishBursts(t, first, 5)
+	flush(t, p)
+	stop()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	js := s.JetStream()
+	if err := js.DeleteStream(context.Background(), clickstream.StreamName); err != nil {
+		t.Fatal(err)
+	}
+	second := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 6 })
+	p, _ = start(t, s.URL(), second)
+	flush(t, p)
+	waitInStream(t, js, 5, n)
+	if _, account := consumed(t, js, 5); account.Answered != uint64(n) {
+		t.Fatalf("%+v", account)
+	}
+}
+
+func TestWhatAStreamWasToldToForgetIsNotPublishedAgain(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	publishBursts(t, r, 3)
+	js := s.JetStream()
+	stream, err := js.Stream(context.Background(), clickstream.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	s.Stop()
+	s.Restart()
+	publishBursts(t, r, 1)
+	flush(t, p)
+	if got := inStream(t, js, r.Log().Identity().Boot); got != 100 || p.republished.Load() != 0 {
+		t.Fatalf("the stream has %d clicks", got)
+	}
+}

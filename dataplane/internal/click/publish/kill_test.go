@@ -1,0 +1,45 @@
+package publish
+
+import (
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+func TestMain(m *testing.M) {
+	natstest.Main()
+	os.Exit(m.Run())
+}
+
+func TestAServerThatIsKilledUnderLoadHasEveryClickOnceInTheEnd(t *testing.T) {
+	s := natstest.StartProcess(t)
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r, func(c *Config) { c.Timeout = time.Second })
+	const n = 20000
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for i := range n {
+			r.Record(event(i))
+			if i%20 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	for round := range 3 {
+		want := uint64((round + 1) * n / 5)
+		for deadline := time.Now().Add(20 * time.Second); p.published.Load() < want && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		s.Kill()
+		s.Restart()
+	}
+	wait.Wait()
+	flush(t, p)
+	clicks, account := consumed(t, s.JetStream(), r.Log().Identity().Boot)
+	if len(clicks) != n || account.Answered != n || account.Recorded != n {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}

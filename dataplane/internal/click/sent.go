@@ -1,0 +1,390 @@
+package click
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The log of what was sent holds the batches that JetStream has acknowledged,
+// byte for byte, for the retention: so that what a stream loses can be published
+// again, by this boot or by the next. It lies in files beside the segments. It
+// is a copy for bad days, and gives way to clicks that are not published yet.
+//
+// A file begins with 24 bytes, little-endian:
+//
+//	 0  8 bytes  magic and version of the format
+//	 8  u64  number in its boot, a new one each time the file is used again
+//	16  u32  salt of the checksums
+//	20  u32  CRC-32C of the bytes before
+//
+// and records follow:
+//
+//	 0  u32  checksum of what follows up to the data
+//	 4  u32  checksum of the data
+//	 8  u64  first sequence
+//	16  u64  last sequence
+//	24  u64  sequence of the message in its stream
+//	32  i64  time of the acknowledgement, µs since 1970
+//	40  u16  bytes of the subject
+//	42  u16  bytes of the message id
+//	44  u32  bytes of the data
+//	48       the subject, the message id, the data
+const (
+	sentMagic    = "AFFSNT\x00\x01"
+	sentFileHead = 24
+	sentHead     = 48
+	sentPattern  = "*.sent"
+
+	maxSentFile = 16 << 20
+	maxSentData = 16 << 20 // more than NATS is ever set to take
+)
+
+// Sent is a batch that JetStream has acknowledged.
+type Sent struct {
+	Subject, ID string
+	First, Last uint64 // of its clicks' sequences; First is above Last when it has none
+	Position    uint64 // in the stream
+	At          int64  // µs since 1970
+
+	file         *sentFile
+	number       uint64 // of the file when this was read
+	salt, check  uint32
+	offset, size int64 // of the data
+}
+
+// sentLog is the log of what was sent, of this boot and of earlier ones.
+type sentLog struct {
+	dir       string
+	fileBytes int64
+	retention time.Duration
+
+	// Of the goroutine that appends.
+	gone   atomic.Bool // the folder was removed: go on with a new file
+	file   *os.File    // the newest in files; nil when there is none to append to
+	number uint64
+	buffer []byte
+
+	mu    sync.Mutex
+	files []*sentFile // oldest first
+}
+
+type sentFile struct {
+	path     string
+	capacity int64 // what it counts for in the spool
+
+	// Under the log's mutex.
+	number uint64
+	salt   uint32
+	used   int64
+	newest time.Time
+	open   bool // for appending
+}
+
+func newSentLog(dir string, maxBytes int64, retention time.Duration) *sentLog {
+	return &sentLog{dir: dir, retention: retention, fileBytes: min(maxSentFile, max(minSegment, maxBytes/16&^(pageSize-1)))}
+}
+
+// append keeps a batch. It writes in small steps, since each write may hold a
+// processor that redirects need. hasRoom says whether a new file fits.
+func (s *sentLog) append(b *Sent, data []byte, hasRoom func(bytes int64) bool) error {
+	size := int64(sentHead + len(b.Subject) + len(b.ID) + len(data))
+	if size > s.fileBytes-sentFileHead {
+		return nil // no message is so large but one of a single click in a tiny spool
+	}
+	if s.gone.Swap(false) {
+		s.close()
+		s.forget()
+	}
+	current := s.current()
+	if current == nil || current.used+size > s.fileBytes {
+		if err := s.roll(hasRoom); err != nil {
+			return fmt.Errorf("keep what was sent: %w", err)
+		}
+		if current = s.current(); current == nil {
+			return nil // no room
+		}
+	}
+	s.encode(b, data, current.salt)
+	offset := current.used
+	for part := range slices.Chunk(s.buffer, stepBytes) {
+		if _, err := s.file.WriteAt(part, offset); err != nil {
+			s.close()
+			return fmt.Errorf("keep what was sent: %w", err)
+		}
+		offset += int64(len(part))
+		runtime.Gosched()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	current.used, current.newest = offset, time.UnixMicro(b.At)
+	return nil
+}
+
+func (s *sentLog) encode(b *Sent, data []byte, salt uint32) {
+	var head [sentHead]byte
+	le := binary.LittleEndian
+	le.PutUint64(head[8:], b.First)
+	le.PutUint64(head[16:], b.Last)
+	le.PutUint64(head[24:], b.Position)
+	le.PutUint64(head[32:], uint64(b.At))
+	le.PutUint16(head[40:], uint16(len(b.Subject)))
+	le.PutUint16(head[42:], uint16(len(b.ID)))
+	le.PutUint32(head[44:], uint32(len(data)))
+	le.PutUint32(head[4:], checksum(salt, data))
+	s.buffer = append(append(append(s.buffer[:0], head[:]...), b.Subject...), b.ID...)
+	le.PutUint32(s.buffer, checksum(salt, s.buffer[4:]))
+	s.buffer = append(s.buffer, data...)
+}
+
+// current is the file that is open for appending.
+func (s *sentLog) current() *sentFile {
+	if s.file == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.files[len(s.files)-1]
+}
+
+// roll goes on with a file: the oldest one when its time has come or there is
+// no room for another, else a new one.
+func (s *sentLog) roll(hasRoom func(bytes int64) bool) error {
+	s.close()
+	room := hasRoom(s.fileBytes)
+	if !room && s.foreign() {
+		s.trim(time.Now(), true, runtime.Gosched)
+		room = hasRoom(s.fileBytes)
+	}
+	s.mu.Lock()
+	next := new(sentFile)
+	fresh := true
+	if len(s.files) > 0 {
+		oldest := s.files[0]
+		if filepath.Dir(oldest.path) == s.dir && (!room || time.Since(oldest.newest) > s.retention) {
+			next, fresh = oldest, false
+			s.files = s.files[1:]
+		}
+	}
+	s.mu.Unlock()
+	if fresh && !room {
+		return nil
+	}
+	s.number++
+	if fresh {
+		next.path = filepath.Join(s.dir, fmt.Sprintf("%012d.sent", s.number))
+	}
+	var head [sentFileHead]byte
+	salt := rand.Uint32()
+	copy(head[:], sentMagic)
+	binary.LittleEndian.PutUint64(head[8:], s.number)
+	binary.LittleEndian.PutUint32(head[16:], salt)
+	binary.LittleEndian.PutUint32(head[20:], checksum(0, head[:20]))
+	f, err := os.OpenFile(next.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(head[:], 0); err != nil {
+		return errors.Join(err, f.Close(), os.Remove(next.path))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next.capacity, next.number, next.salt, next.used, next.newest, next.open = s.fileBytes, s.number, salt, sentFileHead, time.Now(), true
+	s.files = append(s.files, next)
+	s.file = f
+	return nil
+}
+
+// foreign says whether the oldest file lies in an earlier boot's folder.
+func (s *sentLog) foreign() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.files) > 0 && filepath.Dir(s.files[0].path) != s.dir
+}
+
+// close ends the file that is appended to, if there is one.
+func (s *sentLog) close() {
+	if s.file == nil {
+		return
+	}
+	s.mu.Lock()
+	s.files[len(s.files)-1].open = false
+	s.mu.Unlock()
+	_ = s.file.Close() // nothing was promised of it
+	s.file = nil
+}
+
+// lose is called when the folder was removed.
+func (s *sentLog) lose() { s.gone.Store(true) }
+
+// forget drops the files of the folder from the list.
+func (s *sentLog) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files = slices.DeleteFunc(s.files, func(f *sentFile) bool { return filepath.Dir(f.path) == s.dir })
+}
+
+// bytes is what the log takes of the spool.
+func (s *sentLog) bytes() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		n += f.capacity
+	}
+	return n
+}
+
+// trim removes files whose time is over, but for one to be used again, or, when
+// room is needed, the oldest. It says whether it has removed one.
+func (s *sentLog) trim(now time.Time, needRoom bool, pause func()) bool {
+	s.mu.Lock()
+	expired := 0
+	for _, f := range s.files {
+		if !f.open && now.Sub(f.newest) > s.retention {
+			expired++
+		}
+	}
+	n := 0
+	if len(s.files) > 0 && !s.files[0].open && (needRoom || expired > 1 || expired > 0 && filepath.Dir(s.files[0].path) != s.dir) {
+		n = 1
+	}
+	leaving := slices.Clone(s.files[:n])
+	s.files = s.files[n:]
+	s.mu.Unlock()
+	for _, f := range leaving {
+		shrinkFile(f.path, f.used, pause)
+		_ = os.Remove(f.path) // what stays goes with its folder
+	}
+	return n > 0
+}
+
+// holds says whether a folder has files of the log.
+func (s *sentLog) holds(dir string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.files, func(f *sentFile) bool { return filepath.Dir(f.path) == dir })
+}
+
+// recover takes over what an earlier boot has left in its folder. Boots come in
+// the order of their age.
+func (s *sentLog) recover(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, sentPattern))
+	if err != nil {
+		return fmt.Errorf("list what was sent: %w", err)
+	}
+	var found []*sentFile
+	var errs []error
+	for _, path := range paths {
+		f, err := openSentFile(path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("recover what was sent: %w", errors.Join(err, os.Remove(path))))
+			continue
+		}
+		found = append(found, f)
+	}
+	slices.SortFunc(found, func(a, b *sentFile) int { return cmp.Compare(a.number, b.number) })
+	s.files = append(s.files, found...)
+	return errors.Join(errs...)
+}
+
+// removeSent removes what an earlier boot has sent, which nobody wants any more.
+func removeSent(dir string) {
+	paths, _ := filepath.Glob(filepath.Join(dir, sentPattern)) // the pattern is right
+	for _, path := range paths {
+		_ = os.Remove(path) // what stays goes with its folder
+	}
+}
+
+func openSentFile(path string) (*sentFile, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	var head [sentFileHead]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil || string(head[:8]) != sentMagic || binary.LittleEndian.Uint32(head[20:]) != checksum(0, head[:20]) {
+		return nil, fmt.Errorf("%s: not of this format", path)
+	}
+	return &sentFile{
+		path: path, capacity: max(info.Size(), sentFileHead), used: info.Size(), newest: info.ModTime(),
+		number: binary.LittleEndian.Uint64(head[8:]), salt: binary.LittleEndian.Uint32(head[16:]),
+	}, nil
+}
+
+// list reads what the log holds, oldest first, without the data.
+func (s *sentLog) list() (all []Sent) {
+	s.mu.Lock()
+	files := make([]sentFile, len(s.files))
+	origin := slices.Clone(s.files)
+	for i, f := range s.files {
+		files[i] = *f
+	}
+	s.mu.Unlock()
+	for i := range files {
+		all = files[i].list(origin[i], all)
+	}
+	return all
+}
+
+// list appends what a file holds up to the first record that is not whole. The
+// receiver is a copy that does not change.
+func (f *sentFile) list(origin *sentFile, all []Sent) []Sent {
+	file, err := os.Open(f.path)
+	if err != nil {
+		return all // removed meanwhile, or lost: what was sent is only a copy
+	}
+	defer file.Close()
+	for offset := int64(sentFileHead); ; {
+		var head [sentHead]byte
+		if _, err := file.ReadAt(head[:], offset); err != nil || offset >= f.used {
+			return all
+		}
+		le := binary.LittleEndian
+		subject, id, size := int(le.Uint16(head[40:])), int(le.Uint16(head[42:])), int64(le.Uint32(head[44:]))
+		whole := make([]byte, sentHead+subject+id)
+		if _, err := file.ReadAt(whole, offset); err != nil || checksum(f.salt, whole[4:]) != le.Uint32(whole) || size > maxSentData {
+			return all
+		}
+		offset += int64(len(whole))
+		all = append(all, Sent{
+			Subject: string(whole[sentHead : sentHead+subject]), ID: string(whole[sentHead+subject:]),
+			First: le.Uint64(whole[8:]), Last: le.Uint64(whole[16:]), Position: le.Uint64(whole[24:]), At: int64(le.Uint64(whole[32:])),
+			file: origin, number: f.number, salt: f.salt, check: le.Uint32(whole[4:]), offset: offset, size: size,
+		})
+		offset += size
+	}
+}
+
+// Data reads the batch's bytes, in the storage of buf where they fit. It fails
+// when the log has given them up meanwhile.
+func (b *Sent) Data(buf []byte) ([]byte, error) {
+	f, err := os.Open(b.file.path)
+	if err != nil {
+		return nil, fmt.Errorf("read what was sent: %w", err)
+	}
+	defer f.Close()
+	data := slices.Grow(buf[:0], int(b.size))[:b.size]
+	for at := int64(0); at < b.size; at += stepBytes {
+		if _, err := f.ReadAt(data[at:min(b.size, at+stepBytes)], b.offset+at); err != nil {
+			return nil, fmt.Errorf("read what was sent: %w", err)
+		}
+		runtime.Gosched()
+	}
+	if checksum(b.salt, data) != b.check {
+		return nil, fmt.Errorf("read what was sent: %s is damaged, or was used again", f.Name())
+	}
+	return data, nil
+}

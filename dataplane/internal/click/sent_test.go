@@ -1,0 +1,165 @@
+package click
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// keepSome keeps batches of random bytes, numbered on from a first one.
+func keepSome(t *testing.T, r *Recorder, rnd *rand.Rand, first, count int) (data [][]byte) {
+	t.Helper()
+	for i := first; i < first+count; i++ {
+		b := randomBytes(rnd, 64<<10)
+		data = append(data, b)
+		err := r.Keep(&Sent{
+			Subject: "aff.clicks.v1.eu.node-1", ID: fmt.Sprint("id-", i), First: uint64(i * 10), Last: uint64(i*10 + 9),
+			Position: uint64(i), At: time.Now().UnixMicro(),
+		}, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return data
+}
+
+// checkKept checks that the newest batches are kept, whole and in order.
+func checkKept(t *testing.T, kept []Sent, data [][]byte, least int) {
+	t.Helper()
+	if len(kept) < least || len(kept) > len(data) {
+		t.Fatalf("%d batches are kept, want %d at least", len(kept), least)
+	}
+	gone := len(data) - len(kept)
+	for i := range kept {
+		s := &kept[i]
+		if s.ID != fmt.Sprint("id-", gone+i) || s.Position != uint64(gone+i) || s.First != uint64((gone+i)*10) || s.Subject != "aff.clicks.v1.eu.node-1" {
+			t.Fatalf("batch %d is %+v", gone+i, s)
+		}
+		got, err := s.Data(nil)
+		if err != nil || !bytes.Equal(got, data[gone+i]) {
+			t.Fatalf("batch %d: %d bytes, %v", gone+i, len(got), err)
+		}
+	}
+}
+
+func TestWhatWasSentIsKeptWithinTheSpoolsLimit(t *testing.T) {
+	const limit = 16 << 20
+	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = limit, time.Hour })
+	rnd := rand.New(rand.NewPCG(21, 22))
+	data := keepSome(t, r, rnd, 0, 1500) // some 48 MB
+	if r.Bytes() > limit {
+		t.Fatalf("the spool has %d bytes", r.Bytes())
+	}
+	checkKept(t, r.Sent(), data, 300)
+	files, err := filepath.Glob(filepath.Join(r.log.boot.dir, sentPattern))
+	if err != nil || len(files) > 16 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+}
+
+func TestWhatWasSentGivesWayToClicks(t *testing.T) {
+	const limit = 8 << 20
+	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = limit, time.Hour })
+	rnd := rand.New(rand.NewPCG(23, 24))
+	keepSome(t, r, rnd, 0, 500)
+	before := len(r.Sent())
+	e := Event{UserAgent: make([]byte, 1000)}
+	for r.Ledger().Recorded < 6000 { // 6 MB
+		if r.current.Load() != nil {
+			r.Record(&e)
+		}
+		if len(r.spares) == 0 {
+			time.Sleep(100 * time.Microsecond)
+		}
+		if r.Bytes() > limit {
+			t.Fatalf("the spool has %d bytes", r.Bytes())
+		}
+	}
+	if after := len(r.Sent()); before < 50 || after >= before {
+		t.Fatalf("%d batches were kept, and then %d", before, after)
+	}
+	if got := readAll(t, r.Log(), 0); uint64(len(got)) != r.Ledger().Recorded {
+		t.Fatalf("%d clicks", len(got))
+	}
+}
+
+func TestTheNextBootHasWhatWasSentUntilItsTime(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Open(Config{Dir: dir, Node: "n", Boot: 5, SegmentBytes: minSegment, MaxBytes: 32 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(25, 26))
+	data := keepSome(t, first, rnd, 0, 100)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := open(t, func(c *Config) { c.Dir, c.Boot, c.MaxBytes, c.Retention = dir, 6, 32<<20, time.Hour })
+	data = append(data, keepSome(t, second, rnd, 100, 20)...)
+	checkKept(t, second.Sent(), data, 120)
+	file := filepath.Join(dir, "0000000000000005")
+	files, err := filepath.Glob(filepath.Join(file, sentPattern))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	second.sent.mu.Lock()
+	for _, f := range second.sent.files[:len(second.sent.files)-1] {
+		f.newest = time.Now().Add(-2 * time.Hour)
+	}
+	second.sent.mu.Unlock()
+	waitFor(t, "the earlier boot's folder goes", func() bool {
+		second.wakeUp()
+		_, err := os.Stat(file)
+		return os.IsNotExist(err)
+	})
+	if got := second.Sent(); len(got) != 20 || got[0].ID != "id-100" {
+		t.Fatalf("%d batches are kept", len(got))
+	}
+}
+
+func TestATornFileOfWhatWasSentEndsBeforeTheTear(t *testing.T) {
+	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = 32<<20, time.Hour })
+	rnd := rand.New(rand.NewPCG(27, 28))
+	keepSome(t, r, rnd, 0, 10)
+	kept := r.Sent()
+	path := kept[0].file.path
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[kept[6].offset-20] ^= 1                            // in the head of the seventh
+	b[kept[3].offset+min(5, kept[3].size-1)] ^= 1        // in the data of the fourth
+	if err := os.WriteFile(path, b, 0o600); err != nil { // in place
+		t.Fatal(err)
+	}
+	torn := r.Sent()
+	if len(torn) != 6 {
+		t.Fatalf("%d batches", len(torn))
+	}
+	for i := range torn {
+		if _, err := torn[i].Data(nil); (err != nil) != (i == 3) {
+			t.Fatalf("batch %d: %v", i, err)
+		}
+	}
+}
+
+func FuzzSentFileReadsAnything(f *testing.F) {
+	f.Add([]byte(sentMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "1.sent")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if file, err := openSentFile(path); err == nil {
+			for _, s := range file.list(file, nil) {
+				_, _ = s.Data(nil) // must not panic
+			}
+		}
+		whole := sentFile{path: path, used: int64(len(b)), salt: 1}
+		whole.list(&whole, nil)
+	})
+}

@@ -1,0 +1,224 @@
+package click
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// disk is what a disk holds for sure, while a recorder of level fsync runs: the
+// pieces that were synced, as they were then. Of every other page a power cut
+// may leave what was there before or what came later.
+type disk struct {
+	r     *Recorder
+	files map[string][]byte
+	marks []byte
+}
+
+func newDisk(t *testing.T, r *Recorder) *disk {
+	d := &disk{r: r, files: make(map[string][]byte), marks: bytes.Clone(r.log.boot.mem)}
+	real := syncMemory
+	syncMemory = func(mem []byte) error {
+		if &mem[0] == &r.log.boot.mem[0] {
+			r.mu.Lock()
+			copy(d.marks, mem)
+			r.mu.Unlock()
+			return real(mem)
+		}
+		r.log.mu.Lock()
+		defer r.log.mu.Unlock()
+		for _, s := range r.log.segments {
+			if s.leaving {
+				continue
+			}
+			live := s.bytes()
+			for at := 0; at < len(live); at += pageSize {
+				if &live[at] == &mem[0] {
+					copy(d.file(s)[at:], mem)
+				}
+			}
+		}
+		return real(mem)
+	}
+	t.Cleanup(func() { syncMemory = real })
+	return d
+}
+
+// file is a segment's: at first as it was synced when it was made.
+func (d *disk) file(s *segment) []byte {
+	f := d.files[s.path]
+	if f == nil {
+		f = make([]byte, s.size)
+		copy(f, s.bytes()[:32])
+		d.files[s.path] = f
+	}
+	return f
+}
+
+// cut writes what a power cut could leave now into a folder.
+func (d *disk) cut(t *testing.T, rnd *rand.Rand) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	boot := filepath.Join(dir, filepath.Base(d.r.log.boot.dir))
+	if err := os.Mkdir(boot, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	late := rnd.IntN(5) * 25 // percent of the pages that were written later than promised
+	write := func(name string, durable, live []byte) {
+		image := bytes.Clone(durable)
+		for at := 0; at < len(image); at += pageSize {
+			if rnd.IntN(100) < late {
+				copy(image[at:at+pageSize], live[at:])
+			}
+		}
+		if err := os.WriteFile(filepath.Join(boot, name), image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.r.mu.Lock() // maintain has held it since it wiped a segment
+	defer d.r.mu.Unlock()
+	d.r.log.mu.Lock()
+	defer d.r.log.mu.Unlock()
+	write(bootFile, d.marks, d.r.log.boot.mem)
+	for _, s := range d.r.log.segments {
+		if s.leaving {
+			continue
+		}
+		write(filepath.Base(s.path), d.file(s), s.bytes())
+	}
+	return dir
+}
+
+func TestAPowerCutTakesNothingThatWasSynced(t *testing.T) {
+	// The test syncs by itself.
+	r := open(t, func(c *Config) { c.Level, c.Sync, c.Boot, c.MaxBytes = Fsync, time.Hour, 5, 4<<20 })
+	for len(r.spares) < spareCount {
+		time.Sleep(time.Millisecond)
+	}
+	d := newDisk(t, r)
+	rnd := rand.New(rand.NewPCG(11, 12))
+	cursor := r.Log().Cursor(0)
+	defer cursor.Close()
+	var promised, acknowledged, recorded uint64
+	for step := range 400 {
+		for range rnd.IntN(60) {
+			recorded++
+			r.Record(&Event{Time: int64(recorded), UserAgent: randomBytes(rnd, 700)})
+		}
+		for len(r.spares) < spareCount { // the ring turns
+			time.Sleep(100 * time.Microsecond)
+		}
+		if rnd.IntN(2) == 0 {
+			r.sync()
+		}
+		var c Click
+		for ok, err := cursor.Next(&c); ok; ok, err = cursor.Next(&c) {
+			if err != nil || c.Time != int64(c.Sequence) {
+				t.Fatal(c, err)
+			}
+			promised = c.Sequence
+		}
+		if rnd.IntN(3) == 0 && promised > 0 {
+			acknowledged = max(acknowledged, promised-uint64(rnd.IntN(20)))
+			acknowledged = min(acknowledged, promised)
+			r.Log().Acknowledge(acknowledged)
+			for len(r.spares) < spareCount {
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+		if step%4 == 0 {
+			checkImage(t, d.cut(t, rnd), acknowledged, promised, recorded, fmt.Sprintf("step %d", step))
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if promised < 5000 || r.number < 12 {
+		t.Fatalf("%d clicks, segment %d: too little happened", promised, r.number)
+	}
+}
+
+// checkImage recovers what a power cut left.
+func checkImage(t *testing.T, dir string, acknowledged, promised, recorded uint64, when string) {
+	t.Helper()
+	r, err := Open(Config{Dir: dir, Node: "n", Boot: 6, SegmentBytes: minSegment, MaxBytes: 8 << 20, Level: Process, Retention: -1})
+	if err != nil {
+		t.Fatalf("%s: the node does not start: %v", when, err)
+	}
+	defer r.Close()
+	if len(r.Earlier()) != 1 || len(r.Warnings()) != 0 {
+		t.Fatalf("%s: %d logs, %v", when, len(r.Earlier()), r.Warnings())
+	}
+	l := r.Earlier()[0]
+	if l.Acknowledged() > acknowledged {
+		t.Fatalf("%s: %d are acknowledged, want at most %d", when, l.Acknowledged(), acknowledged)
+	}
+	next := acknowledged + 1
+	for _, c := range readAll(t, l, acknowledged) {
+		if c.Sequence > promised {
+			if c.Time < int64(promised) || c.Time > int64(recorded) {
+				t.Fatalf("%s: sequence %d is click %d", when, c.Sequence, c.Time)
+			}
+			continue
+		}
+		if c.Sequence != next || c.Time != int64(next) {
+			t.Fatalf("%s: sequence %d is click %d, want %d", when, c.Sequence, c.Time, next)
+		}
+		next++
+	}
+	if next <= promised {
+		t.Fatalf("%s: clicks from %d to %d are lost, of %d recorded", when, next, promised, recorded)
+	}
+}
+
+func TestAtLevelFsyncReadersSeeWhatIsOnTheDisk(t *testing.T) {
+	r := open(t, func(c *Config) { c.Level, c.Sync = Fsync, time.Hour })
+	r.Record(&Event{Status: 302})
+	if got := readAll(t, r.Log(), 0); len(got) != 0 {
+		t.Fatalf("%d clicks before the sync", len(got))
+	}
+	r.sync()
+	r.Record(&Event{Status: 301})
+	if got := readAll(t, r.Log(), 0); len(got) != 1 || got[0].Status != 302 {
+		t.Fatalf("%d clicks after the sync", len(got))
+	}
+}
+
+func TestAClickIsOnTheDiskWithinTheWindow(t *testing.T) {
+	r := open(t, func(c *Config) { c.Level, c.Sync = Fsync, 5*time.Millisecond })
+	for range 20 {
+		r.Record(&Event{UserAgent: make([]byte, 1000)})
+		waitFor(t, "the click is synced", func() bool {
+			s := r.current.Load()
+			_, offset, _ := s.begun()
+			return s.durable.Load() == offset
+		})
+	}
+	if r.Degraded() != nil {
+		t.Fatal(r.Degraded())
+	}
+}
+
+func TestADiskThatFailsToSyncDegradesAndHeals(t *testing.T) {
+	real := syncMemory
+	defer func() { syncMemory = real }()
+	r := open(t, func(c *Config) { c.Level, c.Sync = Fsync, time.Hour })
+	syncMemory = func([]byte) error { return os.ErrDeadlineExceeded }
+	r.Record(&Event{Status: 302})
+	r.sync()
+	if r.Degraded() == nil {
+		t.Fatal("nobody is told")
+	}
+	if got := readAll(t, r.Log(), 0); len(got) != 1 {
+		t.Fatalf("%d clicks can be published", len(got))
+	}
+	syncMemory = real
+	r.Record(&Event{Status: 302})
+	r.sync()
+	if r.Degraded() != nil {
+		t.Fatal(r.Degraded())
+	}
+}

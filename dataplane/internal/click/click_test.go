@@ -98,7 +98,7 @@ func randomEvent(rnd *rand.Rand) Event {
 
 func randomPairs(rnd *rand.Rand) (pairs []Pair) {
 	for range rnd.IntN(19) {
-		pairs = append(pairs, Pair{Name: randomBytes(rnd, 128), Value: randomBytes(rnd, 1024)})
+		pairs = append(pairs, Pair{Name: randomBytes(rnd, 128), Value: randomBytes(rnd, 256)})
 	}
 	return pairs
 }

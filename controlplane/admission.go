@@ -75,21 +75,25 @@ type token struct {
 	expires *time.Timer
 }
 
-// taken makes what was received from tokens a token. A stream that does not
+// take makes what was received from tokens a token. A stream that does not
 // read gives it back after a while: it costs nothing but memory then.
 func (a *admission) take() *token {
 	t := &token{a: a, taken: time.Now()}
-	t.expires = time.AfterFunc(a.tokenTime, t.giveBack)
+	t.expires = time.AfterFunc(a.tokenTime, t.put)
 	return t
 }
 
 // giveBack may be called more than once, and on nil.
 func (t *token) giveBack() {
-	if t == nil {
-		return
-	}
-	t.once.Do(func() {
+	if t != nil {
 		t.expires.Stop()
+		t.put()
+	}
+}
+
+// put puts it back, once: the stream is done, or was too slow.
+func (t *token) put() {
+	t.once.Do(func() {
 		t.a.mu.Lock()
 		t.a.took += (time.Since(t.taken) - t.a.took) / 8
 		t.a.mu.Unlock()

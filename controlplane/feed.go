@@ -98,8 +98,8 @@ func newFeed(log *snapshot.Log, fleet *fleet, cfg feedConfig) *feed {
 // shared bytes, keepalive that finds nodes which are gone without a word, and
 // what keeps thousands of connections cheap. Windows of a fixed size: to
 // estimate one, gRPC would send a ping for every acknowledgement, which doubles
-// what one costs. Write buffers are shared: between two frames, a stream has
-// none.
+// what one costs. Write buffers are shared, as is gRPC's default: between two
+// frames, a stream has none.
 func feedServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
@@ -107,7 +107,6 @@ func feedServerOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.StaticStreamWindowSize(1 << 20), // of imports: nodes say little
 		grpc.StaticConnWindowSize(4 << 20),
-		grpc.SharedWriteBuffer(true),
 	}
 }
 

@@ -283,8 +283,14 @@ func TestRestoredEtcdIsRefusedUntilAnOperatorBeginsANewEpoch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := r.fleetClient().WaitForVersion(t.Context(), &adminv1.WaitForVersionRequest{Version: begun.GetVersion(), Region: "nowhere"}); err != nil {
+		t.Errorf("who has begun an epoch waits for it: %v", err)
+	}
 	n.hello.Version.Revision = 0 // the next one may be lower
 	kind, got := n.take()
+	if seen := r.log.View().Seen(); got.GetRevision() > seen {
+		t.Errorf("the node got revision %d, etcd is at %d", got.GetRevision(), seen)
+	}
 	if kind != "snapshot" || got.GetEpoch() != begun.GetVersion().GetEpoch() {
 		t.Fatalf("the node got a %s to %v, the epoch is %v", kind, got, begun)
 	}

@@ -24,6 +24,7 @@ import (
 // from what the asker knows, so that the asker waits for events and not for
 // time.
 func (f *fleet) WaitForVersion(ctx context.Context, req *adminv1.WaitForVersionRequest) (*adminv1.WaitForVersionResponse, error) {
+	f.enters(ctx, req.GetVersion().GetEpoch())
 	if err := f.checkWait(req); err != nil {
 		return nil, err
 	}
@@ -31,6 +32,33 @@ func (f *fleet) WaitForVersion(ctx context.Context, req *adminv1.WaitForVersionR
 		return f.waitLocal(ctx, req, known[0])
 	}
 	return f.waitAll(ctx, req)
+}
+
+// enterTimeout is how long a replica may take to follow etcd into another epoch.
+const enterTimeout = 10 * time.Second
+
+// enters waits until this replica serves an epoch, if etcd names it as the
+// current one: who has begun it may wait for it at once, at any replica.
+func (f *fleet) enters(ctx context.Context, epoch uint64) {
+	ctx, cancel := context.WithTimeout(ctx, enterTimeout)
+	defer cancel()
+	for asked := false; epoch != 0; {
+		view := f.log.View()
+		if at := view.Head().Epoch; at == 0 || at == epoch {
+			return
+		}
+		if !asked {
+			asked = true
+			if epochs, err := f.cfg.Operations.Epochs(ctx); err != nil || epochs.Current != epoch {
+				return
+			}
+		}
+		select {
+		case <-view.Advanced():
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (f *fleet) checkWait(req *adminv1.WaitForVersionRequest) error {

@@ -25,8 +25,15 @@ type pipe struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	down   chan []byte // to the node; holds what the network holds
-	up     chan *feedv1.SubscribeRequest
+	// From the node. Its window of 1 MB has room for the answers to all that a
+	// replica sends before it takes in another answer: with less, both ends
+	// would wait for each other.
+	up chan *feedv1.SubscribeRequest
 }
+
+// window is how many answers a schedule's network holds: more take-downs than
+// a schedule has.
+const window = 1024
 
 func (p *pipe) SetHeader(metadata.MD) error  { return nil }
 func (p *pipe) SendHeader(metadata.MD) error { return nil }
@@ -112,7 +119,7 @@ func (n *modelNode) run(ctx context.Context) {
 
 // session follows a replica until the stream ends.
 func (n *modelNode) session(ctx context.Context, f *runningReplica) (later time.Duration) {
-	p := &pipe{down: make(chan []byte, n.draw(3)), up: make(chan *feedv1.SubscribeRequest, 16)}
+	p := &pipe{down: make(chan []byte, n.draw(3)), up: make(chan *feedv1.SubscribeRequest, window)}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	defer p.cancel()
 	defer context.AfterFunc(f.ctx, p.cancel)() // it is killed

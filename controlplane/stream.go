@@ -38,6 +38,7 @@ func receiveFrom(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest, feedv1
 			select {
 			case in.received <- m:
 			case <-ctx.Done():
+				in.failed <- status.FromContextError(ctx.Err()).Err()
 				return
 			}
 		}

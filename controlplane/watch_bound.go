@@ -22,7 +22,8 @@ const (
 func boundedWatch(ctx context.Context, s *store.Store, after int64) iter.Seq2[store.Batch, error] {
 	return func(yield func(store.Batch, error) bool) {
 		for {
-			q, last, err := newWatchQueue(), after, error(nil)
+			q, last := newWatchQueue(), after
+			var err error
 			watching, cancel := context.WithCancel(ctx)
 			go q.fill(s.Watch(watching, after))
 			for {

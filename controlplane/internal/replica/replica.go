@@ -218,11 +218,16 @@ func (d *Directory) restart(list map[string]string, revision int64) {
 }
 
 // set makes list, without this replica, the peers, unless a later one is known.
+// Only one can be at an address: others there were before it, and have died or
+// come from a backup of etcd. To ask each would count the nodes of one twice.
 func (d *Directory) set(list map[string]string, revision int64) {
 	var peers []Peer
+	at := map[string]bool{d.cfg.Address: true}
 	for _, key := range slices.Sorted(maps.Keys(list)) {
-		if id := strings.TrimPrefix(key, prefix); id != d.cfg.ID {
-			peers = append(peers, Peer{ID: id, Address: list[key]})
+		id, address := strings.TrimPrefix(key, prefix), list[key]
+		if id != d.cfg.ID && !at[address] {
+			at[address] = true
+			peers = append(peers, Peer{ID: id, Address: address})
 		}
 	}
 	d.mu.Lock()

@@ -108,6 +108,24 @@ func TestReplicaIsListedAgainAfterItsLeaseIsLost(t *testing.T) {
 	until(t, a, "b")
 }
 
+// A replica that is started again, or an etcd that is restored, leaves behind
+// who was at an address before.
+func TestOneReplicaIsKnownPerAddress(t *testing.T) {
+	client := etcdtest.Start(t)
+	a, _ := start(t, client, "a")
+	start(t, client, "c")
+	until(t, a, "c")
+	for id, address := range map[string]string{"before-a": "a:7070", "d": "c:7070"} {
+		if _, err := client.Put(t.Context(), prefix+id, address); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, "c")
+}
+
 func TestReplicaNeedsAnIDAndAnAddress(t *testing.T) {
 	for _, cfg := range []Config{{}, {ID: "a"}, {ID: "a/b", Address: "x:1"}} {
 		if _, err := New(nil, cfg); err == nil {

@@ -163,7 +163,7 @@ func (l *Log) Run(ctx context.Context) error {
 		before := l.View().seen
 		err := l.follow(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // that is how it ends
+			return nil // that is how it ends
 		}
 		if l.View().seen != before {
 			wait = l.cfg.MinBackoff

@@ -44,8 +44,7 @@ func (v *View) Head() Version {
 // head's.
 func (v *View) Seen() int64 { return v.seen }
 
-// Links, Entries and Bytes count what is served: links, all resources, and the
-// bytes of their keys and values.
+// Links counts the links that are served.
 func (v *View) Links() int64 { return v.head().links }
 
 // Entries counts the resources that are served.

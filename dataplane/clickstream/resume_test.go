@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,10 +127,11 @@ func TestAConsumerEndsWhenAnotherTakesOver(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)
 	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
-	first, started := make(chan error, 1), make(chan struct{}, 10)
+	first, started := make(chan error, 1), make(chan struct{})
+	begun := sync.OnceFunc(func() { close(started) })
 	go func() {
 		first <- Consume(t.Context(), js, Options{Durable: "sink", SaveEvery: time.Millisecond, Log: quiet()}, func(context.Context, *Batch) error {
-			started <- struct{}{}
+			begun()
 			return nil
 		})
 	}()
@@ -137,25 +140,34 @@ func TestAConsumerEndsWhenAnotherTakesOver(t *testing.T) {
 	defer stop()
 	ended := make(chan error, 1)
 	var got []uint64
+	var last atomic.Uint64 // nothing comes behind it
 	go func() {
 		ended <- Consume(second, js, Options{Durable: "sink", Log: quiet()}, func(_ context.Context, b *Batch) error {
-			if got = append(got, b.First); b.First == 20 {
+			if got = append(got, b.First); b.First == last.Load() {
 				stop()
 			}
 			return nil
 		})
 	}()
-	for i := range uint64(19) { // each makes the first save, and see that it has lost its place
-		publish(Subject("eu", "n"), message(t, "n", 1, 2+i, 1))
-		time.Sleep(5 * time.Millisecond)
+	var err error
+	sequence := uint64(1)
+	for err == nil { // each makes the first save, and see that it has lost its place
+		sequence++
+		publish(Subject("eu", "n"), message(t, "n", 1, sequence, 1))
+		select {
+		case err = <-first:
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
-	if err := <-first; !errors.Is(err, ErrTakenOver) {
+	if !errors.Is(err, ErrTakenOver) {
 		t.Fatal(err)
 	}
+	last.Store(sequence + 1)
+	publish(Subject("eu", "n"), message(t, "n", 1, sequence+1, 1))
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if got[len(got)-1] != 20 || !slices.IsSorted(got) {
+	if got[len(got)-1] != sequence+1 || !slices.IsSorted(got) {
 		t.Fatal(got)
 	}
 }

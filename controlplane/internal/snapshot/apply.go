@@ -169,7 +169,9 @@ func (l *Log) commit(s step) {
 	if s.release.Epoch == held.epoch {
 		next.released = held.released.Merge(s.release)
 	}
-	if len(s.changes) > 0 {
+	// Of several revisions that were read at once, one may have undone another:
+	// that there is no difference does not mean that nothing changed.
+	if len(s.changes) > 0 || s.revision > s.since+1 {
 		l.extend(&next, s)
 	}
 	if next.hold != nil && next.released.UpTo >= next.hold.Revision {

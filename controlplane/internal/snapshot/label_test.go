@@ -140,3 +140,36 @@ func TestRevisionOfAPastEpochDoesNotCountInTheNext(t *testing.T) {
 		}
 	})
 }
+
+func TestChangeThatWasMissedAndUndoneIsNotTakenForNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		before := src.write(map[string]string{"links/a/kept": "1"})
+		l := start(t, src, Config{})
+		n := &replicaNode{entries: map[string]string{}}
+		next(t, l, n)
+		var between, last int64
+		miss(t, src, func() {
+			between = src.write(map[string]string{"links/a/new": "1"})
+			last = src.write(map[string]string{"links/a/new": ""})
+		})
+		if l.View().Serves(n.held, between) {
+			t.Errorf("a node at %d is said to serve revision %d", before, between)
+		}
+		other := from(t, src, between)
+		if _, known := l.View().HashAt(other.held); known {
+			t.Errorf("the set hash of revision %d, which this replica has never had, is said to be known", between)
+		}
+		var err error
+		if other.cursor, err = l.Resume(other.held, other.hash()); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []*replicaNode{n, other} {
+			serves(t, l, n, 1)
+			compare(t, src, n)
+			if n.held.Revision != last {
+				t.Errorf("a node ends at %v, the source at %d", n.held, last)
+			}
+		}
+	})
+}

@@ -276,7 +276,7 @@ func BenchmarkEncode(b *testing.B) {
 // BenchmarkCompress is what a stream with S2 compression would save of each
 // message, and what that costs whoever compresses.
 func BenchmarkCompress(b *testing.B) {
-	const n = 600 // about what fits into a batch
+	const n = 500 // about what fits into a batch
 	e := newEncoder(click.Identity{Node: "node-1", Region: "eu", Boot: 1, Address: click.AddressTruncated})
 	e.begin(nil, 1)
 	clicks := browserClicks(n)

@@ -21,7 +21,7 @@ run: build ## build, and start a whole fleet in one process (ARGS="--nodes 5")
 
 build: ## build all programs into .bin/
 	@mkdir -p $(BIN)
-	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./controlplane/cmd/... ./dataplane/cmd/... ./cli/cmd/... ./deploy/local/cmd/...
+	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./controlplane/cmd/... ./dataplane/cmd/... ./cli/cmd/... ./deploy/local/cmd/... ./deploy/sinks/cmd/...
 
 # The race detector itself allocates, so what must not is tested again without.
 test: ## run every test with the race detector

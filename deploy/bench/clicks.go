@@ -6,15 +6,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"text/template"
+	"time"
+
+	"github.com/affleet/affleet/deploy/bench/proc"
 )
 
 // clicks measures the way of a click through a node and to a consumer. What it
-// measures is private to the packages, so their own benchmarks do it.
-var clicks = measurement{name: "clicks", own: measureClicks}
+// measures is private to the packages, so their own benchmarks do it; what
+// redirects notice is measured with processes.
+var clicks = measurement{name: "clicks", own: measureClicks, missing: func() error {
+	if _, err := exec.LookPath("taskset"); err != nil || runtime.GOOS != "linux" || runtime.NumCPU() < 2 {
+		return fmt.Errorf("it needs Linux with at least 2 cores and taskset (apt-get install util-linux); this is %s with %d", runtime.GOOS, runtime.NumCPU())
+	}
+	return nil
+}}
 
 // clickFigure is one line of the report: a unit of a benchmark.
 type clickFigure struct {
@@ -28,49 +38,56 @@ type clickFigure struct {
 	samples []float64
 }
 
+const (
+	nodeClicks     = "./dataplane/internal/click"
+	publishClicks  = "./dataplane/internal/click/publish"
+	consumerClicks = "./dataplane/clickstream"
+)
+
 func clickFigures() []*clickFigure {
 	const (
-		node     = "./dataplane/internal/click"
-		publish  = "./dataplane/internal/click/publish"
-		consumer = "./dataplane/clickstream"
-		million  = "1000000x"
+		record  = "BenchmarkRecord/process/writers=1"
+		kept    = "BenchmarkPublish/kept"
+		million = "1000000x"
 	)
 	return []*clickFigure{
-		{What: "recording one click at level process, ns", Goal: "at most 300", pkg: node, bench: "BenchmarkRecord/process/writers=1", times: "800000x", unit: "cpu-ns/click", most: 300},
-		{What: "recording one click at level process, allocations", Goal: "0", pkg: node, bench: "BenchmarkRecord/process/writers=1", times: "800000x", unit: "allocs/op", most: 0},
-		{What: "publishing to a file-backed stream, clicks/s", Goal: "at least 500,000", pkg: publish, bench: "BenchmarkPublish/kept", times: million, unit: "clicks/s", least: 500_000},
-		{What: "publishing, CPU of the node per click, ns", Goal: "at most 500", pkg: publish, bench: "BenchmarkPublish/kept", times: million, unit: "cpu-ns/click", most: 500},
-		{What: "the same without keeping what was sent, ns", Goal: "-", pkg: publish, bench: "BenchmarkPublish/not-kept", times: million, unit: "cpu-ns/click"},
-		{What: "encoding, ns per click", Goal: "-", pkg: publish, bench: "BenchmarkEncode", times: million, unit: "ns/op"},
-		{What: "bytes per click in the stream", Goal: "at most 120", pkg: publish, bench: "BenchmarkEncode", times: million, unit: "bytes/click", most: 120},
-		{What: "draining a spool of 10,000,000 clicks, clicks/s", Goal: "at least 333,333 (30 s)", pkg: publish, bench: "BenchmarkPublish/not-kept", times: "10000000x", unit: "clicks/s", least: 10_000_000 / 30.0},
-		{What: "clickstream.Consume, clicks/s", Goal: "at least 1,000,000", pkg: consumer, bench: "BenchmarkConsume", times: "5x", unit: "clicks/s", least: 1_000_000},
+		{What: "recording one click at level process, ns", Goal: "at most 300", pkg: nodeClicks, bench: record, times: "800000x", unit: "cpu-ns/click", most: 300},
+		{What: "recording one click at level process, allocations", Goal: "0", pkg: nodeClicks, bench: record, times: "800000x", unit: "allocs/op"},
+		{What: "publishing to a file-backed stream, clicks/s", Goal: "at least 500,000", pkg: publishClicks, bench: kept, times: million, unit: "clicks/s", least: 500_000},
+		{What: "publishing, CPU of the node per click, ns", Goal: "at most 500", pkg: publishClicks, bench: kept, times: million, unit: "cpu-ns/click", most: 500},
+		{What: "the same without keeping what was sent, ns", Goal: "-", pkg: publishClicks, bench: "BenchmarkPublish/not-kept", times: million, unit: "cpu-ns/click"},
+		{What: "of that, encoding, ns", Goal: "-", pkg: publishClicks, bench: "BenchmarkEncode", times: million, unit: "ns/op"},
+		{What: "bytes per click in a batch", Goal: "at most 120", pkg: publishClicks, bench: "BenchmarkEncode", times: million, unit: "bytes/click", most: 120},
+		{What: "bytes per click if batches were compressed with S2", Goal: "-", pkg: publishClicks, bench: "BenchmarkCompress", times: million, unit: "s2-bytes/click"},
+		{What: "compressing with S2, ns per click", Goal: "-", pkg: publishClicks, bench: "BenchmarkCompress", times: million, unit: "s2-ns/click"},
+		{What: "`clickstream.Consume`, clicks/s, the server in the same process", Goal: "at least 1,000,000", pkg: consumerClicks, bench: "BenchmarkConsume", times: "2x", unit: "clicks/s", least: 1_000_000},
+		{What: "of that, decoding alone, clicks/s on one core", Goal: "-", pkg: consumerClicks, bench: "BenchmarkDecode", times: "2000x", unit: "clicks/s"},
 	}
 }
 
 func measureClicks(ctx context.Context, b *bench, out string) error {
+	// What was measured before may have left this process on one core.
+	if err := proc.Pin(os.Getpid(), bothCores); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(b.dir, "clicks-")
+	if err != nil {
+		return err
+	}
+	rounds := min(b.rounds, 3)
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 5 * time.Second, rounds: 3, least: time.Minute, spool: 10e6}
+	if b.quick {
+		rounds, o.links, o.window, o.rounds, o.least, o.spool = 1, 10_000, 2*time.Second, 2, 10*time.Second, 1e6
+	}
 	figures := clickFigures()
-	for round := range b.rounds {
-		done := make(map[string]string) // benchmarks give several figures each
-		for _, f := range figures {
-			key := f.bench + f.times
-			if _, ok := done[key]; !ok {
-				fmt.Fprintf(os.Stderr, "round %d: %s %s\n", round+1, f.bench, f.times)
-				text, err := f.run(ctx)
-				if err != nil {
-					return err
-				}
-				done[key] = text
-			}
-			v, err := unitOf(done[key], f.unit)
-			if err != nil {
-				return fmt.Errorf("%s: %w\n%s", f.bench, err, done[key])
-			}
-			f.samples = append(f.samples, v)
-		}
+	if err := runFigures(ctx, dir, rounds, figures); err != nil {
+		return err
+	}
+	if err := o.run(ctx); err != nil {
+		return fmt.Errorf("outage: %w", err)
 	}
 	var text strings.Builder
-	if err := clickReport.Execute(&text, map[string]any{"Made": made(), "Figures": figures}); err != nil {
+	if err := clickReport.Execute(&text, map[string]any{"Made": made(), "Rounds": rounds, "Figures": figures, "Outage": o}); err != nil {
 		return err
 	}
 	fmt.Print(text.String())
@@ -83,9 +100,40 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 	return os.WriteFile(filepath.Join(out, "clicks.md"), []byte(text.String()), 0o644)
 }
 
-func (f *clickFigure) run(ctx context.Context) (string, error) {
+// runFigures runs the benchmarks behind the figures, round by round.
+func runFigures(ctx context.Context, dir string, rounds int, figures []*clickFigure) error {
+	for _, pkg := range []string{nodeClicks, publishClicks, consumerClicks} {
+		if text, err := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(dir, filepath.Base(pkg)), pkg).CombinedOutput(); err != nil {
+			return fmt.Errorf("build the benchmarks of %s: %w\n%s", pkg, err, text)
+		}
+	}
+	for round := range rounds {
+		done := make(map[string]string) // benchmarks give several figures each
+		for _, f := range figures {
+			if _, ok := done[f.bench]; !ok {
+				begin := time.Now()
+				text, err := f.run(ctx, dir)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(os.Stderr, "round %d: %s: %.1f s\n", round+1, f.bench, time.Since(begin).Seconds())
+				done[f.bench] = text
+			}
+			v, err := unitOf(done[f.bench], f.unit)
+			if err != nil {
+				return fmt.Errorf("%s: %w\n%s", f.bench, err, done[f.bench])
+			}
+			f.samples = append(f.samples, v)
+		}
+	}
+	return nil
+}
+
+func (f *clickFigure) run(ctx context.Context, dir string) (string, error) {
 	name := "^" + strings.ReplaceAll(f.bench, "/", "$/^") + "$"
-	text, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", name, "-benchtime", f.times, "-timeout", "10m", f.pkg).CombinedOutput()
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, filepath.Base(f.pkg)), "-test.run", "^$", "-test.bench", name, "-test.benchtime", f.times, "-test.timeout", "2m")
+	cmd.Dir = f.pkg
+	text, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s: %w\n%s", f.bench, err, text)
 	}
@@ -129,16 +177,76 @@ func show3(v float64) string {
 	return fmt.Sprintf("%.3g", v)
 }
 
+// outageRow is a line of the report about timings.
+type outageRow struct {
+	What                              string
+	Timings                           int
+	P50, P99, Low, High, Slice, Ratio string
+}
+
+// Rows compare the timings with those before.
+func (o *outage) Rows() (rows []outageRow) {
+	of := func(timings []timing, what func(timing) int64) (sorted []float64) {
+		for _, t := range timings {
+			sorted = append(sorted, float64(what(t))/1e3)
+		}
+		slices.Sort(sorted)
+		return sorted
+	}
+	p99 := func(t timing) int64 { return t.P99 }
+	slice := func(t timing) int64 { return t.SliceP99 }
+	before, beforeSlice := median(of(o.before, p99)), median(of(o.before, slice))
+	for _, r := range []struct {
+		what    string
+		timings []timing
+	}{{"before", o.before}, {"while NATS is stopped", o.meanwhile}, {"while the spool drains", o.draining}} {
+		all, typical := of(r.timings, p99), median(of(r.timings, slice))
+		rows = append(rows, outageRow{
+			r.what, len(r.timings), show3(median(of(r.timings, func(t timing) int64 { return t.P50 }))),
+			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(typical),
+			fmt.Sprintf("%.2f / %.2f", median(all)/before, typical/beforeSlice),
+		})
+	}
+	return rows
+}
+
+// Rate, Links, Window, Away, Waited, Drained, PerSecond and Bytes are for the report.
+func (o *outage) Rate() string      { return show3(o.rate) }
+func (o *outage) Links() int        { return o.links }
+func (o *outage) Window() string    { return o.window.String() }
+func (o *outage) Away() string      { return fmt.Sprintf("%.0f s", o.away.Seconds()) }
+func (o *outage) Waited() string    { return show3(o.waited) }
+func (o *outage) Drained() string   { return fmt.Sprintf("%.1f s", o.drained.Seconds()) }
+func (o *outage) PerSecond() string { return show3(o.waited / o.drained.Seconds()) }
+func (o *outage) Bytes() string     { return show3(o.bytes) }
+
 var clickReport = template.Must(template.New("").Parse(`# Clicks
 
 {{.Made}} ` + "`make bench-clicks`" + ` repeats it.
 
-Each figure is the median of the rounds, all of them in one run on an otherwise idle machine. Recording counts the CPU
-of the writer's own thread. The server that is published to is a process of its own; the CPU of publishing is that of
+## Benchmark by benchmark
+
+Each figure is the median of {{.Rounds}} rounds, all of them in one run. Recording counts the CPU of the writer's own
+thread. The server that is published to is a process of its own on the same two cores; the CPU of publishing is that of
 the node's process, which does nothing else, garbage collection included. "Kept" is the log of what was sent, which a
 node writes unless --click-keep is negative. Clicks are as browsers make them: 1,000 links, 100 user agents.
 
 | what | goal | median | lowest | highest | reached |
 |---|---|---|---|---|---|
 {{range .Figures}}| {{.What}} | {{.Goal}} | **{{.Median}}** | {{.Lowest}} | {{.Highest}} | {{.Reached}} |
+{{end}}
+{{with .Outage}}## NATS is stopped, and returns
+
+affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. The
+generator is an open loop of {{.Rate}} requests per second over 64 connections: a latency counts from the request's
+moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. In the outage, the first timing is with an
+empty spool and the last with a full one; between them, requests come as fast as they are answered. NATS was away for
+{{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. All clicks were in the stream in the end, and none was dropped.
+
+| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | against before (p99 / typically) |
+|---|---|---|---|---|---|---|---|
+{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Ratio}} |
+{{end}}
+The goal is at most 1.2 times. Draining {{.Waited}} clicks took **{{.Drained}}** (goal: 10,000,000 in 30 s), {{.PerSecond}} clicks/s
+beside the redirects, in one run. In the stream, a click takes **{{.Bytes}} bytes**, the server's own share included.
 {{end}}`))

@@ -59,7 +59,7 @@ func main() {
 func run() error {
 	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, fleet, clicks")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
-	quick := flag.Bool("quick", false, "redirect, fleet: one short round with few links, to see whether it works")
+	quick := flag.Bool("quick", false, "redirect, fleet, clicks: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")
 	flag.Parse()
 	chosen, err := choose(*only)

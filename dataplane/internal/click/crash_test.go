@@ -23,6 +23,13 @@ func TestMain(m *testing.M) {
 		crashChild(dir)
 		return
 	}
+	if dir := os.Getenv("CLICK_STEP_DIR"); dir != "" {
+		if err := stepChild(dir, os.Getenv("CLICK_STEP_AT")); err != nil {
+			fmt.Println("error", err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -270,6 +271,31 @@ func BenchmarkEncode(b *testing.B) {
 	}
 	total += len(e.end(&account, false))
 	b.ReportMetric(float64(total)/float64(b.N), "bytes/click")
+}
+
+// BenchmarkCompress is what a stream with S2 compression would save of each
+// message, and what that costs whoever compresses.
+func BenchmarkCompress(b *testing.B) {
+	const n = 500 // about what fits into a batch
+	e := newEncoder(click.Identity{Node: "node-1", Region: "eu", Boot: 1, Address: click.AddressTruncated})
+	e.begin(nil, 1)
+	clicks := browserClicks(n)
+	for i := range clicks {
+		if !e.add(&clicks[i]) {
+			b.Fatalf("only %d clicks fit", i)
+		}
+	}
+	var account click.Ledger
+	data := e.end(&account, false)
+	var buf []byte
+	done := 0
+	b.ResetTimer()
+	for ; done < b.N; done += n {
+		buf = s2.Encode(buf[:cap(buf)], data)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(done), "s2-ns/click")
+	b.ReportMetric(float64(len(buf))/n, "s2-bytes/click")
+	b.ReportMetric(float64(len(data))/n, "bytes/click")
 }
 
 // BenchmarkPublish measures the way of clicks from a full spool to a file-backed

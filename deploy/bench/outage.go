@@ -1,0 +1,313 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/deploy/bench/linkset"
+	"github.com/affleet/affleet/deploy/bench/proc"
+	"github.com/affleet/affleet/deploy/processes"
+)
+
+// outage measures what redirects notice of NATS being away and of the drain
+// that follows. The node has one core, and all else the other.
+type outage struct {
+	bin, dir string
+	links    int
+	rate     float64       // of redirects that are timed, per second
+	window   time.Duration // of one timing
+	rounds   int           // timings before the outage and in it
+	least    time.Duration // of the outage
+	spool    float64       // clicks that wait when NATS returns, at least
+
+	fleet *processes.Fleet
+	node  *processes.Process
+
+	// Results.
+	before, meanwhile, draining []timing
+	away, drained               time.Duration
+	waited                      float64 // clicks in the spool when NATS returned
+	bytes                       float64 // per click in the stream
+}
+
+// timing is what the program openloop prints.
+type timing struct {
+	Answered           uint64
+	P50, P99, SliceP99 int64 // ns
+}
+
+const (
+	nodeCore  = "0"
+	otherCore = "1"
+	bothCores = "0,1"
+)
+
+func (o *outage) run(ctx context.Context) error {
+	if err := proc.Pin(os.Getpid(), otherCore); err != nil {
+		return err
+	}
+	defer func() { _ = proc.Pin(os.Getpid(), bothCores) }() // worked a moment ago
+	var err error
+	if o.fleet, err = processes.New(o.bin, o.dir, 1, 1); err != nil {
+		return err
+	}
+	defer o.fleet.Kill()
+	if err := o.open(ctx); err != nil {
+		return err
+	}
+	defer o.node.Kill()
+	for range o.rounds {
+		if err := o.time(ctx, &o.before); err != nil {
+			return err
+		}
+	}
+	if err := o.withoutNATS(ctx); err != nil {
+		return err
+	}
+	if err := o.drain(ctx); err != nil {
+		return err
+	}
+	return o.check(ctx)
+}
+
+// open starts all, with the links loaded.
+func (o *outage) open(ctx context.Context) error {
+	f := o.fleet
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(o.bin, "openloop"), "github.com/affleet/affleet/deploy/bench/openloop").CombinedOutput(); err != nil {
+		return fmt.Errorf("build openloop: %w\n%s", err, out)
+	}
+	if err := errors.Join(f.StartEtcd(), f.StartNATS(), f.StartControl(0)); err != nil {
+		return err
+	}
+	if !processes.Eventually(func() bool { return processes.Get(f.ControlAdmin[0], "/readyz").Status == http.StatusOK }) {
+		return fmt.Errorf("the control plane does not get ready:\n%s", f.Control[0].Output())
+	}
+	for _, part := range []struct {
+		name  string
+		write func(io.Writer) error
+	}{
+		{"affiliates.ndjson", linkset.WriteAffiliates},
+		{"links.ndjson", func(w io.Writer) error { return linkset.Set{Seed: 1}.WriteNDJSON(w, o.links) }},
+	} {
+		path := filepath.Join(o.dir, part.name)
+		file, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(part.write(file), file.Close()); err != nil {
+			return err
+		}
+		if out, code := f.Affctl(ctx, "import", "ndjson", path); code != 0 {
+			return fmt.Errorf("affctl import: exit code %d\n%s", code, out)
+		}
+	}
+	var err error
+	o.node, err = processes.Start(o.dir, "taskset", "-c", nodeCore, filepath.Join(o.bin, "affnode"),
+		"--control", f.ControlAddr[0], "--nats", "nats://"+f.NATSAddr, "--listen", f.NodeAddr[0], "--admin", f.NodeAdmin[0],
+		"--node", "node-1", "--data-dir", "data", "--log-level", "error", "--spool-bytes", strconv.Itoa(16<<30), "--max-conns-per-addr", "10000")
+	if err != nil {
+		return err
+	}
+	last := linkset.Set{Seed: 1}.Link(o.links - 1).GetPath()
+	if !processes.Eventually(func() bool { return o.status(last) == http.StatusFound }) {
+		return fmt.Errorf("the node does not serve %s:\n%s", last, o.node.Output())
+	}
+	time.Sleep(time.Second) // what loading took is given back
+	return nil
+}
+
+// status asks the node for a path of the links' domain.
+func (o *outage) status(path string) int {
+	r, err := http.NewRequest(http.MethodGet, "http://"+o.fleet.NodeAddr[0]+path, http.NoBody)
+	if err != nil {
+		return 0
+	}
+	r.Host = linkset.Domain
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil {
+		return 0
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
+
+// load asks the node for redirects.
+func (o *outage) load(ctx context.Context, rate float64, warm, d time.Duration) (t timing, err error) {
+	var errs strings.Builder
+	cmd := exec.CommandContext(ctx, filepath.Join(o.bin, "openloop"), "--addr", o.fleet.NodeAddr[0], "--links", strconv.Itoa(o.links),
+		"--rate", fmt.Sprint(rate), "--warm", warm.String(), "--duration", d.String())
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return t, fmt.Errorf("openloop: %w\n%s%s", err, errs.String(), o.node.Output())
+	}
+	return t, json.Unmarshal(out, &t)
+}
+
+// time adds a timing at the fixed rate.
+func (o *outage) time(ctx context.Context, to *[]timing) error {
+	t, err := o.load(ctx, o.rate, time.Second, o.window)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3)
+	*to = append(*to, t)
+	return nil
+}
+
+// withoutNATS stops NATS for long enough, and fills the spool.
+func (o *outage) withoutNATS(ctx context.Context) error {
+	if _, err := o.fleet.NATS.Stop(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	fmt.Fprintln(os.Stderr, "NATS is stopped")
+	for round := range o.rounds {
+		if err := o.time(ctx, &o.meanwhile); err != nil {
+			return err
+		}
+		if round < o.rounds-1 { // the last timing is with a full spool
+			if err := o.fill(ctx, o.spool*float64(round+1)/float64(o.rounds-1)); err != nil {
+				return err
+			}
+		}
+	}
+	for time.Since(begin) < o.least {
+		if err := o.time(ctx, &o.meanwhile); err != nil {
+			return err
+		}
+	}
+	o.away = time.Since(begin)
+	return nil
+}
+
+// fill sends requests as fast as they are answered until so many clicks wait.
+func (o *outage) fill(ctx context.Context, clicks float64) error {
+	for {
+		m, err := o.metrics()
+		if err != nil {
+			return err
+		}
+		missing := clicks - m["unacknowledged"]
+		if missing <= 0 {
+			return nil
+		}
+		const fast = 1e6 // per second: more than the node answers
+		if _, err := o.load(ctx, fast, 0, time.Duration(min(missing, 2e6)/fast*float64(time.Second))+time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// drain lets NATS return, and times redirects until the spool is empty but for
+// what comes in a second.
+func (o *outage) drain(ctx context.Context) error {
+	m, err := o.metrics()
+	if err != nil {
+		return err
+	}
+	o.waited = m["unacknowledged"]
+	if err := o.fleet.NATS.Restart(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", o.waited)
+	var timings sync.WaitGroup
+	done := make(chan struct{})
+	var failed error
+	timings.Go(func() {
+		for failed == nil {
+			select {
+			case <-done:
+				return
+			default:
+				failed = o.time(ctx, &o.draining)
+			}
+		}
+	})
+	for err == nil && time.Since(begin) < 5*time.Minute {
+		time.Sleep(200 * time.Millisecond)
+		if m, err = o.metrics(); err == nil && m["unacknowledged"] < o.rate {
+			o.drained = time.Since(begin)
+			break
+		}
+	}
+	close(done)
+	timings.Wait()
+	if err == nil && failed == nil && o.drained == 0 {
+		err = fmt.Errorf("after %v, %.0f clicks still wait\n%s", time.Since(begin), m["unacknowledged"], o.node.Output())
+	}
+	return errors.Join(err, failed)
+}
+
+// check sees to it that no click is missing in the stream, and measures it.
+func (o *outage) check(ctx context.Context) error {
+	var m map[string]float64
+	var err error
+	if !processes.Eventually(func() bool {
+		m, err = o.metrics()
+		return err == nil && m["unacknowledged"] == 0
+	}) {
+		return errors.Join(err, fmt.Errorf("%.0f clicks are not published", m["unacknowledged"]))
+	}
+	if m["dropped_total"] > 0 || m["published_total"] != m["recorded_total"] {
+		return fmt.Errorf("clicks are missing: %v", m)
+	}
+	nc, err := nats.Connect("nats://" + o.fleet.NATSAddr)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	stream, err := js.Stream(ctx, clickstream.StreamName)
+	if err != nil {
+		return err
+	}
+	o.bytes = float64(stream.CachedInfo().State.Bytes) / m["recorded_total"]
+	return nil
+}
+
+// metrics are the node's about clicks, without their prefix; those with labels
+// are added up.
+func (o *outage) metrics() (map[string]float64, error) {
+	resp, err := http.Get("http://" + o.fleet.NodeAdmin[0] + "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	m := make(map[string]float64)
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		family, _, _ := strings.Cut(name, "{")
+		short, ours := strings.CutPrefix(family, "aff_clicks_")
+		if !ours {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return nil, fmt.Errorf("metric %s: %w", name, err)
+		}
+		m[short] += v
+	}
+	return m, lines.Err()
+}

@@ -17,7 +17,7 @@ func measureDecisions(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	cfg := contest.Config{Bin: b.bin, Dir: dir, Rounds: b.rounds, Links: 50_000, Warm: time.Second, Closed: 3 * time.Second}
+	cfg := contest.Config{Bin: b.bin, Dir: dir, Rounds: b.rounds, Links: 50_000, Warm: time.Second, Closed: 2 * time.Second}
 	if b.quick {
 		cfg.Rounds, cfg.Links, cfg.Closed = 1, 5_000, time.Second
 	}

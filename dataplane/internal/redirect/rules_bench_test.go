@@ -16,8 +16,8 @@ import (
 // decider decides about a link with three rules on country and device, of which
 // the last matches, for visitors from a number of places that are all different.
 type decider struct {
-	conn   *conn
-	work   *work
+	conn *conn
+	work *work
 }
 
 func newDecider(t testing.TB, places int) *decider {

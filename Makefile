@@ -11,7 +11,7 @@ LDFLAGS := -X github.com/affleet/affleet/deploy/service.Version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench bench-redirect bench-fleet bench-clicks mutants fuzz lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench bench-redirect bench-decisions bench-fleet bench-clicks mutants fuzz lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ bench: ## measure all figures (ARGS="--only import --rounds 1")
 
 bench-redirect: ## measure affnode beside nginx and others (part of bench; ARGS=--quick)
 	go run ./deploy/bench --only redirect $(ARGS)
+
+bench-decisions: ## measure what rules, splits and macros cost, beside nginx (ARGS=--quick)
+	go run ./deploy/bench --only decisions $(ARGS)
 
 bench-fleet: ## measure how the state reaches thousands of nodes (ARGS="--rows idle,curve")
 	go run ./deploy/bench --only fleet $(ARGS)

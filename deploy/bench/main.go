@@ -5,11 +5,12 @@
 //	go run ./deploy/bench --only propagation   one measurement
 //	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
 //	go run ./deploy/bench --only redirect      affnode beside other redirect servers
+//	go run ./deploy/bench --only decisions     what the rules, splits and macros of links cost, beside nginx
 //	go run ./deploy/bench --only fleet         how the state reaches thousands of nodes
 //	go run ./deploy/bench --only clicks        the way of a click, benchmark by benchmark
 //
 // Figures are medians over the rounds, with the lowest and the highest. The
-// measurements redirect, fleet and clicks have reports of their own.
+// measurements redirect, decisions, fleet and clicks have reports of their own.
 package main
 
 import (
@@ -40,7 +41,7 @@ type measurement struct {
 	alone bool // measured only when it is named
 }
 
-var measurements = []measurement{start, propagation, imports, redirects, fleets, clicks}
+var measurements = []measurement{start, propagation, imports, redirects, decisions, fleets, clicks}
 
 // bench is what the measurements share.
 type bench struct {
@@ -57,9 +58,9 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, fleet, clicks")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, decisions, fleet, clicks")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
-	quick := flag.Bool("quick", false, "redirect, fleet, clicks: one short round with few links, to see whether it works")
+	quick := flag.Bool("quick", false, "redirect, decisions, fleet, clicks: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")
 	flag.Parse()
 	chosen, err := choose(*only)

@@ -147,10 +147,9 @@ func (c *chunk) validate() {
 	for i, r := range c.resources {
 		to := &c.rows[i]
 		to.number = c.first + int64(i)
-		to.name, _ = link.Name(r) // Validate says what is wrong with it
-		if to.invalid = link.Validate(r); to.invalid == nil {
+		to.name, _ = link.Name(r) // Encode says what is wrong with it
+		if to.value, to.invalid = link.Encode(r); to.invalid == nil {
 			to.affiliate = r.GetLink().GetAffiliate()
-			to.value, to.invalid = link.Marshal(r)
 		}
 	}
 	c.resources = nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,16 +41,22 @@ end
 
 // writeRequests writes wrk's script and its requests.
 func (s *stage) writeRequests() error {
+	var err error
+	s.script, err = s.writeScript("requests", browser.Requests(set, s.cfg.Links, distinct, 1))
+	return err
+}
+
+// writeScript writes requests, and gives the script of wrk that sends them.
+func (s *stage) writeScript(name string, requests iter.Seq[[]byte]) (string, error) {
 	var all []byte
-	for r := range browser.Requests(set, s.cfg.Links, distinct, 1) {
+	for r := range requests {
 		all = append(append(all, r...), 0)
 	}
-	file := filepath.Join(s.cfg.Dir, "requests")
+	file := filepath.Join(s.cfg.Dir, name)
 	if err := os.WriteFile(file, all, 0o644); err != nil {
-		return err
+		return "", err
 	}
-	s.script = filepath.Join(s.cfg.Dir, "wrk.lua")
-	return os.WriteFile(s.script, fmt.Appendf(nil, wrkScript, file), 0o644)
+	return file + ".lua", os.WriteFile(file+".lua", fmt.Appendf(nil, wrkScript, file), 0o644)
 }
 
 var wrkResult = regexp.MustCompile(`RESULT (\d+) (\d+)`)

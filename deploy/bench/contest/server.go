@@ -29,8 +29,9 @@ type server struct {
 	// its place.
 	process  *processes.Process
 	worker   bool
-	restarts bool // for each turn: what it keeps in memory must not pile up
-	clicks   bool // published
+	restarts bool     // for each turn: what it keeps in memory must not pile up
+	clicks   bool     // published
+	flags    []string // affnode's, beside those that all have
 	loaded   float64
 	samples  []sample
 }

@@ -76,35 +76,8 @@ func (s *stage) close() {
 
 // open loads the links into the control plane, and starts the servers.
 func (s *stage) open(ctx context.Context) error {
-	f := s.fleet
-	if err := errors.Join(f.StartEtcd(), f.StartNATS()); err != nil {
+	if err := s.load(ctx, func(w io.Writer) error { return set.WriteNDJSON(w, s.cfg.Links) }); err != nil {
 		return err
-	}
-	if err := f.StartControl(0); err != nil {
-		return err
-	}
-	begin := time.Now()
-	for file, write := range map[string]func(io.Writer) error{
-		"1-affiliates.ndjson": linkset.WriteAffiliates,
-		"2-links.ndjson":      func(w io.Writer) error { return set.WriteNDJSON(w, s.cfg.Links) },
-	} {
-		if err := writeFile(filepath.Join(s.cfg.Dir, file), write); err != nil {
-			return err
-		}
-	}
-	if !processes.Eventually(func() bool { return processes.Get(f.ControlAdmin[0], "/readyz").Status == 200 }) {
-		return fmt.Errorf("the control plane does not get ready:\n%s", f.Control[0].Output())
-	}
-	for _, file := range []string{"1-affiliates.ndjson", "2-links.ndjson"} {
-		if out, code := f.Affctl(ctx, "import", "ndjson", filepath.Join(s.cfg.Dir, file)); code != 0 {
-			return fmt.Errorf("affctl import: exit code %d\n%s", code, out)
-		}
-	}
-	progress("%d links imported in %.1f s", s.cfg.Links, time.Since(begin).Seconds())
-	for _, p := range f.Processes() {
-		if err := repin(p.PID(), generatorCore); err != nil {
-			return err
-		}
 	}
 	for i, c := range s.servers {
 		if err := s.start(i, c); err != nil {
@@ -120,6 +93,38 @@ func (s *stage) open(ctx context.Context) error {
 		}
 		progress("%-38s %4.0f MB with %d links", c.name, c.loaded, s.cfg.Links)
 		if err := c.end(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load starts what the nodes need, and imports affiliates and links.
+func (s *stage) load(ctx context.Context, links func(io.Writer) error) error {
+	f := s.fleet
+	if err := errors.Join(f.StartEtcd(), f.StartNATS()); err != nil {
+		return err
+	}
+	if err := f.StartControl(0); err != nil {
+		return err
+	}
+	begin := time.Now()
+	for file, write := range map[string]func(io.Writer) error{"1-affiliates.ndjson": linkset.WriteAffiliates, "2-links.ndjson": links} {
+		if err := writeFile(filepath.Join(s.cfg.Dir, file), write); err != nil {
+			return err
+		}
+	}
+	if !processes.Eventually(func() bool { return processes.Get(f.ControlAdmin[0], "/readyz").Status == 200 }) {
+		return fmt.Errorf("the control plane does not get ready:\n%s", f.Control[0].Output())
+	}
+	for _, file := range []string{"1-affiliates.ndjson", "2-links.ndjson"} {
+		if out, code := f.Affctl(ctx, "import", "ndjson", filepath.Join(s.cfg.Dir, file)); code != 0 {
+			return fmt.Errorf("affctl import: exit code %d\n%s", code, out)
+		}
+	}
+	progress("links imported in %.1f s", time.Since(begin).Seconds())
+	for _, p := range f.Processes() {
+		if err := repin(p.PID(), generatorCore); err != nil {
 			return err
 		}
 	}
@@ -147,8 +152,14 @@ func (s *stage) start(i int, c *server) error {
 		} else {
 			args = append(args, "--click-level", "memory", "--nats", nobody)
 		}
+		args = append(args, c.flags...)
 	case "nginx", "nginx, log":
 		if err := s.writeNginx(dir, c); err != nil {
+			return err
+		}
+		program, args = "nginx", []string{"-p", dir, "-c", filepath.Join(dir, "nginx.conf")}
+	case deciding:
+		if err := s.writeDeciding(dir, c); err != nil {
 			return err
 		}
 		program, args = "nginx", []string{"-p", dir, "-c", filepath.Join(dir, "nginx.conf")}

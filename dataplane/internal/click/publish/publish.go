@@ -356,7 +356,9 @@ func (p *Publisher) next(now time.Time) *batch {
 		p.sources = p.sources[1:]
 		return p.next(now)
 	}
-	if len(p.flush) > 0 && !p.final && s.position() > p.config.Recorder.Last() {
+	// The last word is the last message: behind all clicks, also those that were
+	// refused at first.
+	if len(p.flush) > 0 && !p.final && s.position() > p.config.Recorder.Last() && len(p.inFlight) == 0 {
 		p.final = true
 		return s.report(now, true)
 	}

@@ -469,6 +469,9 @@ func (p *Publisher) advance() {
 		// Kept first: a process that dies in between publishes it once more.
 		if b.position != 0 {
 			p.keep(b)
+			if p.yield != nil {
+				p.yield() // many may be acknowledged at once
+			}
 		}
 		if b.again != nil {
 			p.republished.Add(b.clicks)

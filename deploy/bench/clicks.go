@@ -60,7 +60,7 @@ func clickFigures() []*clickFigure {
 		{What: "bytes per click in a batch", Goal: "at most 120", pkg: publishClicks, bench: "BenchmarkEncode", times: million, unit: "bytes/click", most: 120},
 		{What: "bytes per click if batches were compressed with S2", Goal: "-", pkg: publishClicks, bench: "BenchmarkCompress", times: million, unit: "s2-bytes/click"},
 		{What: "compressing with S2, ns per click", Goal: "-", pkg: publishClicks, bench: "BenchmarkCompress", times: million, unit: "s2-ns/click"},
-		{What: "`clickstream.Consume`, clicks/s, the server in the same process", Goal: "at least 1,000,000", pkg: consumerClicks, bench: "BenchmarkConsume", times: "2x", unit: "clicks/s", least: 1_000_000},
+		{What: "`clickstream.Consume`, clicks/s, the server in the same process", Goal: "at least 1,000,000", pkg: consumerClicks, bench: "BenchmarkConsume", times: "1x", unit: "clicks/s", least: 1_000_000},
 		{What: "of that, decoding alone, clicks/s on one core", Goal: "-", pkg: consumerClicks, bench: "BenchmarkDecode", times: "2000x", unit: "clicks/s"},
 	}
 }
@@ -75,7 +75,7 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 		return err
 	}
 	rounds := min(b.rounds, 3)
-	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 5 * time.Second, rounds: 3, least: time.Minute, spool: 10e6}
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 4 * time.Second, rounds: 3, least: time.Minute, spool: 10e6}
 	if b.quick {
 		rounds, o.links, o.window, o.rounds, o.least, o.spool = 1, 10_000, 2*time.Second, 2, 10*time.Second, 1e6
 	}
@@ -248,5 +248,7 @@ empty spool and the last with a full one; between them, requests come as fast as
 {{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Ratio}} |
 {{end}}
 The goal is at most 1.2 times. Draining {{.Waited}} clicks took **{{.Drained}}** (goal: 10,000,000 in 30 s), {{.PerSecond}} clicks/s
-beside the redirects, in one run. In the stream, a click takes **{{.Bytes}} bytes**, the server's own share included.
+beside the redirects, in one run. In the stream, a click of these
+requests takes **{{.Bytes}} bytes**, the server's own share included (goal: at most 120). It is more than in the table above
+because {{.Links}} links with their destinations repeat less within a batch than 1,000.
 {{end}}`))

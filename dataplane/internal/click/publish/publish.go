@@ -74,6 +74,7 @@ type Publisher struct {
 	setups  chan setup    // what came of ensureStream
 	flushes chan chan struct{}
 
+	yield    func()    // lets redirects go first; nil outside of Run
 	limit    int       // bytes of a batch
 	sources  []*source // the first is being published, the last is the running boot's
 	inFlight []*batch  // oldest first
@@ -168,6 +169,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer p.nc.Close()
+	yield, end := newYield()
+	defer end()
+	p.yield = yield
 	p.openSources()
 	defer p.closeSources()
 	ctx, cancel := context.WithCancel(ctx)
@@ -262,7 +266,11 @@ func (p *Publisher) recut(limit int) {
 func (p *Publisher) openSources() {
 	p.sources = nil
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
-		p.sources = append(p.sources, newSource(log, p.limit, p.buffer))
+		s := newSource(log, p.limit, p.buffer)
+		if p.yield != nil {
+			s.yield = p.yield
+		}
+		p.sources = append(p.sources, s)
 	}
 }
 
@@ -463,6 +471,9 @@ func (p *Publisher) advance() {
 		// Kept first: a process that dies in between publishes it once more.
 		if b.position != 0 {
 			p.keep(b)
+			if p.yield != nil {
+				p.yield() // many may be acknowledged at once
+			}
 		}
 		if b.again != nil {
 			p.republished.Add(b.clicks)

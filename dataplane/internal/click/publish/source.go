@@ -42,18 +42,19 @@ type source struct {
 	buffer  func() []byte // storage for the next batch
 	closed  bool          // an earlier boot's: all is cut
 	recut   bool          // ranges may have been cut differently before
+	yield   func()        // lets redirects go first
 }
 
 // yieldEvery is after how many clicks redirects go first: on a node with one
 // core they would wait for all of a tick's clicks, some 100 µs at 50,000 a
 // second, and for much more behind an outage.
-const yieldEvery = 64
+const yieldEvery = 128
 
 func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 	id := log.Identity()
 	s := &source{
 		log: log, subject: clickstream.Subject(id.Region, id.Node), cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(id),
-		buffer: buffer, recut: log.Recovered(),
+		buffer: buffer, recut: log.Recovered(), yield: runtime.Gosched,
 	}
 	s.encoder.limit = limit
 	return s
@@ -64,7 +65,7 @@ func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, error) {
 	for n := 1; ; n++ {
 		if n%yieldEvery == 0 {
-			runtime.Gosched()
+			s.yield()
 		}
 		if s.held == nil {
 			ok, err := s.cursor.Next(&s.click)

@@ -223,7 +223,7 @@ func (t *decisionTurns) round(ctx context.Context, s *stage, round int) error {
 // disturbed it.
 func (s *stage) closedTurn(ctx context.Context, c *server) (best sample, err error) {
 	for try := range tries {
-		if err := awaitQuiet(ctx); err != nil {
+		if err := awaitQuiet(ctx, 2*glance); err != nil {
 			return best, err
 		}
 		if err := c.begin(s); err != nil {

@@ -56,7 +56,7 @@ func (b *beside) measure(ctx context.Context, s *stage) error {
 	if err := c.begin(s); err != nil {
 		return err
 	}
-	if err := awaitQuiet(ctx); err != nil {
+	if err := awaitQuiet(ctx, patience); err != nil {
 		return err
 	}
 	alone, err := s.openLoop(ctx, c.addr, b.rate)

@@ -154,11 +154,11 @@ const (
 	tries = 2
 	// patience is for a moment that is quiet.
 	patience = 5 * time.Second
+	glance   = 500 * time.Millisecond
 )
 
 // awaitQuiet waits until others do next to nothing, or patience ends.
-func awaitQuiet(ctx context.Context) error {
-	const glance = 500 * time.Millisecond
+func awaitQuiet(ctx context.Context, patience time.Duration) error {
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		before := coresBusy()
 		select {
@@ -177,7 +177,7 @@ func awaitQuiet(ctx context.Context) error {
 // quietTurn gives the quietest of a few turns.
 func (s *stage) quietTurn(ctx context.Context, c *server, rate float64) (best sample, own openLoop, err error) {
 	for try := range tries {
-		if err := awaitQuiet(ctx); err != nil {
+		if err := awaitQuiet(ctx, patience); err != nil {
 			return best, own, err
 		}
 		got, o, err := s.turn(ctx, c, rate)

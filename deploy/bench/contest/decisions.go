@@ -223,7 +223,7 @@ func (t *decisionTurns) round(ctx context.Context, s *stage, round int) error {
 // disturbed it.
 func (s *stage) closedTurn(ctx context.Context, c *server) (best sample, err error) {
 	for try := range tries {
-		if err := awaitQuiet(ctx); err != nil {
+		if err := awaitQuiet(ctx, 2*glance); err != nil {
 			return best, err
 		}
 		if err := c.begin(s); err != nil {
@@ -277,9 +277,28 @@ func (r *Decisions) Markdown(made string) string {
 		}
 		p("| %s | %s | %s | %s | %s | %s | %+.2f |\n", t.what, node.show(2), nginx, to, goal, mark, node.median-plain)
 	}
+	p("\n%s\n", r.disturbed())
 	p("\n## Method\n\n%s", r.method())
 	return b.String()
 }
+
+// disturbed says how much other programs ran meanwhile.
+func (r *Decisions) disturbed() string {
+	var others []float64
+	for _, t := range r.turns {
+		for _, got := range append(t.node.of(foreign), t.nginx.of(foreign)...) {
+			others = append(others, 100*got)
+		}
+	}
+	s := spreadOf(others)
+	said := fmt.Sprintf("Other programs took %.0f%% of a core (%.0f%% - %.0f%%).", s.median, s.low, s.high)
+	if s.median > 100*quiet {
+		said += " **The machine was not quiet, and not equally so for both: these figures need to be measured again.**"
+	}
+	return said
+}
+
+func foreign(s sample) float64 { return s.foreign }
 
 func (r *Decisions) method() string {
 	var b strings.Builder

@@ -17,7 +17,7 @@ func measureRedirects(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	cfg := contest.Config{Bin: b.bin, Dir: dir, Rounds: b.rounds, Links: 1_000_000, Warm: time.Second, Closed: 5 * time.Second, Open: 4 * time.Second}
+	cfg := contest.Config{Bin: b.bin, Dir: dir, Rounds: b.rounds, Links: 1_000_000, Warm: time.Second, Closed: 3 * time.Second, Open: 3 * time.Second}
 	if b.quick {
 		cfg.Rounds, cfg.Links, cfg.Warm, cfg.Closed, cfg.Open = 1, 100_000, time.Second, 2*time.Second, 2*time.Second
 	}

@@ -23,7 +23,7 @@ const (
 	slowEvery       = time.Second // between two bytes of one
 	headTimeout     = "5s"        // of nginx; it is affnode's default
 	deltaRate       = 1000        // per second
-	besideRounds    = 3           // at most
+	besideRounds    = 2           // at most
 )
 
 // beside is what something else that goes on does to a server's answers.

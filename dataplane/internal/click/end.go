@@ -1,0 +1,93 @@
+package click
+
+import (
+	"errors"
+	"os"
+	"runtime"
+)
+
+// End makes the running log final: what Record is given from now on is
+// counted as dropped. Call it when the last request has been answered.
+func (r *Recorder) End() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return
+	}
+	r.ended = true
+	r.log.boot.ended.Store(1)
+	for {
+		s := r.current.Load()
+		if s == nil {
+			return
+		}
+		// Taking more than there is seals a segment like any click that
+		// does not fit; when a click was sooner, the next one is tried.
+		if _, index, p := s.place(int(s.size) + 1); p == last {
+			first := s.first.Load() + uint64(index)
+			r.first.Store(first)
+			s.sealed.Store(int64(index) + 1)
+			r.current.Store(nil)
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// Close ends the recorder. What has not been acknowledged stays in the
+// folder for the next boot; at level memory it is lost.
+func (r *Recorder) Close() error {
+	r.End()
+	r.mu.Lock()
+	again := r.closed
+	r.closed = true
+	r.mu.Unlock()
+	if again {
+		return nil
+	}
+	close(r.stop)
+	r.stopped.Wait()
+	if r.metrics != nil {
+		r.config.Registerer.Unregister(r.metrics)
+	}
+	if r.sent != nil {
+		r.sent.close()
+	}
+	if r.config.Level == Fsync {
+		r.sync()
+		_ = syncMemory(r.log.boot.mem) // its loss costs duplicates at most
+	}
+	if r.log.Acknowledged() < r.Last() {
+		return errors.Join(r.log.boot.close(false), r.release())
+	}
+	if r.sent != nil && r.sent.holds(r.log.boot.dir) {
+		return errors.Join(r.log.removeSegments(), r.log.boot.close(false), r.release())
+	}
+	return errors.Join(r.log.discard(), r.release())
+}
+
+// removeSegments deletes the files of a log of which all is acknowledged. They
+// stay mapped: a request may have been late.
+func (l *Log) removeSegments() error {
+	var errs []error
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.segments {
+		if s.path != "" {
+			errs = append(errs, os.Remove(s.path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// discard removes a log with its folder.
+func (l *Log) discard() error { return l.boot.close(true) }
+
+// release lets go of the earlier boots' folders.
+func (r *Recorder) release() error {
+	var errs []error
+	for _, l := range r.earlier {
+		errs = append(errs, l.boot.close(false))
+	}
+	return errors.Join(errs...)
+}

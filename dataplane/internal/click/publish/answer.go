@@ -1,0 +1,129 @@
+package publish
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
+)
+
+// ack is what the stream answers.
+type ack struct {
+	Stream    string              `json:"stream"`
+	Seq       uint64              `json:"seq"`
+	Duplicate bool                `json:"duplicate"`
+	Error     *jetstream.APIError `json:"error"`
+}
+
+// answered takes the answer to one batch.
+func (p *Publisher) answered(m *nats.Msg) {
+	token, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, p.inbox+"."), 10, 64)
+	if err != nil || token < p.token || token-p.token >= uint64(len(p.inFlight)) {
+		return // acknowledged before
+	}
+	b := p.inFlight[token-p.token]
+	if b.acked {
+		return
+	}
+	if len(m.Data) == 0 { // no responders
+		b.sent = time.Time{}
+		p.ready = false
+		p.refuse("no stream takes clicks: they stay in the spool", nats.ErrNoResponders)
+		return
+	}
+	var a ack
+	if err := json.Unmarshal(m.Data, &a); err == nil && a.Error != nil {
+		err = a.Error
+		b.sent = time.Time{}
+		p.ready = false
+		p.refuse("the stream refuses clicks: they stay in the spool (full? raise its limits or let it forget sooner)", err)
+		return
+	} else if err != nil || a.Stream == "" {
+		return // not an answer: as if it were lost
+	}
+	if b.again != nil && a.Duplicate && b.id == b.again.ID {
+		b.rename()
+		return
+	}
+	b.acked, b.position = true, a.Seq
+	if !a.Duplicate {
+		if a.Seq <= p.highest && (p.wentBack == 0 || a.Seq < p.wentBack) {
+			p.wentBack = a.Seq // it has lost what it had there before
+		}
+		p.highest = a.Seq
+	}
+	if p.refused {
+		p.refused = false
+		p.log.Info("the stream takes clicks again")
+	}
+	p.pause = minPause
+	p.advance()
+}
+
+// advance acknowledges to the spool what is acknowledged without a hole.
+func (p *Publisher) advance() {
+	n := 0
+	for n < len(p.inFlight) && p.inFlight[n].acked {
+		b := p.inFlight[n]
+		// Kept first: a process that dies in between publishes it once more.
+		if b.position != 0 {
+			p.keep(b)
+			if p.yield != nil {
+				p.yield() // many may be acknowledged at once
+			}
+		}
+		if b.again != nil {
+			p.republished.Add(b.clicks)
+		} else {
+			if b.position != 0 {
+				b.log.SetPosition(b.position + 1)
+			}
+			b.log.Acknowledge(b.last)
+			p.published.Add(b.clicks)
+		}
+		p.free = append(p.free, b.data)
+		p.inFlight[n] = nil
+		n++
+	}
+	p.token += uint64(n)
+	p.inFlight = p.inFlight[n:]
+	p.finish()
+}
+
+// keep holds on to a batch that is acknowledged.
+func (p *Publisher) keep(b *batch) {
+	err := p.config.Recorder.Keep(&click.Sent{
+		Subject: b.subject, ID: b.id, First: b.first, Last: b.last, Position: b.position, At: time.Now().UnixMicro(),
+	}, b.data)
+	if failed := err != nil; failed != p.unkept {
+		p.unkept = failed
+		if failed {
+			p.log.Warn("clicks that were sent cannot be kept: what the stream loses is not published again", "error", err)
+		}
+	}
+}
+
+// finish tells who waits in Flush that all is done.
+func (p *Publisher) finish() {
+	if p.final && len(p.inFlight) == 0 && len(p.again) == 0 {
+		for _, done := range p.flush {
+			close(done)
+		}
+		p.flush = nil
+	}
+}
+
+// buffer gives storage for a batch.
+func (p *Publisher) buffer() []byte {
+	if n := len(p.free); n > 0 {
+		buf := p.free[n-1]
+		p.free = p.free[:n-1]
+		return buf
+	}
+	return make([]byte, 0, maxBatchBytes+maxBatchBytes/8)
+}

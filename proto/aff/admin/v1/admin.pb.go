@@ -41,6 +41,8 @@ const (
 	Kind_KIND_AFFILIATE Kind = 3
 	// aff.link.v1.Block
 	Kind_KIND_BLOCK Kind = 4
+	// aff.link.v1.Policy
+	Kind_KIND_POLICY Kind = 5
 )
 
 // Enum value maps for Kind.
@@ -51,6 +53,7 @@ var (
 		2: "KIND_DOMAIN",
 		3: "KIND_AFFILIATE",
 		4: "KIND_BLOCK",
+		5: "KIND_POLICY",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -58,6 +61,7 @@ var (
 		"KIND_DOMAIN":      2,
 		"KIND_AFFILIATE":   3,
 		"KIND_BLOCK":       4,
+		"KIND_POLICY":      5,
 	}
 )
 
@@ -1436,7 +1440,7 @@ func (x *ImportProgress) GetVersion() *v1.Version {
 type ExportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One for each set wanted. Default: all kinds, everything: affiliates,
-	// domains, links, blocks, so that an import in that order succeeds.
+	// domains, links, blocks, policies, so that an import in that order succeeds.
 	Filters       []*Filter `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2988,14 +2992,15 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"\acurrent\x18\x01 \x01(\x06R\acurrent\x12\x14\n" +
 	"\x05adopt\x18\x02 \x03(\x06R\x05adopt\"B\n" +
 	"\x10NewEpochResponse\x12.\n" +
-	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion*`\n" +
+	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion*q\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tKIND_LINK\x10\x01\x12\x0f\n" +
 	"\vKIND_DOMAIN\x10\x02\x12\x12\n" +
 	"\x0eKIND_AFFILIATE\x10\x03\x12\x0e\n" +
 	"\n" +
-	"KIND_BLOCK\x10\x042\xfc\x04\n" +
+	"KIND_BLOCK\x10\x04\x12\x0f\n" +
+	"\vKIND_POLICY\x10\x052\xfc\x04\n" +
 	"\vLinkService\x12C\n" +
 	"\x06Create\x12\x1b.aff.admin.v1.CreateRequest\x1a\x1c.aff.admin.v1.CreateResponse\x12:\n" +
 	"\x03Get\x12\x18.aff.admin.v1.GetRequest\x1a\x19.aff.admin.v1.GetResponse\x12=\n" +

@@ -37,9 +37,9 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // LinkService reads and writes the resources of the fleet: links, domains,
-// affiliates and blocks, all by the same verbs. Names are
-// "links/<domain><path>", "domains/<host>", "affiliates/<id>" and
-// "blocks/<id>".
+// affiliates, blocks and policies, all by the same verbs. Names are
+// "links/<domain><path>", "domains/<host>", "affiliates/<id>", "blocks/<id>" and
+// "policies/<scope>".
 //
 // Errors carry a google.rpc.BadRequest with a violation for each field at
 // fault, and a google.rpc.ErrorInfo of domain "affleet" whose metadata may hold
@@ -194,9 +194,9 @@ type LinkService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 // for forward compatibility.
 //
 // LinkService reads and writes the resources of the fleet: links, domains,
-// affiliates and blocks, all by the same verbs. Names are
-// "links/<domain><path>", "domains/<host>", "affiliates/<id>" and
-// "blocks/<id>".
+// affiliates, blocks and policies, all by the same verbs. Names are
+// "links/<domain><path>", "domains/<host>", "affiliates/<id>", "blocks/<id>" and
+// "policies/<scope>".
 //
 // Errors carry a google.rpc.BadRequest with a violation for each field at
 // fault, and a google.rpc.ErrorInfo of domain "affleet" whose metadata may hold

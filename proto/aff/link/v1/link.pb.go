@@ -80,7 +80,7 @@ func (AffiliateState) EnumDescriptor() ([]byte, []int) {
 	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{0}
 }
 
-// BlockAction is what a block does.
+// BlockAction is what a block does, or the policy of a label.
 type BlockAction int32
 
 const (
@@ -90,6 +90,12 @@ const (
 	BlockAction_BLOCK_ACTION_LABEL BlockAction = 1
 	// The request is answered with 403 and recorded.
 	BlockAction_BLOCK_ACTION_REFUSE BlockAction = 2
+	// The request goes to the link's fallback, else the affiliate's, else it is as
+	// if there were no link. It is recorded.
+	BlockAction_BLOCK_ACTION_FALLBACK BlockAction = 3
+	// The request is redirected without the affiliate's parameters, so that it
+	// earns nothing. It is recorded.
+	BlockAction_BLOCK_ACTION_NO_AFFILIATE BlockAction = 4
 )
 
 // Enum value maps for BlockAction.
@@ -98,11 +104,15 @@ var (
 		0: "BLOCK_ACTION_UNSPECIFIED",
 		1: "BLOCK_ACTION_LABEL",
 		2: "BLOCK_ACTION_REFUSE",
+		3: "BLOCK_ACTION_FALLBACK",
+		4: "BLOCK_ACTION_NO_AFFILIATE",
 	}
 	BlockAction_value = map[string]int32{
-		"BLOCK_ACTION_UNSPECIFIED": 0,
-		"BLOCK_ACTION_LABEL":       1,
-		"BLOCK_ACTION_REFUSE":      2,
+		"BLOCK_ACTION_UNSPECIFIED":  0,
+		"BLOCK_ACTION_LABEL":        1,
+		"BLOCK_ACTION_REFUSE":       2,
+		"BLOCK_ACTION_FALLBACK":     3,
+		"BLOCK_ACTION_NO_AFFILIATE": 4,
 	}
 )
 
@@ -532,8 +542,8 @@ func (x *Version) GetRevision() int64 {
 }
 
 // Resource is one thing that can be written. Its name is
-// "links/<domain><path>", "domains/<host>", "affiliates/<id>" or
-// "blocks/<id>"; it is also its key in etcd and in the feed.
+// "links/<domain><path>", "domains/<host>", "affiliates/<id>", "blocks/<id>" or
+// "policies/<scope>"; it is also its key in etcd and in the feed.
 type Resource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -542,6 +552,7 @@ type Resource struct {
 	//	*Resource_Domain
 	//	*Resource_Affiliate
 	//	*Resource_Block
+	//	*Resource_Policy
 	Kind          isResource_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -620,6 +631,15 @@ func (x *Resource) GetBlock() *Block {
 	return nil
 }
 
+func (x *Resource) GetPolicy() *Policy {
+	if x != nil {
+		if x, ok := x.Kind.(*Resource_Policy); ok {
+			return x.Policy
+		}
+	}
+	return nil
+}
+
 type isResource_Kind interface {
 	isResource_Kind()
 }
@@ -640,6 +660,10 @@ type Resource_Block struct {
 	Block *Block `protobuf:"bytes,4,opt,name=block,proto3,oneof"`
 }
 
+type Resource_Policy struct {
+	Policy *Policy `protobuf:"bytes,5,opt,name=policy,proto3,oneof"`
+}
+
 func (*Resource_Link) isResource_Kind() {}
 
 func (*Resource_Domain) isResource_Kind() {}
@@ -647,6 +671,8 @@ func (*Resource_Domain) isResource_Kind() {}
 func (*Resource_Affiliate) isResource_Kind() {}
 
 func (*Resource_Block) isResource_Kind() {}
+
+func (*Resource_Policy) isResource_Kind() {}
 
 // Link sends a request for one path of one host to a destination.
 type Link struct {
@@ -1249,7 +1275,7 @@ func (x *Affiliate) GetUpdatedBy() string {
 	return ""
 }
 
-// Block labels or refuses the requests of one source.
+// Block labels the requests of one source, or treats them in another way.
 type Block struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 128 bytes of [A-Za-z0-9_.-]. Required.
@@ -1262,13 +1288,22 @@ type Block struct {
 	//	*Block_UserAgent
 	//	*Block_Affiliate
 	Match isBlock_Match `protobuf_oneof:"match"`
-	// What happens to a request that matches. Default: label.
+	// What happens to a request that matches. The strictest of what its blocks and
+	// the policies of its labels say is done: refuse, then fallback, then
+	// no_affiliate. Default: label.
 	Action BlockAction `protobuf:"varint,5,opt,name=action,proto3,enum=aff.link.v1.BlockAction" json:"action,omitempty"`
 	// Why, for people and for the click's label. Required. At most 256 bytes.
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
-	// How long it stands, held by an etcd lease: at least 1 s. Default: until
-	// it is deleted.
+	// How long it stands, held by an etcd lease: 1 s to 10 years, in whole seconds.
+	// Default: until it is deleted.
 	Ttl *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// The label that its requests get: blocked or datacenter. Default: blocked.
+	Label string `protobuf:"bytes,8,opt,name=label,proto3" json:"label,omitempty"`
+	// When it ends, from ttl; set when it is written. Nodes that are cut off from
+	// the control plane keep to it.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The finding that it was made for. At most 128 bytes. Default: none.
+	Finding string `protobuf:"bytes,10,opt,name=finding,proto3" json:"finding,omitempty"`
 	// Read-only: the etcd revision of the last write.
 	Revision int64 `protobuf:"varint,100,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Read-only.
@@ -1373,6 +1408,27 @@ func (x *Block) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+func (x *Block) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Block) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Block) GetFinding() string {
+	if x != nil {
+		return x.Finding
+	}
+	return ""
+}
+
 func (x *Block) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
@@ -1411,12 +1467,12 @@ type Block_Prefix struct {
 }
 
 type Block_UserAgent struct {
-	// A user agent, byte for byte.
+	// A user agent, byte for byte. 1 to 1024 bytes.
 	UserAgent string `protobuf:"bytes,3,opt,name=user_agent,json=userAgent,proto3,oneof"`
 }
 
 type Block_Affiliate struct {
-	// The id of an affiliate.
+	// The id of an affiliate, which need not exist.
 	Affiliate string `protobuf:"bytes,4,opt,name=affiliate,proto3,oneof"`
 }
 
@@ -1425,6 +1481,371 @@ func (*Block_Prefix) isBlock_Match() {}
 func (*Block_UserAgent) isBlock_Match() {}
 
 func (*Block_Affiliate) isBlock_Match() {}
+
+// Policy says what is done about requests that have a label, and what the fraud
+// detector may do by itself.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it holds for: "*" for everything, "domains/<host>" or
+	// "affiliates/<id>". Required. What an affiliate's policy says about a label
+	// wins over its domain's, and that over "*".
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	// At most one for each label. Default: every label only labels.
+	Labels []*LabelPolicy `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty"`
+	// The kill switch, only of "*": every label and every block only labels,
+	// whatever it and other policies say, and the detector blocks nothing.
+	Off bool `protobuf:"varint,3,opt,name=off,proto3" json:"off,omitempty"`
+	// What the detector may do, only of "*". Default: as its fields say.
+	Guard *GuardPolicy `protobuf:"bytes,4,opt,name=guard,proto3" json:"guard,omitempty"`
+	// Read-only: the etcd revision of the last write.
+	Revision int64 `protobuf:"varint,100,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Read-only.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,101,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Read-only.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,102,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Read-only: the identity that wrote last.
+	UpdatedBy     string `protobuf:"bytes,103,opt,name=updated_by,json=updatedBy,proto3" json:"updated_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_aff_link_v1_link_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_link_v1_link_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Policy) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Policy) GetLabels() []*LabelPolicy {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Policy) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+func (x *Policy) GetGuard() *GuardPolicy {
+	if x != nil {
+		return x.Guard
+	}
+	return nil
+}
+
+func (x *Policy) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Policy) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Policy) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Policy) GetUpdatedBy() string {
+	if x != nil {
+		return x.UpdatedBy
+	}
+	return ""
+}
+
+// LabelPolicy says what is done about the requests that have a label.
+type LabelPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// bot, datacenter, prefetch, preview, head, no_ua, odd_headers, rate,
+	// duplicate, replay or blocked. Required.
+	Label string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// Required.
+	Action        BlockAction `protobuf:"varint,2,opt,name=action,proto3,enum=aff.link.v1.BlockAction" json:"action,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelPolicy) Reset() {
+	*x = LabelPolicy{}
+	mi := &file_aff_link_v1_link_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelPolicy) ProtoMessage() {}
+
+func (x *LabelPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_link_v1_link_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelPolicy.ProtoReflect.Descriptor instead.
+func (*LabelPolicy) Descriptor() ([]byte, []int) {
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LabelPolicy) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *LabelPolicy) GetAction() BlockAction {
+	if x != nil {
+		return x.Action
+	}
+	return BlockAction_BLOCK_ACTION_UNSPECIFIED
+}
+
+// GuardPolicy bounds what the fraud detector does by itself: it writes blocks,
+// each with an expiry.
+type GuardPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most one for each detector. Default: as DetectorPolicy says.
+	Detectors []*DetectorPolicy `protobuf:"bytes,1,rep,name=detectors,proto3" json:"detectors,omitempty"`
+	// The most blocks that it makes in an hour, 1 to 10,000. Default: 100.
+	BlocksPerHour int32 `protobuf:"varint,2,opt,name=blocks_per_hour,json=blocksPerHour,proto3" json:"blocks_per_hour,omitempty"`
+	// It blocks no wider IPv4 prefix than this many bits, 8 to 32. Default: 24.
+	WidestIpv4 int32 `protobuf:"varint,3,opt,name=widest_ipv4,json=widestIpv4,proto3" json:"widest_ipv4,omitempty"`
+	// It blocks no wider IPv6 prefix than this many bits, 16 to 128. Default: 48.
+	WidestIpv6 int32 `protobuf:"varint,4,opt,name=widest_ipv6,json=widestIpv6,proto3" json:"widest_ipv6,omitempty"`
+	// Addresses or prefixes that it never blocks, nor any prefix that has one of
+	// them in it. At most 256.
+	AllowPrefixes []string `protobuf:"bytes,5,rep,name=allow_prefixes,json=allowPrefixes,proto3" json:"allow_prefixes,omitempty"`
+	// User agents that it never blocks, byte for byte. At most 256.
+	AllowUserAgents []string `protobuf:"bytes,6,rep,name=allow_user_agents,json=allowUserAgents,proto3" json:"allow_user_agents,omitempty"`
+	// Ids of affiliates that it never blocks. At most 256.
+	AllowAffiliates []string `protobuf:"bytes,7,rep,name=allow_affiliates,json=allowAffiliates,proto3" json:"allow_affiliates,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *GuardPolicy) Reset() {
+	*x = GuardPolicy{}
+	mi := &file_aff_link_v1_link_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuardPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuardPolicy) ProtoMessage() {}
+
+func (x *GuardPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_link_v1_link_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuardPolicy.ProtoReflect.Descriptor instead.
+func (*GuardPolicy) Descriptor() ([]byte, []int) {
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GuardPolicy) GetDetectors() []*DetectorPolicy {
+	if x != nil {
+		return x.Detectors
+	}
+	return nil
+}
+
+func (x *GuardPolicy) GetBlocksPerHour() int32 {
+	if x != nil {
+		return x.BlocksPerHour
+	}
+	return 0
+}
+
+func (x *GuardPolicy) GetWidestIpv4() int32 {
+	if x != nil {
+		return x.WidestIpv4
+	}
+	return 0
+}
+
+func (x *GuardPolicy) GetWidestIpv6() int32 {
+	if x != nil {
+		return x.WidestIpv6
+	}
+	return 0
+}
+
+func (x *GuardPolicy) GetAllowPrefixes() []string {
+	if x != nil {
+		return x.AllowPrefixes
+	}
+	return nil
+}
+
+func (x *GuardPolicy) GetAllowUserAgents() []string {
+	if x != nil {
+		return x.AllowUserAgents
+	}
+	return nil
+}
+
+func (x *GuardPolicy) GetAllowAffiliates() []string {
+	if x != nil {
+		return x.AllowAffiliates
+	}
+	return nil
+}
+
+// DetectorPolicy says what the fraud detector does about the findings of one
+// detector.
+type DetectorPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name: "flood". Required.
+	Detector string `protobuf:"bytes,1,opt,name=detector,proto3" json:"detector,omitempty"`
+	// What the block does that is made for a finding. Default: label.
+	Action BlockAction `protobuf:"varint,2,opt,name=action,proto3,enum=aff.link.v1.BlockAction" json:"action,omitempty"`
+	// The least confidence of a finding for which a block is made, above 0 and up
+	// to 1. Default: 0.95.
+	MinConfidence float64 `protobuf:"fixed64,3,opt,name=min_confidence,json=minConfidence,proto3" json:"min_confidence,omitempty"`
+	// How long the block stands, in whole seconds. Default: 1 h.
+	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Only findings, no blocks. Default: blocks of addresses and user agents, and
+	// none of affiliates.
+	FindingsOnly bool `protobuf:"varint,5,opt,name=findings_only,json=findingsOnly,proto3" json:"findings_only,omitempty"`
+	// Blocks of affiliates too.
+	MayBlockAffiliates bool `protobuf:"varint,6,opt,name=may_block_affiliates,json=mayBlockAffiliates,proto3" json:"may_block_affiliates,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DetectorPolicy) Reset() {
+	*x = DetectorPolicy{}
+	mi := &file_aff_link_v1_link_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetectorPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetectorPolicy) ProtoMessage() {}
+
+func (x *DetectorPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_aff_link_v1_link_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetectorPolicy.ProtoReflect.Descriptor instead.
+func (*DetectorPolicy) Descriptor() ([]byte, []int) {
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DetectorPolicy) GetDetector() string {
+	if x != nil {
+		return x.Detector
+	}
+	return ""
+}
+
+func (x *DetectorPolicy) GetAction() BlockAction {
+	if x != nil {
+		return x.Action
+	}
+	return BlockAction_BLOCK_ACTION_UNSPECIFIED
+}
+
+func (x *DetectorPolicy) GetMinConfidence() float64 {
+	if x != nil {
+		return x.MinConfidence
+	}
+	return 0
+}
+
+func (x *DetectorPolicy) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *DetectorPolicy) GetFindingsOnly() bool {
+	if x != nil {
+		return x.FindingsOnly
+	}
+	return false
+}
+
+func (x *DetectorPolicy) GetMayBlockAffiliates() bool {
+	if x != nil {
+		return x.MayBlockAffiliates
+	}
+	return false
+}
 
 // Rule sends the requests that match it somewhere else.
 type Rule struct {
@@ -1467,7 +1888,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[6]
+	mi := &file_aff_link_v1_link_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1900,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[6]
+	mi := &file_aff_link_v1_link_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1913,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{6}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Rule) GetWhen() string {
@@ -1595,7 +2016,7 @@ type SplitSet struct {
 
 func (x *SplitSet) Reset() {
 	*x = SplitSet{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[7]
+	mi := &file_aff_link_v1_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +2028,7 @@ func (x *SplitSet) String() string {
 func (*SplitSet) ProtoMessage() {}
 
 func (x *SplitSet) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[7]
+	mi := &file_aff_link_v1_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +2041,7 @@ func (x *SplitSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SplitSet.ProtoReflect.Descriptor instead.
 func (*SplitSet) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{7}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SplitSet) GetSplits() []*Split {
@@ -1646,7 +2067,7 @@ type Split struct {
 
 func (x *Split) Reset() {
 	*x = Split{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[8]
+	mi := &file_aff_link_v1_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +2079,7 @@ func (x *Split) String() string {
 func (*Split) ProtoMessage() {}
 
 func (x *Split) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[8]
+	mi := &file_aff_link_v1_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +2092,7 @@ func (x *Split) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Split.ProtoReflect.Descriptor instead.
 func (*Split) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{8}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Split) GetName() string {
@@ -1716,7 +2137,7 @@ type QueryPolicy struct {
 
 func (x *QueryPolicy) Reset() {
 	*x = QueryPolicy{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[9]
+	mi := &file_aff_link_v1_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +2149,7 @@ func (x *QueryPolicy) String() string {
 func (*QueryPolicy) ProtoMessage() {}
 
 func (x *QueryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[9]
+	mi := &file_aff_link_v1_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +2162,7 @@ func (x *QueryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryPolicy.ProtoReflect.Descriptor instead.
 func (*QueryPolicy) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{9}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *QueryPolicy) GetMode() QueryMode {
@@ -1786,7 +2207,7 @@ type Cap struct {
 
 func (x *Cap) Reset() {
 	*x = Cap{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[10]
+	mi := &file_aff_link_v1_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2219,7 @@ func (x *Cap) String() string {
 func (*Cap) ProtoMessage() {}
 
 func (x *Cap) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[10]
+	mi := &file_aff_link_v1_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2232,7 @@ func (x *Cap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cap.ProtoReflect.Descriptor instead.
 func (*Cap) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{10}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Cap) GetClicks() uint64 {
@@ -1841,7 +2262,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[11]
+	mi := &file_aff_link_v1_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2274,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[11]
+	mi := &file_aff_link_v1_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2287,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{11}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Parameter) GetName() string {
@@ -1902,7 +2323,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_aff_link_v1_link_proto_msgTypes[12]
+	mi := &file_aff_link_v1_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2335,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_aff_link_v1_link_proto_msgTypes[12]
+	mi := &file_aff_link_v1_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2348,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{12}
+	return file_aff_link_v1_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Record) GetResource() []byte {
@@ -1965,12 +2386,13 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\x16aff/link/v1/link.proto\x12\vaff.link.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\";\n" +
 	"\aVersion\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x06R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xce\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xfd\x01\n" +
 	"\bResource\x12'\n" +
 	"\x04link\x18\x01 \x01(\v2\x11.aff.link.v1.LinkH\x00R\x04link\x12-\n" +
 	"\x06domain\x18\x02 \x01(\v2\x13.aff.link.v1.DomainH\x00R\x06domain\x126\n" +
 	"\taffiliate\x18\x03 \x01(\v2\x16.aff.link.v1.AffiliateH\x00R\taffiliate\x12*\n" +
-	"\x05block\x18\x04 \x01(\v2\x12.aff.link.v1.BlockH\x00R\x05blockB\x06\n" +
+	"\x05block\x18\x04 \x01(\v2\x12.aff.link.v1.BlockH\x00R\x05block\x12-\n" +
+	"\x06policy\x18\x05 \x01(\v2\x13.aff.link.v1.PolicyH\x00R\x06policyB\x06\n" +
 	"\x04kind\"\xd4\a\n" +
 	"\x04Link\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
@@ -2052,7 +2474,7 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"updated_by\x18g \x01(\tR\tupdatedBy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa7\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x04\n" +
 	"\x05Block\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x1f\n" +
@@ -2061,7 +2483,12 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\taffiliate\x18\x04 \x01(\tH\x00R\taffiliate\x120\n" +
 	"\x06action\x18\x05 \x01(\x0e2\x18.aff.link.v1.BlockActionR\x06action\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12+\n" +
-	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x1a\n" +
+	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x14\n" +
+	"\x05label\x18\b \x01(\tR\x05label\x12;\n" +
+	"\vexpire_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x18\n" +
+	"\afinding\x18\n" +
+	" \x01(\tR\afinding\x12\x1a\n" +
 	"\brevision\x18d \x01(\x03R\brevision\x12;\n" +
 	"\vcreate_time\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
@@ -2069,7 +2496,39 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"updateTime\x12\x1d\n" +
 	"\n" +
 	"updated_by\x18g \x01(\tR\tupdatedByB\a\n" +
-	"\x05match\"\xcb\x01\n" +
+	"\x05match\"\xc7\x02\n" +
+	"\x06Policy\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x120\n" +
+	"\x06labels\x18\x02 \x03(\v2\x18.aff.link.v1.LabelPolicyR\x06labels\x12\x10\n" +
+	"\x03off\x18\x03 \x01(\bR\x03off\x12.\n" +
+	"\x05guard\x18\x04 \x01(\v2\x18.aff.link.v1.GuardPolicyR\x05guard\x12\x1a\n" +
+	"\brevision\x18d \x01(\x03R\brevision\x12;\n" +
+	"\vcreate_time\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12\x1d\n" +
+	"\n" +
+	"updated_by\x18g \x01(\tR\tupdatedBy\"U\n" +
+	"\vLabelPolicy\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x120\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x18.aff.link.v1.BlockActionR\x06action\"\xb0\x02\n" +
+	"\vGuardPolicy\x129\n" +
+	"\tdetectors\x18\x01 \x03(\v2\x1b.aff.link.v1.DetectorPolicyR\tdetectors\x12&\n" +
+	"\x0fblocks_per_hour\x18\x02 \x01(\x05R\rblocksPerHour\x12\x1f\n" +
+	"\vwidest_ipv4\x18\x03 \x01(\x05R\n" +
+	"widestIpv4\x12\x1f\n" +
+	"\vwidest_ipv6\x18\x04 \x01(\x05R\n" +
+	"widestIpv6\x12%\n" +
+	"\x0eallow_prefixes\x18\x05 \x03(\tR\rallowPrefixes\x12*\n" +
+	"\x11allow_user_agents\x18\x06 \x03(\tR\x0fallowUserAgents\x12)\n" +
+	"\x10allow_affiliates\x18\a \x03(\tR\x0fallowAffiliates\"\x89\x02\n" +
+	"\x0eDetectorPolicy\x12\x1a\n" +
+	"\bdetector\x18\x01 \x01(\tR\bdetector\x120\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x18.aff.link.v1.BlockActionR\x06action\x12%\n" +
+	"\x0emin_confidence\x18\x03 \x01(\x01R\rminConfidence\x12+\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12#\n" +
+	"\rfindings_only\x18\x05 \x01(\bR\ffindingsOnly\x120\n" +
+	"\x14may_block_affiliates\x18\x06 \x01(\bR\x12mayBlockAffiliates\"\xcb\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04when\x18\x01 \x01(\tR\x04when\x12\"\n" +
 	"\vdestination\x18\x02 \x01(\tH\x00R\vdestination\x12/\n" +
@@ -2106,11 +2565,13 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\x0eAffiliateState\x12\x1f\n" +
 	"\x1bAFFILIATE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16AFFILIATE_STATE_ACTIVE\x10\x01\x12\x1d\n" +
-	"\x19AFFILIATE_STATE_SUSPENDED\x10\x02*\\\n" +
+	"\x19AFFILIATE_STATE_SUSPENDED\x10\x02*\x96\x01\n" +
 	"\vBlockAction\x12\x1c\n" +
 	"\x18BLOCK_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12BLOCK_ACTION_LABEL\x10\x01\x12\x17\n" +
-	"\x13BLOCK_ACTION_REFUSE\x10\x02*i\n" +
+	"\x13BLOCK_ACTION_REFUSE\x10\x02\x12\x19\n" +
+	"\x15BLOCK_ACTION_FALLBACK\x10\x03\x12\x1d\n" +
+	"\x19BLOCK_ACTION_NO_AFFILIATE\x10\x04*i\n" +
 	"\tStickyKey\x12\x1a\n" +
 	"\x16STICKY_KEY_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11STICKY_KEY_CLIENT\x10\x01\x12\x14\n" +
@@ -2155,7 +2616,7 @@ func file_aff_link_v1_link_proto_rawDescGZIP() []byte {
 }
 
 var file_aff_link_v1_link_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_aff_link_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_aff_link_v1_link_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_aff_link_v1_link_proto_goTypes = []any{
 	(AffiliateState)(0),           // 0: aff.link.v1.AffiliateState
 	(BlockAction)(0),              // 1: aff.link.v1.BlockAction
@@ -2171,61 +2632,75 @@ var file_aff_link_v1_link_proto_goTypes = []any{
 	(*Domain)(nil),                // 11: aff.link.v1.Domain
 	(*Affiliate)(nil),             // 12: aff.link.v1.Affiliate
 	(*Block)(nil),                 // 13: aff.link.v1.Block
-	(*Rule)(nil),                  // 14: aff.link.v1.Rule
-	(*SplitSet)(nil),              // 15: aff.link.v1.SplitSet
-	(*Split)(nil),                 // 16: aff.link.v1.Split
-	(*QueryPolicy)(nil),           // 17: aff.link.v1.QueryPolicy
-	(*Cap)(nil),                   // 18: aff.link.v1.Cap
-	(*Parameter)(nil),             // 19: aff.link.v1.Parameter
-	(*Record)(nil),                // 20: aff.link.v1.Record
-	nil,                           // 21: aff.link.v1.Link.LabelsEntry
-	nil,                           // 22: aff.link.v1.Domain.LabelsEntry
-	nil,                           // 23: aff.link.v1.Affiliate.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*Policy)(nil),                // 14: aff.link.v1.Policy
+	(*LabelPolicy)(nil),           // 15: aff.link.v1.LabelPolicy
+	(*GuardPolicy)(nil),           // 16: aff.link.v1.GuardPolicy
+	(*DetectorPolicy)(nil),        // 17: aff.link.v1.DetectorPolicy
+	(*Rule)(nil),                  // 18: aff.link.v1.Rule
+	(*SplitSet)(nil),              // 19: aff.link.v1.SplitSet
+	(*Split)(nil),                 // 20: aff.link.v1.Split
+	(*QueryPolicy)(nil),           // 21: aff.link.v1.QueryPolicy
+	(*Cap)(nil),                   // 22: aff.link.v1.Cap
+	(*Parameter)(nil),             // 23: aff.link.v1.Parameter
+	(*Record)(nil),                // 24: aff.link.v1.Record
+	nil,                           // 25: aff.link.v1.Link.LabelsEntry
+	nil,                           // 26: aff.link.v1.Domain.LabelsEntry
+	nil,                           // 27: aff.link.v1.Affiliate.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
 }
 var file_aff_link_v1_link_proto_depIdxs = []int32{
 	10, // 0: aff.link.v1.Resource.link:type_name -> aff.link.v1.Link
 	11, // 1: aff.link.v1.Resource.domain:type_name -> aff.link.v1.Domain
 	12, // 2: aff.link.v1.Resource.affiliate:type_name -> aff.link.v1.Affiliate
 	13, // 3: aff.link.v1.Resource.block:type_name -> aff.link.v1.Block
-	21, // 4: aff.link.v1.Link.labels:type_name -> aff.link.v1.Link.LabelsEntry
-	17, // 5: aff.link.v1.Link.query:type_name -> aff.link.v1.QueryPolicy
-	14, // 6: aff.link.v1.Link.rules:type_name -> aff.link.v1.Rule
-	16, // 7: aff.link.v1.Link.splits:type_name -> aff.link.v1.Split
-	24, // 8: aff.link.v1.Link.not_before:type_name -> google.protobuf.Timestamp
-	24, // 9: aff.link.v1.Link.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 10: aff.link.v1.Link.cap:type_name -> aff.link.v1.Cap
-	5,  // 11: aff.link.v1.Link.rest:type_name -> aff.link.v1.RestPolicy
-	2,  // 12: aff.link.v1.Link.sticky:type_name -> aff.link.v1.StickyKey
-	24, // 13: aff.link.v1.Link.create_time:type_name -> google.protobuf.Timestamp
-	24, // 14: aff.link.v1.Link.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 15: aff.link.v1.Domain.case_policy:type_name -> aff.link.v1.CasePolicy
-	7,  // 16: aff.link.v1.Domain.trailing_slash:type_name -> aff.link.v1.TrailingSlashPolicy
-	17, // 17: aff.link.v1.Domain.query:type_name -> aff.link.v1.QueryPolicy
-	22, // 18: aff.link.v1.Domain.labels:type_name -> aff.link.v1.Domain.LabelsEntry
-	24, // 19: aff.link.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
-	24, // 20: aff.link.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
-	0,  // 21: aff.link.v1.Affiliate.state:type_name -> aff.link.v1.AffiliateState
-	19, // 22: aff.link.v1.Affiliate.parameters:type_name -> aff.link.v1.Parameter
-	23, // 23: aff.link.v1.Affiliate.labels:type_name -> aff.link.v1.Affiliate.LabelsEntry
-	24, // 24: aff.link.v1.Affiliate.create_time:type_name -> google.protobuf.Timestamp
-	24, // 25: aff.link.v1.Affiliate.update_time:type_name -> google.protobuf.Timestamp
-	1,  // 26: aff.link.v1.Block.action:type_name -> aff.link.v1.BlockAction
-	25, // 27: aff.link.v1.Block.ttl:type_name -> google.protobuf.Duration
-	24, // 28: aff.link.v1.Block.create_time:type_name -> google.protobuf.Timestamp
-	24, // 29: aff.link.v1.Block.update_time:type_name -> google.protobuf.Timestamp
-	15, // 30: aff.link.v1.Rule.splits:type_name -> aff.link.v1.SplitSet
-	16, // 31: aff.link.v1.SplitSet.splits:type_name -> aff.link.v1.Split
-	3,  // 32: aff.link.v1.QueryPolicy.mode:type_name -> aff.link.v1.QueryMode
-	4,  // 33: aff.link.v1.Cap.period:type_name -> aff.link.v1.CapPeriod
-	24, // 34: aff.link.v1.Record.create_time:type_name -> google.protobuf.Timestamp
-	24, // 35: aff.link.v1.Record.update_time:type_name -> google.protobuf.Timestamp
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	14, // 4: aff.link.v1.Resource.policy:type_name -> aff.link.v1.Policy
+	25, // 5: aff.link.v1.Link.labels:type_name -> aff.link.v1.Link.LabelsEntry
+	21, // 6: aff.link.v1.Link.query:type_name -> aff.link.v1.QueryPolicy
+	18, // 7: aff.link.v1.Link.rules:type_name -> aff.link.v1.Rule
+	20, // 8: aff.link.v1.Link.splits:type_name -> aff.link.v1.Split
+	28, // 9: aff.link.v1.Link.not_before:type_name -> google.protobuf.Timestamp
+	28, // 10: aff.link.v1.Link.expires_at:type_name -> google.protobuf.Timestamp
+	22, // 11: aff.link.v1.Link.cap:type_name -> aff.link.v1.Cap
+	5,  // 12: aff.link.v1.Link.rest:type_name -> aff.link.v1.RestPolicy
+	2,  // 13: aff.link.v1.Link.sticky:type_name -> aff.link.v1.StickyKey
+	28, // 14: aff.link.v1.Link.create_time:type_name -> google.protobuf.Timestamp
+	28, // 15: aff.link.v1.Link.update_time:type_name -> google.protobuf.Timestamp
+	6,  // 16: aff.link.v1.Domain.case_policy:type_name -> aff.link.v1.CasePolicy
+	7,  // 17: aff.link.v1.Domain.trailing_slash:type_name -> aff.link.v1.TrailingSlashPolicy
+	21, // 18: aff.link.v1.Domain.query:type_name -> aff.link.v1.QueryPolicy
+	26, // 19: aff.link.v1.Domain.labels:type_name -> aff.link.v1.Domain.LabelsEntry
+	28, // 20: aff.link.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
+	28, // 21: aff.link.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
+	0,  // 22: aff.link.v1.Affiliate.state:type_name -> aff.link.v1.AffiliateState
+	23, // 23: aff.link.v1.Affiliate.parameters:type_name -> aff.link.v1.Parameter
+	27, // 24: aff.link.v1.Affiliate.labels:type_name -> aff.link.v1.Affiliate.LabelsEntry
+	28, // 25: aff.link.v1.Affiliate.create_time:type_name -> google.protobuf.Timestamp
+	28, // 26: aff.link.v1.Affiliate.update_time:type_name -> google.protobuf.Timestamp
+	1,  // 27: aff.link.v1.Block.action:type_name -> aff.link.v1.BlockAction
+	29, // 28: aff.link.v1.Block.ttl:type_name -> google.protobuf.Duration
+	28, // 29: aff.link.v1.Block.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 30: aff.link.v1.Block.create_time:type_name -> google.protobuf.Timestamp
+	28, // 31: aff.link.v1.Block.update_time:type_name -> google.protobuf.Timestamp
+	15, // 32: aff.link.v1.Policy.labels:type_name -> aff.link.v1.LabelPolicy
+	16, // 33: aff.link.v1.Policy.guard:type_name -> aff.link.v1.GuardPolicy
+	28, // 34: aff.link.v1.Policy.create_time:type_name -> google.protobuf.Timestamp
+	28, // 35: aff.link.v1.Policy.update_time:type_name -> google.protobuf.Timestamp
+	1,  // 36: aff.link.v1.LabelPolicy.action:type_name -> aff.link.v1.BlockAction
+	17, // 37: aff.link.v1.GuardPolicy.detectors:type_name -> aff.link.v1.DetectorPolicy
+	1,  // 38: aff.link.v1.DetectorPolicy.action:type_name -> aff.link.v1.BlockAction
+	29, // 39: aff.link.v1.DetectorPolicy.ttl:type_name -> google.protobuf.Duration
+	19, // 40: aff.link.v1.Rule.splits:type_name -> aff.link.v1.SplitSet
+	20, // 41: aff.link.v1.SplitSet.splits:type_name -> aff.link.v1.Split
+	3,  // 42: aff.link.v1.QueryPolicy.mode:type_name -> aff.link.v1.QueryMode
+	4,  // 43: aff.link.v1.Cap.period:type_name -> aff.link.v1.CapPeriod
+	28, // 44: aff.link.v1.Record.create_time:type_name -> google.protobuf.Timestamp
+	28, // 45: aff.link.v1.Record.update_time:type_name -> google.protobuf.Timestamp
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_aff_link_v1_link_proto_init() }
@@ -2238,13 +2713,14 @@ func file_aff_link_v1_link_proto_init() {
 		(*Resource_Domain)(nil),
 		(*Resource_Affiliate)(nil),
 		(*Resource_Block)(nil),
+		(*Resource_Policy)(nil),
 	}
 	file_aff_link_v1_link_proto_msgTypes[5].OneofWrappers = []any{
 		(*Block_Prefix)(nil),
 		(*Block_UserAgent)(nil),
 		(*Block_Affiliate)(nil),
 	}
-	file_aff_link_v1_link_proto_msgTypes[6].OneofWrappers = []any{
+	file_aff_link_v1_link_proto_msgTypes[10].OneofWrappers = []any{
 		(*Rule_Destination)(nil),
 		(*Rule_Splits)(nil),
 		(*Rule_Fallback)(nil),
@@ -2256,7 +2732,7 @@ func file_aff_link_v1_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aff_link_v1_link_proto_rawDesc), len(file_aff_link_v1_link_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   16,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -52,7 +52,7 @@ var blockNoun = &noun{
 		{"MATCHES", func(_ *app, r *linkv1.Resource) string { return matchText(r.GetBlock()) }},
 		{"ACTION", func(_ *app, r *linkv1.Resource) string { return actionText(r.GetBlock().GetAction()) }},
 		{"LABEL", func(_ *app, r *linkv1.Resource) string {
-			return first(r.GetBlock().GetLabel(), link.LabelBlocked.String())
+			return labelOf(r.GetBlock())
 		}},
 		{"ENDS IN", func(a *app, r *linkv1.Resource) string { return a.remaining(r.GetBlock()) }},
 		{"WHO", func(_ *app, r *linkv1.Resource) string { return r.GetBlock().GetUpdatedBy() }},

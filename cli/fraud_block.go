@@ -44,7 +44,7 @@ that is written again before its --ttl is over stands on, without what is no
 more in it.`,
 		Example: `  affctl fraud block 203.0.113.7 --reason 'click flood' --ttl 1h --action refuse
   affctl fraud block --user-agent 'BadBot/1.0' --reason crawler --wait
-  affctl fraud block --from-file aws.txt --label datacenter --reason AWS --ttl 7d`,
+  affctl fraud block --from-file aws --label datacenter --reason AWS --ttl 7d`,
 		Args: argCount(0, 1), DisableFlagsInUseLine: true,
 	}
 	b := &blocking{a: a, block: &linkv1.Block{}}

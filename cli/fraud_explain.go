@@ -127,7 +127,7 @@ func (x *explaining) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	x.printBlocks(matching, partly, p.off())
+	x.printBlocks(matching, partly, p)
 	x.printLabels(p)
 	x.printReports()
 	return nil
@@ -267,17 +267,34 @@ var strictness = []linkv1.BlockAction{
 	linkv1.BlockAction_BLOCK_ACTION_FALLBACK, linkv1.BlockAction_BLOCK_ACTION_REFUSE,
 }
 
-// printBlocks says which blocks match, and what is done then.
-func (x *explaining) printBlocks(matching, partly []*linkv1.Block, off *linkv1.Policy) {
+// doneTexts say what is done to requests.
+var doneTexts = map[linkv1.BlockAction]string{
+	linkv1.BlockAction_BLOCK_ACTION_NO_AFFILIATE: "are redirected so that they earn nothing",
+	linkv1.BlockAction_BLOCK_ACTION_FALLBACK:     "go to the fallback",
+	linkv1.BlockAction_BLOCK_ACTION_REFUSE:       "are refused with 403",
+}
+
+// printBlocks says which blocks match, and what is done then: the strictest of
+// what they and the policies about their labels say.
+func (x *explaining) printBlocks(matching, partly []*linkv1.Block, p inForce) {
 	a := x.a
 	say := func(format string, args ...any) { a.printf("%s\n", printable(fmt.Sprintf(format, args...))) }
 	action, by := linkv1.BlockAction_BLOCK_ACTION_LABEL, ""
+	stricter := func(than linkv1.BlockAction) bool {
+		return slices.Index(strictness, than) > slices.Index(strictness, action)
+	}
 	for _, b := range matching {
-		if a.remaining(b) != "over" && slices.Index(strictness, b.GetAction()) > slices.Index(strictness, action) {
-			action, by = b.GetAction(), b.GetId()
+		if a.remaining(b) == "over" {
+			continue
+		}
+		if stricter(b.GetAction()) {
+			action, by = b.GetAction(), subject(link.Blocks.Prefix()+b.GetId())
+		}
+		if said, scope := p.about(labelOf(b)); stricter(said) {
+			action, by = said, fmt.Sprintf("%s, which has the label %s", subject(link.Policies.Prefix()+scope), labelOf(b))
 		}
 	}
-	switch {
+	switch off := p.off(); {
 	case len(matching) == 0:
 		say("No block matches %s.", &x.who)
 	case off != nil:
@@ -285,22 +302,22 @@ func (x *explaining) printBlocks(matching, partly []*linkv1.Block, off *linkv1.P
 	case by == "":
 		say("Requests of %s are labelled, and redirected as if nothing had happened.", &x.who)
 	default:
-		say("Requests of %s: %s, by block %q.", &x.who, actionText(action), by)
+		say("Requests of %s %s: so says %s.", &x.who, doneTexts[action], by)
 	}
 	for _, b := range matching {
-		say("  block %q: %s", b.GetId(), a.blockText(b))
+		say("  %s: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
 	}
 	for _, b := range partly {
-		say("  block %q matches some of it: %s", b.GetId(), a.blockText(b))
+		say("  %s matches some of it: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
 	}
 }
 
+// labelOf is the label that a block gives.
+func labelOf(b *linkv1.Block) string { return first(b.GetLabel(), link.LabelBlocked.String()) }
+
 // blockText says what a block does, until when, who made it and why.
 func (a *app) blockText(b *linkv1.Block) string {
-	text := fmt.Sprintf("%s as %s and %s", matchText(b), first(b.GetLabel(), link.LabelBlocked.String()), actionText(b.GetAction()))
-	if actionText(b.GetAction()) == "label" {
-		text = fmt.Sprintf("%s as %s", matchText(b), first(b.GetLabel(), link.LabelBlocked.String()))
-	}
+	text := fmt.Sprintf("%s, %s as %s", matchText(b), actionText(b.GetAction()), labelOf(b))
 	switch left := a.remaining(b); left {
 	case "-":
 		text += ", until it is deleted"
@@ -309,11 +326,11 @@ func (a *app) blockText(b *linkv1.Block) string {
 	default:
 		text += ", for " + left + " more"
 	}
-	text += fmt.Sprintf(": %s (%s", b.GetReason(), b.GetUpdatedBy())
+	text += fmt.Sprintf("; %q, by %s", b.GetReason(), b.GetUpdatedBy())
 	if b.GetFinding() != "" {
-		text += ", finding " + b.GetFinding()
+		text += " for finding " + b.GetFinding()
 	}
-	return text + ")"
+	return text
 }
 
 // printLabels says what is done about requests that have a label.

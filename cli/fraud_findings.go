@@ -31,9 +31,9 @@ type findings struct {
 func newFraudFindings(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "findings", Short: "Print what affguard found, and what it did about it",
-		Long: `Print what affguard found, and what it did about it: a line for each finding, and
-one for the decision, which names the block, or why there is none. JSON has the
-figures, and clicks as samples.`,
+		Long: `Print what affguard found, and what it did about it: a line for each finding,
+and one for the decision, which names the block, or why there is none. JSON has
+the figures, and clicks as samples.`,
 		Example: "  affctl fraud findings --since 1h\n  affctl fraud findings --follow --detector flood\n  affctl fraud findings --affiliate aff_01 -o json",
 		Args:    argCount(0, 0),
 	}

@@ -110,7 +110,7 @@ func policyGet(a *app) *cobra.Command {
 // printPolicy says what a policy says, with the defaults.
 func (a *app) printPolicy(p *linkv1.Policy) {
 	line := func(name, format string, args ...any) {
-		a.printf("%-15s %s\n", name, printable(fmt.Sprintf(format, args...)))
+		a.printf("%-16s %s\n", name, printable(fmt.Sprintf(format, args...)))
 	}
 	line("scope", "%s", p.GetScope())
 	for _, l := range p.GetLabels() {
@@ -180,7 +180,19 @@ func detectorText(d *linkv1.DetectorPolicy) string {
 	if d.GetMayBlockAffiliates() {
 		what += ", and affiliates"
 	}
-	return fmt.Sprintf("%s %s for %s, from confidence %v on", actionText(d.GetAction()), what, ttl, confidence)
+	return fmt.Sprintf("%s %s for %s, from confidence %v on", actionText(d.GetAction()), what, shortDuration(ttl), confidence)
+}
+
+// shortDuration is "2h" rather than "2h0m0s".
+func shortDuration(d time.Duration) string {
+	text := d.String()
+	if rest, ok := strings.CutSuffix(text, "m0s"); ok {
+		text = rest + "m"
+	}
+	if rest, ok := strings.CutSuffix(text, "h0m"); ok {
+		text = rest + "h"
+	}
+	return text
 }
 
 // policyEdit are the flags of policy set.
@@ -197,7 +209,7 @@ type policyEdit struct {
 
 func policySet(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "set", Short: "Change what is given of a policy, keep the rest; make it if there is none",
+		Use: "set", Short: "Change what is given of a policy, and keep the rest",
 		Long: `Change what is given of a policy, keep the rest; make it if there is none. A
 detector's settings are DETECTOR=ACTION or DETECTOR=findings-only, and then
 min-confidence=N, ttl=TIME and affiliates (block those too). LABEL= and

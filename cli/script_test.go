@@ -98,6 +98,7 @@ var varying = []struct {
 	pattern *regexp.Regexp
 	instead string
 }{
+	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`), "DATE TIME"},
 	{regexp.MustCompile(`\bversion \d+`), "version N"},
 	{regexp.MustCompile(`"version": \d+`), `"version": N`},
 	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|µs)\b`), "TIME"},

@@ -81,6 +81,9 @@ func (j *Judge) Judge(v *link.Verdict, r *Request, m *link.Match, req *link.Requ
 	if m.Value != nil {
 		j.perLink.fetch(k.pair)
 		j.clicks.fetch(k.click)
+		if k.network >= 0 {
+			j.ids.fetch(k.id)
+		}
 	}
 	r.Visitor.Label(&v.Labels, r.Head, r.Secure)
 	if !v.Off.Has(link.LabelRate) && req.Address.IsValid() {
@@ -100,6 +103,8 @@ var noClick = link.Of(link.LabelBot, link.LabelPrefetch, link.LabelPreview, link
 type keys struct {
 	from, to    uint64 // the address, the link
 	pair, click uint64 // both of them; and the user agent
+	id          uint64 // the click id and the link
+	network     int    // whose id it is; negative: there is none
 }
 
 func (j *Judge) keys(m *link.Match, req *link.Request, agent uint64) (k keys) {
@@ -108,6 +113,11 @@ func (j *Judge) keys(m *link.Match, req *link.Request, agent uint64) (k keys) {
 		k.to = xxh3.HashSeed(m.Link.Path(m.Value), xxh3.HashSeed(m.Link.Domain(m.Value), j.seed))
 		k.pair = mix(k.from, k.to)
 		k.click = mix(agent, k.pair)
+		if k.network = -1; len(req.Query) > minID {
+			if network, value := clickID(req.Query); value != nil {
+				k.network, k.id = network, xxh3.HashSeed(value, k.to+uint64(network)+1) //nolint:gosec // 0 to 5
+			}
+		}
 	}
 	return k
 }
@@ -135,13 +145,9 @@ func (j *Judge) compare(labels *link.Labels, k *keys, r *Request, req *link.Requ
 	if age <= int64(retryWindow) && was == j.clicks.extra(whole) {
 		labels.Add(link.LabelReplay, j.retry)
 	}
-	if len(req.Query) <= minID || j.cfg.Off.Has(link.LabelReplay) {
-		return
-	}
-	if id, value := clickID(req.Query); value != nil {
-		key := xxh3.HashSeed(value, k.to+uint64(id)+1) //nolint:gosec // 0 to 5
-		if age, _ := j.ids.touch(key, 0, r.Mono); age <= int64(j.cfg.Replay) {
-			labels.Add(link.LabelReplay, j.replays[id])
+	if k.network >= 0 && !j.cfg.Off.Has(link.LabelReplay) {
+		if age, _ := j.ids.touch(k.id, 0, r.Mono); age <= int64(j.cfg.Replay) {
+			labels.Add(link.LabelReplay, j.replays[k.network])
 		}
 	}
 }

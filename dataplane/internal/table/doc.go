@@ -46,6 +46,12 @@
 // no reference has to be kept valid when affiliates come and go, and a link
 // without one pays nothing.
 //
+// Blocks are found by what they match: user agents and affiliates in registries,
+// prefixes of addresses in a trie (github.com/gaissmai/bart) whose edits copy the
+// path that they change. An address that is in none costs one look; one that is,
+// one more for each prefix that it is in. A block that has ended stays until it
+// is deleted: whether it counts is asked with each request.
+//
 // An entry that does not compile is held in a registry of its own: it is counted
 // and hashed like the others, and no Lookup finds it. A table can be shown
 // instead of the one that was verified, with some links less: it is an edit of

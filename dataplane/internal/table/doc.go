@@ -4,8 +4,8 @@
 //
 // It knows keys and stored bytes, and asks proto/link what they mean. It is not
 // a general map: its keys are resource names, its values are checked when they
-// are put, and few-of-a-kind resources (domains, affiliates, blocks) are meant
-// to be some thousands, not millions.
+// are put, and few-of-a-kind resources (domains, affiliates, policies) are meant
+// to be some thousands, not millions; blocks some hundred thousand.
 //
 // A Table never changes and may be used by any number of goroutines, also while
 // a Builder that began from it is at work; what its methods give belongs to it

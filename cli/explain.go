@@ -33,8 +33,9 @@ func newExplain(a *app) *cobra.Command {
 		Long: `Say where a request would go, and why: which links and domains were looked up,
 what each rule said, which variant was drawn, where each parameter comes from,
 and the answer. It is decided by the code that the nodes run: on what the
-control plane holds, on a file (--from-file), or by a node itself on what it
-serves (--node). Nothing is recorded, and no cap is touched.`,
+control plane holds, on a file (--from-file: an export, or the state that a node
+gives at /state of its --admin address), or by a node itself on what it serves
+(--node). Nothing is recorded, and no cap is touched.`,
 		Example: `  affctl explain http://go.example.com/summer
   affctl explain /go/sale --at 2026-12-25
   affctl explain /go/sale --ip 192.0.2.1 --geoip city.mmdb
@@ -51,7 +52,7 @@ serves (--node). Nothing is recorded, and no cap is touched.`,
 	fs.StringArrayVar(&f.geoip, "geoip", nil, "a MaxMind database `FILE` that knows where addresses are; may be repeated")
 	fs.StringVar(&f.geoHeaders, "geo-headers", "", "`HEADERS` that say where the client is, as affnode's flag: cloudflare")
 	fs.StringVar(&f.bots, "bots", "", "a list of bots, as affnode's flag: a `FILE`")
-	fs.StringVar(&f.file, "from-file", "", "decide on this export or YAML `FILE` instead of the control plane")
+	fs.StringVar(&f.file, "from-file", "", "decide on this `FILE` instead of the control plane: an export, YAML, or a node's state")
 	fs.StringVar(&f.node, "node", "", "ask a node, by the `HOST:PORT` of its --admin address")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "node")
 	f.out.addTo(cmd, "table", "json", "yaml")

@@ -221,7 +221,7 @@ emptied by an empty text.`,
 		Args: argCount(0, 0), DisableFlagsInUseLine: true,
 	}
 	e := &policyEdit{}
-	e.scoped.addTo(cmd)
+	e.addTo(cmd)
 	flags := cmd.Flags()
 	flags.StringArrayVar(&e.labels, "label", nil, "what is done about a label, `LABEL=ACTION`; may be repeated")
 	flags.BoolVar(&e.off, "off", false, "the kill switch: everything only labels")

@@ -132,11 +132,11 @@ func (x *explaining) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	x.printBlocks(matching, partly, now, policies)
-	all := make([]link.Label, link.NumLabels)
+	labels := make([]link.Label, link.NumLabels)
 	for l := range link.NumLabels {
-		all[l] = l
+		labels[l] = l
 	}
-	if now, err = x.judge(nil, policies, all); err != nil {
+	if now, err = x.judge(nil, policies, labels); err != nil {
 		return err
 	}
 	x.printLabels(now)

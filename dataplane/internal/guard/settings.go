@@ -3,6 +3,8 @@ package guard
 import (
 	"fmt"
 	"time"
+
+	"github.com/affleet/affleet/proto/link"
 )
 
 // detector is one of the detectors.
@@ -21,7 +23,8 @@ const (
 )
 
 var detectorNames = [numDetectors]string{
-	"flood", "low_and_slow", "entropy", "timing", "bursts", "many_agents", "labelled_share", "country_mix",
+	link.DetectorFlood, link.DetectorLowAndSlow, link.DetectorEntropy, link.DetectorTiming,
+	link.DetectorBursts, link.DetectorManyAgents, link.DetectorLabelledShare, link.DetectorCountryMix,
 }
 
 // String is the detector's name in findings and policies.

@@ -298,7 +298,7 @@ func (x *explaining) printBlocks(matching, partly []*linkv1.Block, now *link.Tra
 		say("No block matches %s.", &x.who)
 	case now.Off:
 		off := policies[0] // that of everything is read first
-		say("Requests of %s are only labelled: the kill switch is off, by %s, %s ago.", &x.who, off.GetUpdatedBy(), age(a.now().Sub(off.GetUpdateTime().AsTime())))
+		say("Requests of %s are only labelled: everything is switched off, by %s, %s ago.", &x.who, off.GetUpdatedBy(), age(a.now().Sub(off.GetUpdateTime().AsTime())))
 	case now.Treatment == link.TreatLabel:
 		say("Requests of %s are labelled, and redirected as if nothing had happened.", &x.who)
 	default:
@@ -351,7 +351,6 @@ func (a *app) blockText(b *linkv1.Block) string {
 // printLabels says what is done about requests that have a label.
 func (x *explaining) printLabels(now *link.Trace) {
 	a := x.a
-	var plain []string
 	a.printf("\nWhat is done about labels")
 	if x.host != "" {
 		a.printf(" at %s", x.host)
@@ -359,16 +358,15 @@ func (x *explaining) printLabels(now *link.Trace) {
 	a.printf(":\n")
 	for _, l := range now.Labels {
 		if l.Scope == "" {
-			plain = append(plain, l.Label.String())
-			continue
+			continue // no policy says anything
 		}
 		text := strings.ReplaceAll(l.Treatment.String(), "_", "-")
 		if now.Off {
-			text = "label, not " + text + ": the kill switch is off"
+			text = "label, not " + text + ": it is switched off"
 		}
 		a.printf("  %-12s %s (policy %q)\n", l.Label, text, l.Scope)
 	}
-	a.printf("  no policy says: %s; they only label\n", strings.Join(plain, ", "))
+	a.printf("  %-12s label\n", "all others")
 }
 
 // printReports prints what was found, oldest first.

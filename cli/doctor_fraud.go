@@ -18,9 +18,9 @@ func (d *doctor) policy(ctx context.Context) {
 	p := r.GetPolicy()
 	switch {
 	case err != nil:
-		d.say("fraud", levelUnknown, "the kill switch: %s", describe(err).lines[0])
+		d.say("fraud", levelUnknown, "whether the kill switch is pulled: %s", describe(err).lines[0])
 	case p.GetOff():
-		d.say("fraud", levelWarning, "the kill switch is off since %s, by %s: every label and every block only labels, and affguard blocks nothing (affctl fraud policy set --on)",
+		d.say("fraud", levelWarning, "what policies and blocks say is switched off since %s, by %s: they only label, and affguard blocks nothing (affctl fraud policy set --on)",
 			p.GetUpdateTime().AsTime().Local().Format(time.DateTime), p.GetUpdatedBy())
 	default:
 		d.say("fraud", levelOK, "what policies and blocks say is done")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,6 +11,7 @@ import (
 	"github.com/affleet/affleet/dataplane/clickstream"
 	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/explain"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -123,12 +123,23 @@ func (x *explaining) run(cmd *cobra.Command, args []string) error {
 	}); err != nil {
 		return err
 	}
-	p, err := x.policies(ctx)
+	policies, err := x.policies(ctx)
 	if err != nil {
 		return err
 	}
-	x.printBlocks(matching, partly, p)
-	x.printLabels(p)
+	now, err := x.judge(matching, policies, nil)
+	if err != nil {
+		return err
+	}
+	x.printBlocks(matching, partly, now, policies)
+	labels := make([]link.Label, link.NumLabels)
+	for l := range link.NumLabels {
+		labels[l] = l
+	}
+	if now, err = x.judge(nil, policies, labels); err != nil {
+		return err
+	}
+	x.printLabels(now)
 	x.printReports()
 	return nil
 }
@@ -211,98 +222,87 @@ func (x *explaining) choose(all []*clickstream.Report) {
 	}
 }
 
-// inForce are the policies that hold, the narrowest first.
-type inForce []*linkv1.Policy
-
-func (p inForce) off() *linkv1.Policy {
-	for _, one := range p {
-		if one.GetOff() {
-			return one
-		}
-	}
-	return nil
-}
-
-// about says what is done about a label, and which policy says so.
-func (p inForce) about(label string) (linkv1.BlockAction, string) {
-	for _, one := range p {
-		for _, l := range one.GetLabels() {
-			if l.GetLabel() == label {
-				return l.GetAction(), one.GetScope()
-			}
-		}
-	}
-	return linkv1.BlockAction_BLOCK_ACTION_LABEL, ""
-}
-
 // policies reads those that hold for the suspect.
-func (x *explaining) policies(ctx context.Context) (found inForce, err error) {
-	var scopes []string
-	if x.who.affiliate != "" {
-		scopes = append(scopes, link.Affiliates.Prefix()+x.who.affiliate)
-	}
+func (x *explaining) policies(ctx context.Context) (found []*linkv1.Policy, err error) {
+	scopes := []string{link.AnyHost, link.Domains.Prefix() + link.AnyHost}
 	if x.host != "" {
 		scopes = append(scopes, link.Domains.Prefix()+x.host)
 	}
-	byHost := false
-	for _, scope := range append(scopes, link.Domains.Prefix()+link.AnyHost, link.AnyHost) {
-		if scope == link.Domains.Prefix()+link.AnyHost && byHost {
-			continue // the host has a policy of its own
-		}
+	if x.who.affiliate != "" {
+		scopes = append(scopes, link.Affiliates.Prefix()+x.who.affiliate)
+	}
+	for _, scope := range scopes {
 		r, err := x.a.maybe(ctx, link.Policies.Prefix()+scope)
 		if err != nil {
 			return nil, err
 		}
 		if r != nil {
-			byHost = byHost || x.host != "" && scope == link.Domains.Prefix()+x.host
 			found = append(found, r.GetPolicy())
 		}
 	}
 	return found, nil
 }
 
-// strictness orders actions.
-var strictness = []linkv1.BlockAction{
-	linkv1.BlockAction_BLOCK_ACTION_UNSPECIFIED, linkv1.BlockAction_BLOCK_ACTION_LABEL, linkv1.BlockAction_BLOCK_ACTION_NO_AFFILIATE,
-	linkv1.BlockAction_BLOCK_ACTION_FALLBACK, linkv1.BlockAction_BLOCK_ACTION_REFUSE,
+// judge does what a node does with a request of the suspect, that blocks match
+// and that has labels.
+func (x *explaining) judge(blocks []*linkv1.Block, policies []*linkv1.Policy, labels []link.Label) (*link.Trace, error) {
+	var book explain.Book
+	for _, b := range blocks {
+		if err := book.Add(&linkv1.Resource{Kind: &linkv1.Resource_Block{Block: b}}); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range policies {
+		if err := book.Add(&linkv1.Resource{Kind: &linkv1.Resource_Policy{Policy: p}}); err != nil {
+			return nil, err
+		}
+	}
+	req := &link.Request{
+		Host: []byte(x.host), Address: x.who.prefix.Addr(), UserAgent: []byte(x.who.userAgent),
+		UnixMicro: x.a.now().UnixMicro(), Trace: new(link.Trace),
+	}
+	var m link.Match
+	if x.who.affiliate != "" { // which a node knows by the link
+		value, err := link.Encode(&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+			Domain: link.AnyHost, Path: "/", Destination: "https://affiliate.invalid/", Affiliate: x.who.affiliate,
+		}}})
+		if err == nil {
+			m.Link, err = link.Compile(value)
+		}
+		if err != nil {
+			return nil, err
+		}
+		m.Value = value
+	}
+	var v link.Verdict
+	for _, l := range labels {
+		v.Add(l, nil)
+	}
+	v.Judge(&book, &m, req)
+	return req.Trace, nil
 }
 
 // doneTexts say what is done to requests.
-var doneTexts = map[linkv1.BlockAction]string{
-	linkv1.BlockAction_BLOCK_ACTION_NO_AFFILIATE: "are redirected so that they earn nothing",
-	linkv1.BlockAction_BLOCK_ACTION_FALLBACK:     "go to the fallback",
-	linkv1.BlockAction_BLOCK_ACTION_REFUSE:       "are refused with 403",
+var doneTexts = map[link.Treatment]string{
+	link.TreatNoAffiliate: "are redirected so that they earn nothing",
+	link.TreatFallback:    "go to the fallback",
+	link.TreatRefuse:      "are refused with 403",
 }
 
-// printBlocks says which blocks match, and what is done then: the strictest of
-// what they and the policies about their labels say.
-func (x *explaining) printBlocks(matching, partly []*linkv1.Block, p inForce) {
+// printBlocks says which blocks match, and what is done then.
+func (x *explaining) printBlocks(matching, partly []*linkv1.Block, now *link.Trace, policies []*linkv1.Policy) {
 	a := x.a
 	say := func(format string, args ...any) { a.printf("%s\n", printable(fmt.Sprintf(format, args...))) }
-	action, by := linkv1.BlockAction_BLOCK_ACTION_LABEL, ""
-	stricter := func(than linkv1.BlockAction) bool {
-		return slices.Index(strictness, than) > slices.Index(strictness, action)
-	}
-	for _, b := range matching {
-		if a.remaining(b) == "over" {
-			continue
-		}
-		if stricter(b.GetAction()) {
-			action, by = b.GetAction(), subject(link.Blocks.Prefix()+b.GetId())
-		}
-		if said, scope := p.about(labelOf(b)); stricter(said) {
-			action, by = said, fmt.Sprintf("%s, which has the label %s", subject(link.Policies.Prefix()+scope), labelOf(b))
-		}
-	}
-	switch off := p.off(); {
+	switch {
 	case len(matching) == 0:
 		say("No block matches %s.", &x.who)
-	case off != nil:
-		say("Requests of %s are only labelled: the kill switch is off, by %s, %s ago.", &x.who, off.GetUpdatedBy(), age(a.now().Sub(off.GetUpdateTime().AsTime())))
-	case by == "":
+	case now.Off:
+		off := policies[0] // that of everything is read first
+		say("Requests of %s are only labelled: everything is switched off, by %s, %s ago.", &x.who, off.GetUpdatedBy(), age(a.now().Sub(off.GetUpdateTime().AsTime())))
+	case now.Treatment == link.TreatLabel:
 		say("Requests of %s are labelled, and redirected as if nothing had happened.", &x.who)
 	default:
-		say("Requests of %s %s: so says %s.", &x.who, doneTexts[action], by)
+		say("Requests of %s %s: so says %s.", &x.who, doneTexts[now.Treatment], whoSays(now))
 	}
 	for _, b := range matching {
 		say("  %s: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
@@ -310,6 +310,21 @@ func (x *explaining) printBlocks(matching, partly []*linkv1.Block, p inForce) {
 	for _, b := range partly {
 		say("  %s matches some of it: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
 	}
+}
+
+// whoSays names the block or the policy that decides.
+func whoSays(now *link.Trace) string {
+	for _, b := range now.Blocks {
+		if b.Counts && b.Treatment == now.Treatment {
+			return subject(link.Blocks.Prefix() + b.Block.ID)
+		}
+	}
+	for _, l := range now.Labels {
+		if l.Treatment == now.Treatment {
+			return fmt.Sprintf("%s, about the label %s", subject(link.Policies.Prefix()+l.Scope), l.Label)
+		}
+	}
+	return "nobody"
 }
 
 // labelOf is the label that a block gives.
@@ -334,27 +349,24 @@ func (a *app) blockText(b *linkv1.Block) string {
 }
 
 // printLabels says what is done about requests that have a label.
-func (x *explaining) printLabels(p inForce) {
+func (x *explaining) printLabels(now *link.Trace) {
 	a := x.a
-	var plain []string
 	a.printf("\nWhat is done about labels")
 	if x.host != "" {
 		a.printf(" at %s", x.host)
 	}
 	a.printf(":\n")
-	for l := range link.NumLabels {
-		action, scope := p.about(l.String())
-		if scope == "" {
-			plain = append(plain, l.String())
-			continue
+	for _, l := range now.Labels {
+		if l.Scope == "" {
+			continue // no policy says anything
 		}
-		text := actionText(action)
-		if p.off() != nil {
-			text = "label, not " + text + ": the kill switch is off"
+		text := strings.ReplaceAll(l.Treatment.String(), "_", "-")
+		if now.Off {
+			text = "label, not " + text + ": it is switched off"
 		}
-		a.printf("  %-12s %s (policy %q)\n", l, text, scope)
+		a.printf("  %-12s %s (policy %q)\n", l.Label, text, l.Scope)
 	}
-	a.printf("  no policy says: %s; they only label\n", strings.Join(plain, ", "))
+	a.printf("  %-12s label\n", "all others")
 }
 
 // printReports prints what was found, oldest first.

@@ -172,7 +172,7 @@ var verdictTexts = map[clickv1.Verdict]string{
 	clickv1.Verdict_VERDICT_ALLOWED:      "not blocked: it is on a list of what is never blocked",
 	clickv1.Verdict_VERDICT_TOO_WIDE:     "not blocked: the prefix is wider than the policy allows",
 	clickv1.Verdict_VERDICT_NO_BUDGET:    "not blocked: the hour's blocks are used up",
-	clickv1.Verdict_VERDICT_OFF:          "not blocked: the kill switch is off",
+	clickv1.Verdict_VERDICT_OFF:          "not blocked: everything is switched off",
 	clickv1.Verdict_VERDICT_FAILED:       "not blocked: the control plane did not take it",
 	clickv1.Verdict_VERDICT_STANDS:       "blocked already",
 }

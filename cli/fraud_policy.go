@@ -118,7 +118,7 @@ func (a *app) printPolicy(p *linkv1.Policy) {
 	}
 	if p.GetScope() == link.AnyHost {
 		if p.GetOff() {
-			line("kill switch", "%s", a.paint(a.stdout, amber, "off: labels and blocks only label, and affguard blocks nothing"))
+			line("switched off", "labels and blocks only label, and affguard blocks nothing")
 		}
 		line("other labels", "label")
 		g := p.GetGuard()
@@ -221,12 +221,12 @@ emptied by an empty text.`,
 		Args: argCount(0, 0), DisableFlagsInUseLine: true,
 	}
 	e := &policyEdit{}
-	e.scoped.addTo(cmd)
+	e.addTo(cmd)
 	flags := cmd.Flags()
 	flags.StringArrayVar(&e.labels, "label", nil, "what is done about a label, `LABEL=ACTION`; may be repeated")
-	flags.BoolVar(&e.off, "off", false, "the kill switch: everything only labels")
-	flags.BoolVar(&e.on, "on", false, "end that")
-	flags.StringArrayVar(&e.detectors, "detector", nil, "what affguard does about a finding, `'flood=refuse,ttl=2h'`")
+	flags.BoolVar(&e.off, "off", false, "the kill switch: everything is switched off, and only labels")
+	flags.BoolVar(&e.on, "on", false, "switch it on again")
+	flags.StringArrayVar(&e.detectors, "detector", nil, "what affguard does about a detector's findings: `SETTINGS`")
 	flags.Int32Var(&e.perHour, "blocks-per-hour", 0, "it makes at most `N` blocks an hour")
 	flags.Int32Var(&e.widest4, "widest-ipv4", 0, "it blocks no wider IPv4 prefix than `BITS`")
 	flags.Int32Var(&e.widest6, "widest-ipv6", 0, "it blocks no wider IPv6 prefix than `BITS`")

@@ -179,6 +179,9 @@ func TestKillSwitchOvertakesALongListOfBlocks(t *testing.T) {
 		if n := len(l.View().TakeDowns(0)); n != before+1 {
 			t.Fatalf("%d take-downs after the blocks have ended, want %d", n, before+1)
 		}
+		if v := l.View(); v.hold != nil || v.Head().Revision != v.seen {
+			t.Fatalf("blocks that end are held back: %+v", v.hold)
+		}
 	})
 }
 

@@ -212,7 +212,7 @@ func TestBlockGoesWithTheLeaseThatAWriteWouldKeep(t *testing.T) {
 	if _, err := s.client.Revoke(t.Context(), tx.changes[0].old.lease); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := tx.commit(t.Context(), at, nil, nil); err != errRaced { //nolint:errorlint // it is that one
+	if _, _, err := tx.commit(t.Context(), at, nil, nil); err != errRaced {
 		t.Fatalf("got %v", err)
 	}
 	if _, _, err := tx.try(t.Context()); err != nil { // it is made anew, with its end
@@ -284,9 +284,9 @@ func TestBlocksThatAreExportedAreWrittenBackWithWhatRemains(t *testing.T) {
 
 func TestImportOfAListOfBlocksNeedsFewLeasesAndIsRenewed(t *testing.T) {
 	s := start(t)
-	rows := make([]*linkv1.Resource, 1000)
-	for i := range rows {
-		rows[i] = testBlock(fmt.Sprint("b", i), "r", time.Hour)
+	var rows []*linkv1.Resource
+	for i := range 1000 {
+		rows = append(rows, testBlock(fmt.Sprint("b", i), "r", time.Hour))
 	}
 	rows = append(rows, testBlock("b0", "again", time.Minute))
 	got := mustImport(t, s, ImportOptions{}, rows...)

@@ -280,7 +280,8 @@ func TestBlocksAndPoliciesOvertakeAsTheyAre(t *testing.T) {
 		{[]*feedv1.Entry{blockEntry(t, "a", "changed"), {Key: "blocks/none"}}, "map[blocks/a:changed blocks/c:new policies/*:off: true]"},
 		// What cannot be served changes nothing: what stands goes on.
 		{[]*feedv1.Entry{
-			{Key: "blocks/a", Value: []byte("nonsense")}, {Key: "policies/*", Value: []byte{0xff}},
+			{Key: "blocks/a", Value: []byte("nonsense")},
+			{Key: "policies/*", Value: []byte{0xff}},
 			{Key: "blocks/d", Value: blockEntry(t, "a", "of another").GetValue()},
 			resource(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{Id: "e", Reason: "blocks nothing"}}}),
 			resource(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{Id: "f", Reason: "all", Match: &linkv1.Block_Prefix{Prefix: "0.0.0.0/0"}}}}),

@@ -495,8 +495,9 @@ type FleetServiceClient interface {
 	// WaitForVersion answers when the nodes serve a version, or with
 	// DEADLINE_EXCEEDED and the names of the nodes that lag.
 	//
-	// A write that only takes links down counts for a node as soon as the node
-	// refuses them, also while the version itself waits. For another version that
+	// A write that only takes links down, or only writes blocks and policies, counts
+	// for a node as soon as that keeps to it, also while the version itself waits, as
+	// long as there are not too many. For another version that
 	// is held back it answers at once: FAILED_PRECONDITION, with the cure.
 	WaitForVersion(ctx context.Context, in *WaitForVersionRequest, opts ...grpc.CallOption) (*WaitForVersionResponse, error)
 	// GetStatus reads how the replicas fare: what they hold, what they hold back,
@@ -601,8 +602,9 @@ type FleetServiceServer interface {
 	// WaitForVersion answers when the nodes serve a version, or with
 	// DEADLINE_EXCEEDED and the names of the nodes that lag.
 	//
-	// A write that only takes links down counts for a node as soon as the node
-	// refuses them, also while the version itself waits. For another version that
+	// A write that only takes links down, or only writes blocks and policies, counts
+	// for a node as soon as that keeps to it, also while the version itself waits, as
+	// long as there are not too many. For another version that
 	// is held back it answers at once: FAILED_PRECONDITION, with the cure.
 	WaitForVersion(context.Context, *WaitForVersionRequest) (*WaitForVersionResponse, error)
 	// GetStatus reads how the replicas fare: what they hold, what they hold back,

@@ -1342,8 +1342,9 @@ func (x *Behind) GetReason() string {
 	return ""
 }
 
-// TakeDown overtakes everything else that waits for a node: what it names is
-// refused at once, whatever version the node holds. It is an overlay beside the
+// TakeDown overtakes everything else that waits for a node: links and affiliates
+// that it names are refused at once, blocks and policies hold as it says, whatever
+// version the node holds. It is an overlay beside the
 // versions, whose order it does not touch: the node drops it once it serves
 // version, which holds all of it. Sent at any time, also between the messages
 // of a snapshot.
@@ -1353,7 +1354,9 @@ type TakeDown struct {
 	// acknowledges and does nothing.
 	Version *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Resources as they are at that version: a link that is disabled, an
-	// affiliate that is suspended. Without a value: it was deleted.
+	// affiliate that is suspended, a block or a policy that was written. Without a
+	// value: it was deleted. A block or policy that the node cannot read is left to
+	// its version.
 	Entries       []*Entry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

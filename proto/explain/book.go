@@ -2,6 +2,8 @@ package explain
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -51,6 +53,7 @@ func (b *Book) AppendBlocks(dst []*link.Block, addr netip.Addr, userAgent, affil
 			dst = append(dst, block)
 		}
 	}
+	slices.SortFunc(dst, func(a, b *link.Block) int { return strings.Compare(a.ID, b.ID) })
 	return dst
 }
 

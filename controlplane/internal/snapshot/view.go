@@ -77,6 +77,14 @@ func (v *View) TakeDowns(after int64) []*TakeDown {
 	return v.downs[i:]
 }
 
+// LastTakeDown is the newest; nil: there is none.
+func (v *View) LastTakeDown() *TakeDown {
+	if len(v.downs) == 0 {
+		return nil
+	}
+	return v.downs[len(v.downs)-1]
+}
+
 // IsTakeDown says whether a revision did nothing but take down what a TakeDown
 // names.
 func (v *View) IsTakeDown(revision int64) bool {

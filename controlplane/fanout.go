@@ -21,8 +21,10 @@ const (
 	paceEach = 75 * time.Microsecond
 	// minPace is the least time between two rounds of a busy feed.
 	minPace = 10 * time.Millisecond
-	// busyFrom is how many revisions since the last round make a feed busy.
-	busyFrom = 2
+	// How many revisions since the last round make a feed busy, and about how
+	// many bytes of them: an import comes in large ones.
+	busyRevisions = 2
+	busyBytes     = 16 << 10
 	// chunk is how many streams are served before what that has woken runs: it
 	// finds in the cache what has just been there.
 	chunk = 64
@@ -33,8 +35,8 @@ const (
 // fanout tells streams of what is new. One goroutine serves all that have nothing
 // under way, round by round, rather than one of each stream's that it wakes.
 //
-// A change is sent at once. When several have come since the last round, the
-// feed is busy: rounds then keep a distance that grows with the number of
+// A change is sent at once. When several have come since the last round, or a
+// large one, the feed is busy: rounds then keep a distance that grows with the number of
 // streams, changes coalesce in between, and a node gets no other frame before
 // the next round. Take-downs wait for none.
 //
@@ -125,8 +127,8 @@ func (f *fanout) turn(view *snapshot.View) (wait time.Duration) {
 	if head == f.head && released == f.released && !f.busy.Load() {
 		return 0
 	}
-	news, _ := view.Lag(f.head)
-	busy := news >= busyFrom
+	revisions, bytes := view.Since(f.head)
+	busy := revisions >= busyRevisions || bytes >= busyBytes
 	if now := time.Now(); busy || f.busy.Load() {
 		if wait := f.last.Add(f.pace()).Sub(now); wait > 0 {
 			// What is acknowledged waits for that, too.

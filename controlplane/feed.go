@@ -146,7 +146,7 @@ func (f *feed) Subscribe(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest
 	defer f.metrics.streams.Add(-1)
 	s.logger.Info("node connected", "revision", s.cursor.Held().Revision, "build", hello.GetBuild())
 	err = s.run()
-	s.logger.Info("node disconnected", "revision", s.close().Revision, "reason", err)
+	go s.close(err) // who sends may have it locked until the stream has ended, which it does when this returns
 	return err
 }
 

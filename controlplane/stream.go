@@ -156,8 +156,8 @@ func (s *subscription) run() error {
 	}
 }
 
-// close ends all sending, and says what the node held.
-func (s *subscription) close() snapshot.Version {
+// close ends all sending.
+func (s *subscription) close(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
@@ -165,7 +165,7 @@ func (s *subscription) close() snapshot.Version {
 	if s.retry != nil {
 		s.retry.Stop()
 	}
-	return s.cursor.Held()
+	s.logger.Info("node disconnected", "revision", s.cursor.Held().Revision, "reason", why)
 }
 
 // end turns what ended a stream into its status. A node that is ahead of this

@@ -140,6 +140,16 @@ func (v *View) Lag(held Version) (revisions int64, since time.Time) {
 	return int64(v.served - i), v.records[i].at
 }
 
+// Since gives what was added to what is served since it was at a version: the
+// revisions, and about the bytes.
+func (v *View) Since(at Version) (revisions, bytes int64) {
+	i := 0
+	if at.Epoch == v.epoch {
+		i = min(v.after(at.Revision), v.served)
+	}
+	return int64(v.served - i), v.cum(v.served) - v.cum(i)
+}
+
 // HashAt gives the set hash of a version, if the log still knows it.
 func (v *View) HashAt(held Version) (link.SetHash, bool) {
 	m, ok := v.at(held)

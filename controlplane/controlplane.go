@@ -327,7 +327,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.stopGRPC()
 		return nil
 	})
-	parts.Go(func() error { return s.grpc.Serve(s.ln) })
+	parts.Go(func() error { return s.grpc.Serve(s.doors()) })
 	err := parts.Wait()
 	s.fleet.close()
 	if closed := s.etcd.Close(); err == nil && !errors.Is(closed, context.Canceled) {
@@ -337,6 +337,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// doors is the listener, with as many connections as there may be streams, and
+// some more.
+func (s *Server) doors() net.Listener {
+	cfg := &s.feed.cfg
+	return newDoors(s.ln.(*net.TCPListener), cfg.MaxStreams+othersInAll, cfg.MaxStreamsPerAddress+othersEach)
 }
 
 // stopGRPC lets calls end for a moment. Streams of nodes do not end by

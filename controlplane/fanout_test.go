@@ -163,7 +163,7 @@ func TestBusyFeedLetsChangesGatherBetweenItsRounds(t *testing.T) {
 		}()
 		for i := range 200 { // with one revision before
 			r.change(func() {
-				r.timeline.next(store.Batch{Changes: []store.Change{{Name: "links/go.test/1", Value: linkValue(1, strings.Repeat("x", busyBytes)+strconv.Itoa(i), false)}}})
+				r.next(store.Batch{Changes: []store.Change{{Name: "links/go.test/1", Value: linkValue(1, strings.Repeat("x", busyBytes)+strconv.Itoa(i), false)}}})
 			})
 			time.Sleep(time.Millisecond)
 		}
@@ -202,6 +202,22 @@ func TestNodeThatAnswersAndDoesNotReadStopsNobodyElse(t *testing.T) {
 		}
 		if err := <-liar.ended; status.Code(err) != codes.Aborted && err != nil {
 			t.Errorf("the stream ends with %v", err)
+		}
+	})
+}
+
+func TestMessageOfANewerReleaseIsPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startFake(t, feedConfig{})
+		n := r.ready("n")
+		newer := &feedv1.SubscribeRequest{}
+		if err := proto.Unmarshal([]byte{0xfa, 0x01, 0x03, 'n', 'e', 'w'}, newer); err != nil { // field 31
+			t.Fatal(err)
+		}
+		n.say(newer)
+		r.writes(1)
+		if d, _ := n.delta(); d == nil {
+			t.Error("the stream of a node of a newer release is not served")
 		}
 	})
 }

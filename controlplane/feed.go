@@ -101,6 +101,10 @@ func newFeed(log *snapshot.Log, fleet *fleet, cfg feedConfig) *feed {
 	return f
 }
 
+// maxCalls bounds the calls of one connection: of a node there are two, of another
+// replica as many as wait for its nodes.
+const maxCalls = 10_000
+
 // run serves the streams until ctx ends.
 func (f *feed) run(ctx context.Context) { f.fan.run(ctx) }
 
@@ -113,7 +117,8 @@ func (f *feed) run(ctx context.Context) { f.fan.run(ctx) }
 func feedServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
+		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.StaticStreamWindowSize(1 << 20), // of imports: nodes say little
 		grpc.StaticConnWindowSize(4 << 20),

@@ -25,6 +25,7 @@ type Builder struct {
 	each    int  // links expected per shard of a full build; 0 in an edit
 	bytes   int  // of all links that were put, for the mean
 	puts    int
+	many    bool // as many are put at once as an import does
 
 	underWay plansUnderWay
 }

@@ -171,11 +171,11 @@ func (f *fanout) each(do func(s *subscription)) {
 		f.steps.Add(1)
 		f.at.Store(s)
 		do(s)
+		f.at.Store(nil)
 		if (i+1)%chunk == 0 {
 			runtime.Gosched()
 		}
 	}
-	f.at.Store(nil)
 	clear(f.all)
 }
 

@@ -119,14 +119,18 @@ func (l *Log) Next(ctx context.Context, c Cursor) (*Frame, error) {
 	return l.snapshot(ctx, v, c)
 }
 
-// NextDelta is Next where that is a delta, or nothing, and does not wait. ok is
-// false where Next has something else to say.
-func (l *Log) NextDelta(c Cursor) (f *Frame, ok bool) {
+// NextDelta is Next where that is nothing, or a delta of about at most so many
+// bytes: it takes no time then. ok is false where it is something else.
+func (l *Log) NextDelta(c Cursor, most int64) (f *Frame, ok bool) {
 	v := l.View()
 	if v.behind(c.held) != nil {
 		return nil, false
 	}
-	return l.delta(v, v.current(c))
+	c = v.current(c)
+	if i := min(v.after(c.at), v.served); v.served > i+1 && v.cum(v.served)-v.cum(i) > most {
+		return nil, false
+	}
+	return l.delta(v, c)
 }
 
 // current is a cursor as this view's epoch takes it: of a past one, or none, no

@@ -95,6 +95,7 @@ func (f *fanout) run(ctx context.Context) {
 	guarding.Go(func() { f.guard(ctx) })
 	beats := time.NewTicker(max(f.heartbeat/8, time.Millisecond))
 	defer beats.Stop()
+	f.head = f.log.Head() // what is older is no news: each stream begins with a look of its own
 	round := time.NewTimer(time.Hour)
 	defer round.Stop()
 	for ctx.Err() == nil {

@@ -120,19 +120,32 @@ func (r *fakeReplica) writes(n int) (revision int64) {
 	return r.revision
 }
 
+// large makes a revision that makes a feed busy.
+func (r *fakeReplica) large(i int) {
+	r.change(func() {
+		r.next(store.Batch{Changes: []store.Change{{Name: "links/go.test/1", Value: linkValue(1, strings.Repeat("x", busyBytes)+strconv.Itoa(i), false)}}})
+	})
+	synctest.Wait()
+}
+
 func TestBusyFeedLeavesNoNodeBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFake(t, feedConfig{})
 		n := r.ready("n")
 		time.Sleep(time.Second)
 		start := time.Now()
-		r.writes(1)
+		r.large(1)
 		first, atOnce := n.delta()
 		if first == nil || !atOnce {
 			t.Fatalf("a change of an idle fleet comes after %s: %v", time.Since(start), first)
 		}
-		head := r.writes(5) // while the first is under way
-		time.Sleep(minPace / 2)
+		r.large(2)
+		head := r.writes(1)
+		// A round passes the node by, for the first is still under way.
+		time.Sleep(minPace + minPace/2)
+		if !r.feed.fan.busy.Load() {
+			t.Fatal("the feed is not busy")
+		}
 		n.applied(first.GetTo(), first.GetSetHash())
 		rest, _ := n.delta()
 		if rest.GetTo().GetRevision() != head || time.Since(start) > 2*minPace {
@@ -162,9 +175,7 @@ func TestBusyFeedLetsChangesGatherBetweenItsRounds(t *testing.T) {
 			done <- frames
 		}()
 		for i := range 200 { // with one revision before
-			r.change(func() {
-				r.next(store.Batch{Changes: []store.Change{{Name: "links/go.test/1", Value: linkValue(1, strings.Repeat("x", busyBytes)+strconv.Itoa(i), false)}}})
-			})
+			r.large(i)
 			time.Sleep(time.Millisecond)
 		}
 		if frames, most := <-done, 200/int(minPace/time.Millisecond)+5; frames > most {

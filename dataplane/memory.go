@@ -9,12 +9,15 @@ import (
 const (
 	trimEvery = time.Second
 	trimFrom  = 20_000 // entries more or less than at the last time
+	trimStill = 500    // entries that may come or go within trimEvery: more is loading
 )
 
 // trim gives memory back to the system once the table has become much larger or
 // smaller and stays as it is: what it took to load it, and to write the last
 // known good state, is free then, and would stay with the process for long. It
 // waits for a collection of garbage and for the system, which no redirect does.
+// An import is no such moment, however slow: to give back every few seconds what
+// is needed again at once took a third of its time.
 func (n *Node) trim(ctx context.Context) error {
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
@@ -29,7 +32,7 @@ func (n *Node) trim(ctx context.Context) error {
 		if t := n.live.Load(); t != nil {
 			entries = t.Len()
 		}
-		if differ(entries, trimmed) >= trimFrom && differ(entries, last) < trimFrom {
+		if differ(entries, trimmed) >= trimFrom && differ(entries, last) <= trimStill {
 			debug.FreeOSMemory()
 			trimmed = entries
 		}

@@ -6,6 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
+
+	"github.com/klauspost/compress/s2"
 )
 
 // Batch is one message: consecutive clicks of one node.
@@ -45,8 +48,9 @@ func Decode(data []byte) (*Batch, error) {
 // decoder reads one message after another; it belongs to one goroutine.
 type decoder struct {
 	batch    *Batch
-	data     string
+	packed   string // what was compressed in the message, once it is not any more
 	strings  []string
+	raw      []string // the clicks
 	form     AddressForm
 	epoch    Hex
 	baseTime int64
@@ -57,22 +61,49 @@ type decoder struct {
 // The wire type that each field of Batch must have.
 var batchWire = [...]uint8{
 	1: wireBytes, 2: wireBytes, 3: wireFixed64, 4: wireVarint, 5: wireVarint, 6: wireFixed64, 7: wireVarint,
-	8: wireBytes, 9: wireBytes, 10: wireVarint, 11: wireBytes,
+	8: wireBytes, 9: wireBytes, 10: wireVarint, 11: wireBytes, 12: wireBytes,
 }
 
-// head reads all but the clicks. Clicks refer to strings, and the order of
-// fields means nothing, so that a message is gone over twice.
+// head reads all but the clicks, which refer to strings: the order of fields
+// means nothing.
 func (d *decoder) head(data []byte) (*Batch, error) {
 	b := new(Batch)
-	*d = decoder{batch: b, data: string(data), strings: d.strings[:0], wanted: d.wanted}
-	for s := d.data; s != ""; {
+	*d = decoder{batch: b, strings: d.strings[:0], raw: d.raw[:0], wanted: d.wanted}
+	if err := d.fields(string(data)); err != nil {
+		return nil, malformed(err)
+	}
+	if d.packed != "" {
+		if len(d.strings) > 0 || len(d.raw) > 0 {
+			return nil, malformed(errSnappy)
+		}
+		packed := d.packed
+		d.packed = ""
+		if err := d.fields(packed); err != nil {
+			return nil, malformed(err)
+		}
+		if d.packed != "" {
+			return nil, malformed(errSnappy)
+		}
+	}
+	b.Count = uint64(len(d.raw))
+	if len(d.strings) == 0 {
+		d.strings = append(d.strings, "")
+	}
+	d.strings[0] = "" // whatever it holds, 0 stands for nothing
+	return b, nil
+}
+
+// fields reads the fields of a message, or of what is compressed in it.
+func (d *decoder) fields(s string) error {
+	b := d.batch
+	for s != "" {
 		f, rest, err := next(s)
 		if err != nil {
-			return nil, malformed(err)
+			return err
 		}
 		s = rest
 		if f.number < uint64(len(batchWire)) && f.number > 0 && batchWire[f.number] != f.wire {
-			return nil, malformed(errWire)
+			return errWire
 		}
 		switch f.number {
 		case 1:
@@ -92,20 +123,40 @@ func (d *decoder) head(data []byte) (*Batch, error) {
 		case 8:
 			d.strings = append(d.strings, f.bytes)
 		case 9:
-			b.Count++
+			d.raw = append(d.raw, f.bytes)
 		case 10:
 			d.form = AddressForm(min(f.value, 255))
 		case 11:
 			if err := b.Ledger.decode(f.bytes); err != nil {
-				return nil, malformed(err)
+				return err
+			}
+		case 12:
+			if d.packed != "" {
+				return errSnappy
+			}
+			if d.packed, err = unpack(f.bytes); err != nil {
+				return err
 			}
 		}
 	}
-	if len(d.strings) == 0 {
-		d.strings = append(d.strings, "")
+	return nil
+}
+
+// maxUnpacked is more than any node puts into a message, many times.
+const maxUnpacked = 32 << 20
+
+// unpack gives what is compressed in a message.
+func unpack(packed string) (string, error) {
+	src := []byte(packed)
+	n, err := s2.DecodedLen(src)
+	if err != nil || n > maxUnpacked {
+		return "", errSnappy
 	}
-	d.strings[0] = "" // whatever it holds, 0 stands for nothing
-	return b, nil
+	b, err := s2.Decode(make([]byte, n), src)
+	if err != nil {
+		return "", errSnappy
+	}
+	return unsafe.String(unsafe.SliceData(b), len(b)), nil // nobody else has b
 }
 
 func malformed(err error) error { return fmt.Errorf("%w: %w", ErrMalformed, err) }
@@ -127,34 +178,25 @@ func (d *decoder) clicks(ranges []Range, filter *Filter) error {
 	if filter == nil {
 		b.Clicks = make([]Click, 0, most)
 	}
-	sequence := b.First
-	for s := d.data; s != ""; {
-		f, rest, _ := next(s) // the same fields as in head
-		s = rest
-		if f.number != 9 {
-			continue
-		}
-		this := sequence
-		sequence++
-		if len(ranges) > 0 {
-			for len(ranges) > 1 && this > ranges[0].To {
-				ranges = ranges[1:]
+	if len(ranges) == 0 {
+		ranges = []Range{{b.First, b.First + b.Count - 1}}
+	}
+	for _, r := range ranges {
+		for i, s := range d.raw[r.From-b.First : r.To+1-b.First] {
+			if filter != nil {
+				if match, err := d.wanted.match(s); err != nil {
+					return malformed(err)
+				} else if !match {
+					continue
+				}
 			}
-			if this < ranges[0].From || this > ranges[0].To {
-				continue
-			}
-		}
-		if filter != nil {
-			if match, err := d.wanted.match(f.bytes); err != nil {
+			b.Clicks = append(b.Clicks, Click{})
+			c := &b.Clicks[len(b.Clicks)-1]
+			c.Sequence = r.From + uint64(i)
+			if err := d.click(c, s); err != nil {
+				b.Clicks = nil
 				return malformed(err)
-			} else if !match {
-				continue
 			}
-		}
-		b.Clicks = append(b.Clicks, Click{Sequence: this})
-		if err := d.click(&b.Clicks[len(b.Clicks)-1], f.bytes); err != nil {
-			b.Clicks = nil
-			return malformed(err)
 		}
 	}
 	return nil

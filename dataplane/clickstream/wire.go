@@ -6,6 +6,7 @@ var (
 	errTruncated = errors.New("it ends in the middle of a field")
 	errWire      = errors.New("a field has the wrong wire type")
 	errIndex     = errors.New("an index points behind the strings")
+	errSnappy    = errors.New("what is compressed in it is damaged, or not alone")
 )
 
 // The wire types of protobuf.

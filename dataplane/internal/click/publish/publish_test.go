@@ -502,11 +502,17 @@ func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
 	r := openRecorder(t)
 	p, _ := start(t, s.URL(), r)
 	const n = 20000
+	random := rand.NewChaCha8([32]byte{}) // what compresses well would fit
 	for i := range n {
-		r.Record(event(i))
+		e := event(i)
+		e.Referrer = make([]byte, 50)
+		_, _ = random.Read(e.Referrer)
+		r.Record(e)
 	}
-	for p.errors.Load() == 0 {
-		time.Sleep(time.Millisecond)
+	for deadline := time.Now().Add(20 * time.Second); p.errors.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the stream takes all")
+		}
 	}
 	config.MaxBytes = 100 << 20
 	if _, err := js.UpdateStream(ctx, config); err != nil {

@@ -3,6 +3,7 @@ package clickstream
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,12 +52,20 @@ type decoder struct {
 	packed   string // what was compressed in the message, once it is not any more
 	strings  []string
 	raw      []string // the clicks
+	reuse    bool     // storage of clicks belongs to the decoder
+	storage  []Click
 	form     AddressForm
 	epoch    Hex
 	baseTime int64
 	revision int64
 	wanted   wanted
 }
+
+// The tags of what a batch has most of, each one byte.
+const (
+	tagString = 8<<3 | wireBytes
+	tagClick  = 9<<3 | wireBytes
+)
 
 // The wire type that each field of Batch must have.
 var batchWire = [...]uint8{
@@ -68,7 +77,7 @@ var batchWire = [...]uint8{
 // means nothing.
 func (d *decoder) head(data []byte) (*Batch, error) {
 	b := new(Batch)
-	*d = decoder{batch: b, strings: d.strings[:0], raw: d.raw[:0], wanted: d.wanted}
+	*d = decoder{batch: b, strings: d.strings[:0], raw: d.raw[:0], wanted: d.wanted, reuse: d.reuse, storage: d.storage}
 	if err := d.fields(string(data)); err != nil {
 		return nil, malformed(err)
 	}
@@ -97,6 +106,20 @@ func (d *decoder) head(data []byte) (*Batch, error) {
 func (d *decoder) fields(s string) error {
 	b := d.batch
 	for s != "" {
+		if tag := s[0]; tag == tagString || tag == tagClick { // nearly all
+			n, at := number(s, 1)
+			if at == 0 || n > uint64(len(s)-at) {
+				return errTruncated
+			}
+			end := at + int(n)
+			if tag == tagString {
+				d.strings = append(d.strings, s[at:end])
+			} else {
+				d.raw = append(d.raw, s[at:end])
+			}
+			s = s[end:]
+			continue
+		}
 		f, rest, err := next(s)
 		if err != nil {
 			return err
@@ -120,7 +143,7 @@ func (d *decoder) fields(s string) error {
 			d.epoch = Hex(f.value)
 		case 7:
 			d.revision = int64(f.value)
-		case 8:
+		case 8: // with a tag that is longer than it need be
 			d.strings = append(d.strings, f.bytes)
 		case 9:
 			d.raw = append(d.raw, f.bytes)
@@ -175,7 +198,11 @@ func (d *decoder) clicks(ranges []Range, filter *Filter) error {
 			most += r.Len()
 		}
 	}
-	if filter == nil {
+	switch {
+	case d.reuse:
+		d.storage = slices.Grow(d.storage[:0], int(most))
+		b.Clicks = d.storage
+	case filter == nil:
 		b.Clicks = make([]Click, 0, most)
 	}
 	if len(ranges) == 0 {
@@ -212,67 +239,73 @@ func (d *decoder) click(c *Click, s string) error {
 	c.Node, c.Region, c.Boot, c.Epoch = b.Node, b.Region, b.Boot, d.epoch
 	c.Revision, c.Status, c.Method = d.revision, 302, "GET"
 	microseconds := d.baseTime
-	for s != "" {
-		f, rest, err := next(s)
-		if err != nil {
-			return err
+	for i := 0; i < len(s); {
+		tag, at := number(s, i)
+		v, end := number(s, at)
+		if tag&7 != wireVarint || tag >= 64<<3 || at == 0 {
+			f, rest, err := next(s[i:])
+			if err == nil {
+				err = d.other(c, f)
+			}
+			if err != nil {
+				return err
+			}
+			i = len(s) - len(rest)
+			continue
 		}
-		s = rest
-		if f.number < 64 && clickNumber>>f.number&1 == 1 && f.wire != wireVarint {
-			return errWire
+		if i = end; end == 0 {
+			return errTruncated
 		}
-		switch f.number {
+		var text *string
+		switch tag >> 3 {
 		case 1:
-			microseconds = d.baseTime + signed(f.value)
+			microseconds = d.baseTime + signed(v)
 		case 2:
-			c.Revision = d.revision + signed(f.value)
+			c.Revision = d.revision + signed(v)
 		case 3:
-			err = d.text(&c.Link, f.value)
+			text = &c.Link
 		case 4:
-			err = d.text(&c.Affiliate, f.value)
+			text = &c.Affiliate
 		case 5:
-			err = d.text(&c.Campaign, f.value)
+			text = &c.Campaign
 		case 6:
-			err = d.text(&c.Variant, f.value)
+			text = &c.Variant
 		case 7:
-			c.Rule = uint32(f.value)
+			c.Rule = uint32(v)
 		case 8:
-			err = d.text(&c.Destination, f.value)
+			text = &c.Destination
 		case 9:
-			if f.value != 0 {
-				c.Status = int(uint32(f.value))
+			if v != 0 {
+				c.Status = int(uint32(v))
 			}
 		case 10:
-			c.Method = method(f.value)
+			c.Method = method(v)
 		case 11:
-			c.Outcome = Outcome(min(f.value, 255))
-		case 12:
-			if f.wire != wireBytes {
-				return errWire
-			}
-			c.Address = Address{bytes: f.bytes, form: d.form}
+			c.Outcome = Outcome(min(v, 255))
+		case 12, 18, 19:
+			return errWire
 		case 13:
-			err = d.text(&c.UserAgent, f.value)
+			text = &c.UserAgent
 		case 14:
-			err = d.text(&c.Referrer, f.value)
+			text = &c.Referrer
 		case 15:
-			err = d.text(&c.Languages, f.value)
+			text = &c.Languages
 		case 16:
-			err = d.text(&c.Host, f.value)
+			text = &c.Host
 		case 17:
-			err = d.text(&c.Path, f.value)
-		case 18:
-			err = d.pairs(f, func(a, b string) { c.Parameters = append(c.Parameters, Parameter{a, b}) })
-		case 19:
-			err = d.pairs(f, func(a, b string) { c.Labels = append(c.Labels, Label{a, b}) })
+			text = &c.Path
 		case 20:
-			err = d.text(&c.Country, f.value)
+			text = &c.Country
 		case 21:
-			c.ASN = uint32(f.value)
+			c.ASN = uint32(v)
 		}
-		if err != nil {
-			return err
+		if text == nil {
+			continue
 		}
+		if v >= uint64(len(d.strings)) {
+			return errIndex
+		}
+		*text = d.strings[v]
 	}
 	if c.Path == "" { // the link's own
 		if i := strings.IndexByte(c.Link, '/'); i >= 0 {
@@ -280,6 +313,25 @@ func (d *decoder) click(c *Click, s string) error {
 		}
 	}
 	c.Time = time.UnixMicro(microseconds).UTC()
+	return nil
+}
+
+// other takes a field of a click that is no number, or is not known.
+func (d *decoder) other(c *Click, f field) error {
+	if f.number < 64 && clickNumber>>f.number&1 == 1 && f.wire != wireVarint {
+		return errWire
+	}
+	switch f.number {
+	case 12:
+		if f.wire != wireBytes {
+			return errWire
+		}
+		c.Address = Address{bytes: f.bytes, form: d.form}
+	case 18:
+		return d.pairs(f, func(a, b string) { c.Parameters = append(c.Parameters, Parameter{a, b}) })
+	case 19:
+		return d.pairs(f, func(a, b string) { c.Labels = append(c.Labels, Label{a, b}) })
+	}
 	return nil
 }
 

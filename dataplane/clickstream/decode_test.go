@@ -74,6 +74,32 @@ func TestACompressedBatchIsTheSameBatch(t *testing.T) {
 	}
 }
 
+// Nothing of one batch is left in the next that uses its storage.
+func TestStorageThatIsUsedAgainHoldsNothingOld(t *testing.T) {
+	var d decoder
+	d.reuse = true
+	for _, n := range []int{600, 3, 40} {
+		data := packed(t, browserBatch(t, 5, uint64(n), n))
+		if n == 3 {
+			data = message(t, "n", 1, 1, n)
+		}
+		want, err := Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := d.head(data)
+		if err == nil {
+			err = d.clicks(nil, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(Address{})); diff != "" {
+			t.Fatal(diff)
+		}
+	}
+}
+
 func TestDecodeRefusesWhatIsCompressedWrongly(t *testing.T) {
 	whole := message(t, "n", 1, 1, 2)
 	with := func(b *clickv1.Batch) []byte {

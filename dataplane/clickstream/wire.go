@@ -56,6 +56,24 @@ func next(s string) (f field, rest string, err error) {
 	return f, s, errWire
 }
 
+// number gives the number at a place, and where it ends: 0 when it does not.
+func number(s string, at int) (v uint64, end int) {
+	if at+1 < len(s) {
+		a, b := s[at], s[at+1]
+		if a < 0x80 {
+			return uint64(a), at + 1
+		}
+		if b < 0x80 {
+			return uint64(a&0x7f) | uint64(b)<<7, at + 2
+		}
+	}
+	v, rest, err := uvarint(s[at:])
+	if err != nil {
+		return 0, 0
+	}
+	return v, len(s) - len(rest)
+}
+
 // uvarint takes a number off s.
 func uvarint(s string) (uint64, string, error) {
 	if len(s) > 0 && s[0] < 0x80 {

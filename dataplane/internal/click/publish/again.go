@@ -140,18 +140,19 @@ type check struct {
 // checkLost asks the stream, beside the loop.
 func (p *Publisher) checkLost(ctx context.Context, now time.Time) {
 	p.checking, p.checkedAt = true, now
-	from, deleted := p.wentBack, p.deleted
+	from, deleted, last := p.wentBack, p.deleted, p.last
 	p.wentBack = 0
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, max(p.config.Timeout, p.config.CheckEvery))
 		defer cancel()
-		p.checks <- p.findLost(ctx, from, deleted)
+		p.checks <- p.findLost(ctx, from, deleted, last)
 	}()
 }
 
 // findLost asks the stream. from is where it was seen to go on a second time, if
-// it was; deleted is how many messages it lacked between its ends the last time.
-func (p *Publisher) findLost(ctx context.Context, from uint64, deleted int) (c check) {
+// it was; deleted is how many messages it lacked between its ends the last time;
+// last is what was acknowledged last, nil when that is not known.
+func (p *Publisher) findLost(ctx context.Context, from uint64, deleted int, last *click.Sent) (c check) {
 	stream, err := p.js.Stream(ctx, clickstream.StreamName)
 	if err != nil {
 		return check{from: from, err: err}
@@ -161,29 +162,34 @@ func (p *Publisher) findLost(ctx context.Context, from uint64, deleted int) (c c
 	if config.Retention != jetstream.LimitsPolicy || config.MaxMsgsPerSubject > 0 {
 		return c // it deletes by itself what is not at its beginning
 	}
-	suspect := func(b *click.Sent) bool { return from > 0 && b.Position >= from }
+	s := search{ctx: ctx, nc: p.nc, state: state}
+	if from == 0 && (c.deleted == deleted || c.deleted == 0) && last != nil && s.has(last) {
+		c.err = s.err
+		return c // as a rule: what is kept need not be listed
+	}
+	deletedAt := func(uint64) bool { return false }
 	if c.deleted != deleted && c.deleted > 0 {
-		if suspect, c.err = suspects(ctx, stream, c.deleted); c.err != nil {
+		if deletedAt, c.err = holes(ctx, stream, c.deleted); c.err != nil {
 			return c
 		}
 	}
-	s := search{ctx: ctx, nc: p.nc, state: state, sent: latest(p.config.Recorder.Sent())}
-	c.missing, c.err = s.lost(suspect)
+	s.sent = latest(p.config.Recorder.Sent())
+	c.missing, c.err = s.lost(func(b *click.Sent) bool { return from > 0 && b.Position >= from || deletedAt(b.Position) })
 	return c
 }
 
-// suspects says which batches the stream may lack between its ends.
-func suspects(ctx context.Context, stream jetstream.Stream, deleted int) (func(*click.Sent) bool, error) {
+// holes says of which sequences the stream may lack the message.
+func holes(ctx context.Context, stream jetstream.Stream, deleted int) (func(sequence uint64) bool, error) {
 	const listed = 20_000 // more would be a large answer
 	if deleted > listed {
-		return func(*click.Sent) bool { return true }, nil
+		return func(uint64) bool { return true }, nil
 	}
 	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true))
 	if err != nil {
 		return nil, fmt.Errorf("ask what was deleted: %w", err)
 	}
-	return func(b *click.Sent) bool {
-		_, found := slices.BinarySearch(info.State.Deleted, b.Position)
+	return func(sequence uint64) bool {
+		_, found := slices.BinarySearch(info.State.Deleted, sequence)
 		return found
 	}, nil
 }

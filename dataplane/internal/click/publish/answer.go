@@ -97,9 +97,10 @@ func (p *Publisher) advance() {
 
 // keep holds on to a batch that is acknowledged.
 func (p *Publisher) keep(b *batch) {
-	err := p.config.Recorder.Keep(&click.Sent{
+	p.last = &click.Sent{
 		Subject: b.subject, ID: b.id, First: b.first, Last: b.last, Position: b.position, At: time.Now().UnixMicro(),
-	}, b.data)
+	}
+	err := p.config.Recorder.Keep(p.last, b.data)
 	if failed := err != nil; failed != p.unkept {
 		p.unkept = failed
 		if failed {

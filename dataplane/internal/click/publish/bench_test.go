@@ -116,6 +116,42 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
+// batchesOf gives clicks as messages, without the last one.
+func batchesOf(clicks []click.Click) (batches [][]byte, each float64) {
+	e := benchEncoder()
+	var account click.Ledger
+	e.begin(nil, 1)
+	for i := range clicks {
+		clicks[i].Sequence = uint64(i + 1)
+		if !e.add(&clicks[i]) {
+			batches = append(batches, e.end(&account, false))
+			each = float64(i)
+			e.begin(nil, clicks[i].Sequence)
+			e.add(&clicks[i])
+		}
+	}
+	return batches, each / float64(len(batches))
+}
+
+// BenchmarkDecode is what a consumer does with the batches.
+func BenchmarkDecode(b *testing.B) {
+	for _, kind := range benchClicks {
+		b.Run(kind.name, func(b *testing.B) {
+			batches, _ := batchesOf(kind.make(b))
+			b.ResetTimer()
+			done := 0
+			for i := 0; done < b.N; i++ {
+				batch, err := clickstream.Decode(batches[i%len(batches)])
+				if err != nil {
+					b.Fatal(err)
+				}
+				done += len(batch.Clicks)
+			}
+			b.ReportMetric(float64(done)/b.Elapsed().Seconds(), "clicks/s")
+		})
+	}
+}
+
 // BenchmarkCompress is what compressing costs of that, and what it saves.
 func BenchmarkCompress(b *testing.B) {
 	for _, kind := range benchClicks {
@@ -209,19 +245,7 @@ func benchmarkSend(b *testing.B, send func(b *testing.B, js jetstream.JetStream,
 	if err != nil {
 		b.Fatal(err)
 	}
-	e := benchEncoder()
-	var batches [][]byte
-	var account click.Ledger
-	clicks := requestedClicks(b, 10_000, 1<<14)
-	e.begin(nil, 1)
-	for i := range clicks {
-		if !e.add(&clicks[i]) {
-			batches = append(batches, e.end(&account, false))
-			e.begin(nil, clicks[i].Sequence)
-			e.add(&clicks[i])
-		}
-	}
-	each := float64(len(clicks)) / float64(len(batches)+1)
+	batches, each := batchesOf(requestedClicks(b, 10_000, 1<<14))
 	n := max(1, int(float64(b.N)/each))
 	b.ResetTimer()
 	before := processTime(b)

@@ -92,6 +92,7 @@ type Publisher struct {
 	checks    chan check // what came of checkLost
 	checking  bool       // checkLost is running
 	checkedAt time.Time
+	last      *click.Sent  // what was acknowledged last
 	deleted   int          // messages that the stream lacked between its ends when it was asked
 	wentBack  uint64       // lowest position that the stream gave out twice; 0: none
 	highest   uint64       // position of what is acknowledged

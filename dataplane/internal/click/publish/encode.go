@@ -2,6 +2,7 @@ package publish
 
 import (
 	"encoding/binary"
+	"runtime"
 	"slices"
 
 	"github.com/klauspost/compress/s2"
@@ -30,6 +31,8 @@ type encoder struct {
 	out      []byte // storage of the batch
 	buf      []byte // what is to be compressed
 	packed   []byte
+	scratch  [20 << 10]byte // more than packBytes can become
+	yield    func()         // lets redirects go first
 	first    uint64
 	clicks   uint64
 	epoch    uint64
@@ -70,7 +73,7 @@ const (
 )
 
 func newEncoder(id click.Identity) *encoder {
-	e := &encoder{limit: maxBatchBytes}
+	e := &encoder{limit: maxBatchBytes, yield: runtime.Gosched}
 	e.identity = appendBytes(e.identity, tagNode, []byte(id.Node))
 	e.identity = appendBytes(e.identity, tagRegion, []byte(id.Region))
 	e.identity = binary.LittleEndian.AppendUint64(append(e.identity, tagBoot), id.Boot)
@@ -210,12 +213,23 @@ func (e *encoder) end(account *click.Ledger, final bool) []byte {
 	return out
 }
 
-// pack appends what was written, compressed where that is less.
+// packBytes is how much is compressed in one go: some 20 µs, in which on one core
+// no redirect is answered. Whole batches would take 7% fewer bytes.
+const packBytes = 16<<10 - 1
+
+// pack appends what was written, compressed where that is less. A block of Snappy
+// is its length and a row of pieces, each of which refers to what has been before
+// it: pieces of several blocks make one.
 func (e *encoder) pack(out []byte) []byte {
-	e.packed = slices.Grow(e.packed[:0], max(0, s2.MaxEncodedLen(len(e.buf))))
-	packed := s2.EncodeSnappy(e.packed[:cap(e.packed)], e.buf)
-	if len(packed)+4 < len(e.buf) {
-		return appendBytes(out, tagSnappy, packed)
+	e.packed = binary.AppendUvarint(e.packed[:0], uint64(len(e.buf)))
+	for part := range slices.Chunk(e.buf, packBytes) {
+		block := s2.EncodeSnappy(e.scratch[:], part)
+		_, n := binary.Uvarint(block)
+		e.packed = append(e.packed, block[n:]...)
+		e.yield()
+	}
+	if len(e.packed)+4 < len(e.buf) {
+		return appendBytes(out, tagSnappy, e.packed)
 	}
 	return append(out, e.buf...)
 }

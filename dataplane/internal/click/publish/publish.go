@@ -273,7 +273,7 @@ func (p *Publisher) openSources() {
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
 		s := newSource(log, p.limit, p.buffer)
 		if p.yield != nil {
-			s.yield = p.yield
+			s.yield, s.encoder.yield = p.yield, p.yield
 		}
 		p.sources = append(p.sources, s)
 	}

@@ -51,6 +51,7 @@ func (p *Publisher) answered(m *nats.Msg) {
 		return
 	}
 	b.acked, b.position = true, a.Seq
+	p.last = &click.Sent{ID: b.id, Position: a.Seq}
 	if !a.Duplicate {
 		if a.Seq <= p.highest && (p.wentBack == 0 || a.Seq < p.wentBack) {
 			p.wentBack = a.Seq // it has lost what it had there before
@@ -97,10 +98,9 @@ func (p *Publisher) advance() {
 
 // keep holds on to a batch that is acknowledged.
 func (p *Publisher) keep(b *batch) {
-	p.last = &click.Sent{
+	err := p.config.Recorder.Keep(&click.Sent{
 		Subject: b.subject, ID: b.id, First: b.first, Last: b.last, Position: b.position, At: time.Now().UnixMicro(),
-	}
-	err := p.config.Recorder.Keep(p.last, b.data)
+	}, b.data)
 	if failed := err != nil; failed != p.unkept {
 		p.unkept = failed
 		if failed {

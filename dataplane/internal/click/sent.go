@@ -324,6 +324,9 @@ func openSentFile(path string) (*sentFile, error) {
 	}, nil
 }
 
+// listStep is how many batches are listed in one go.
+const listStep = 128
+
 // list reads what the log holds, oldest first, without the data.
 func (s *sentLog) list() (all []Sent) {
 	s.mu.Lock()
@@ -348,6 +351,9 @@ func (f *sentFile) list(origin *sentFile, all []Sent) []Sent {
 	}
 	defer file.Close()
 	for offset := int64(sentFileHead); ; {
+		if len(all)%listStep == listStep-1 {
+			time.Sleep(100 * time.Microsecond) // redirects go first
+		}
 		var head [sentHead]byte
 		if _, err := file.ReadAt(head[:], offset); err != nil || offset >= f.used {
 			return all

@@ -47,6 +47,7 @@ type Config struct {
 	Recorder   *click.Recorder
 	Stream     StreamLimits
 	Timeout    time.Duration // after which a batch without an answer is sent again. Default: 5 s
+	CheckEvery time.Duration // how often the stream is asked what it has lost, besides after a reconnect. Default: 30 s
 	Log        *slog.Logger  // default: slog.Default
 	Registerer prometheus.Registerer
 }
@@ -91,6 +92,8 @@ type Publisher struct {
 	checks    chan check // what came of checkLost
 	checking  bool       // checkLost is running
 	checkedAt time.Time
+	last      *click.Sent  // what was acknowledged last
+	deleted   int          // messages that the stream lacked between its ends when it was asked
 	wentBack  uint64       // lowest position that the stream gave out twice; 0: none
 	highest   uint64       // position of what is acknowledged
 	again     []click.Sent // to be published again
@@ -126,6 +129,9 @@ func New(config Config) (*Publisher, error) {
 	}
 	if config.Timeout == 0 {
 		config.Timeout = 5 * time.Second
+	}
+	if config.CheckEvery == 0 {
+		config.CheckEvery = 30 * time.Second
 	}
 	if config.Log == nil {
 		config.Log = slog.Default()
@@ -267,7 +273,7 @@ func (p *Publisher) openSources() {
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
 		s := newSource(log, p.limit, p.buffer)
 		if p.yield != nil {
-			s.yield = p.yield
+			s.yield, s.encoder.yield = p.yield, p.yield
 		}
 		p.sources = append(p.sources, s)
 	}
@@ -316,7 +322,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		}
 		return
 	}
-	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > checkEvery || p.wentBack != 0) {
+	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > p.config.CheckEvery || p.wentBack != 0 && now.Sub(p.checkedAt) > recheck) {
 		p.checkLost(ctx, now)
 	}
 	for i, b := range p.inFlight {

@@ -13,6 +13,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/affleet/affleet/dataplane/internal/aside"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	"github.com/affleet/affleet/proto/link"
 )
@@ -32,7 +33,8 @@ const (
 
 	headerSize    = 64
 	blockHeadSize = 16
-	blockSize     = 1 << 20 // about
+	blockSize     = 64 << 10 // about: it is compressed without a yield in between
+	yieldEvery    = 64       // entries that are copied between two
 	maxBlock      = 4 << 20
 )
 
@@ -80,13 +82,13 @@ func decodeHeader(b []byte) (h fileHeader, err error) {
 	return h, nil
 }
 
-// writeState writes a table.
-func writeState(w io.Writer, t *table.Table) error {
+// writeState writes a table, in pieces between which it yields.
+func writeState(w io.Writer, t *table.Table, yield func()) error {
 	h := fileHeader{version: t.Version(), entries: int64(t.Len()), hash: t.Hash()}
 	if _, err := w.Write(h.encode()); err != nil {
 		return err
 	}
-	raw := make([]byte, 0, blockSize+128<<10)
+	raw := make([]byte, 0, blockSize+16<<10)
 	var block []byte
 	flush := func() error {
 		if n := blockHeadSize + s2.MaxEncodedLen(len(raw)); cap(block) < n {
@@ -104,7 +106,11 @@ func writeState(w io.Writer, t *table.Table) error {
 		_, err := w.Write(block[:blockHeadSize+len(compressed)])
 		return err
 	}
+	n := 0
 	for key, value := range t.All() {
+		if n++; n%yieldEvery == 0 {
+			yield()
+		}
 		size := 1 + protowire.SizeBytes(len(key)) + 1 + protowire.SizeBytes(len(value))
 		raw = protowire.AppendTag(raw, fieldChunkEntries, protowire.BytesType)
 		raw = protowire.AppendVarint(raw, uint64(size))
@@ -113,9 +119,11 @@ func writeState(w io.Writer, t *table.Table) error {
 		raw = protowire.AppendTag(raw, fieldEntryValue, protowire.BytesType)
 		raw = protowire.AppendBytes(raw, value)
 		if len(raw) >= blockSize {
+			yield()
 			if err := flush(); err != nil {
 				return err
 			}
+			yield()
 		}
 	}
 	if len(raw) > 0 {
@@ -236,8 +244,10 @@ func readStateFile(path string, guard *Guard, admit func(fileHeader) error) (*ta
 // is not empty. At every moment, also of a power loss, one of the two is whole.
 func writeStateFile(path, previous string, t *table.Table) error {
 	return writeFile(path, previous, func(f *os.File) error {
-		w := bufio.NewWriterSize(f, 1<<20)
-		if err := writeState(w, t); err != nil {
+		yield, end := aside.NewYield()
+		defer end()
+		w := bufio.NewWriterSize(f, aside.Piece)
+		if err := writeState(w, t, yield); err != nil {
 			return err
 		}
 		return w.Flush()
@@ -260,7 +270,7 @@ func writeFile(path, previous string, write func(*os.File) error) (err error) {
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := aside.Sync(f); err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {
@@ -284,5 +294,5 @@ func syncFolder(path string) error {
 		return err
 	}
 	defer d.Close()
-	return d.Sync()
+	return aside.Sync(d)
 }

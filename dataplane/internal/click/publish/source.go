@@ -48,7 +48,7 @@ type source struct {
 // yieldEvery is after how many clicks redirects go first: on a node with one
 // core they would wait for all of a tick's clicks, some 100 µs at 50,000 a
 // second, and for much more behind an outage.
-const yieldEvery = 128
+const yieldEvery = 32
 
 func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 	id := log.Identity()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 func oneCore(t *testing.T) {
@@ -26,8 +27,7 @@ func TestAYieldLetsWhoHasInputGoFirst(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	// Of Gosched it takes some ten thousand: until the runtime's monitor looks.
-	const most = 1000
+	n := 0
 	for range 20 {
 		var answered atomic.Bool
 		waiting := make(chan struct{})
@@ -38,17 +38,57 @@ func TestAYieldLetsWhoHasInputGoFirst(t *testing.T) {
 			answered.Store(true)
 		}()
 		<-waiting
+		spin(leastTurn)
 		yield() // it reads
 		if _, err := w.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
-		n := 0
 		for ; !answered.Load(); n++ {
+			spin(30 * time.Microsecond)
 			yield()
 		}
-		if n > most {
-			t.Errorf("it took %d yields", n)
-		}
+	}
+	// Gosched would take hundreds each time: until the runtime's monitor looks,
+	// after 10 ms.
+	if n > 1000 {
+		t.Errorf("it took %d yields", n)
+	}
+}
+
+// spin computes for a time.
+func spin(d time.Duration) {
+	for begin := time.Now(); time.Since(begin) < d; {
+	}
+}
+
+func TestWorkBesideACoreThatIsFullHasItsShare(t *testing.T) {
+	oneCore(t)
+	yield, end := NewYield()
+	defer end()
+	var stop atomic.Bool
+	var others sync.WaitGroup
+	for range 10 {
+		others.Go(func() {
+			for !stop.Load() {
+				spin(50 * time.Microsecond)
+				runtime.Gosched()
+			}
+		})
+	}
+	begin := time.Now()
+	var worked time.Duration
+	for time.Since(begin) < 300*time.Millisecond {
+		piece := time.Now()
+		spin(5 * time.Microsecond)
+		worked += time.Since(piece)
+		yield()
+	}
+	took := time.Since(begin)
+	stop.Store(true)
+	others.Wait()
+	// Turns of always the same length would be 4 %.
+	if got := float64(worked) / float64(took); got < 0.08 || got > 0.5 {
+		t.Errorf("it worked for %v of %v", worked, took)
 	}
 }
 

@@ -59,16 +59,14 @@ var shared = sync.OnceValue(func() *queue {
 // request is the kernel's struct iocb, for little and big endian alike: what
 // they differ in is zero.
 type request struct {
-	data         uint64
-	key, flags   uint32
-	opcode       uint16
-	priority     int16
-	fd           uint32
-	buf, length  uint64
-	offset       int64
-	reserved     uint64
-	requestFlags uint32
-	event        uint32
+	_      uint64 // data
+	_      uint64 // key and flags
+	opcode uint16
+	_      int16 // priority
+	fd     uint32
+	_      [4]uint64 // buffer, length, offset, reserved
+	flags  uint32
+	event  uint32
 }
 
 // result is the kernel's struct io_event.
@@ -89,7 +87,7 @@ func (q *queue) sync(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	r := &request{opcode: opSync, requestFlags: flagEvent, event: uint32(q.event)}
+	r := &request{opcode: opSync, flags: flagEvent, event: uint32(q.event)}
 	list := &[1]*request{r}
 	var errno syscall.Errno
 	if err := raw.Control(func(fd uintptr) { // the kernel holds the file from then on

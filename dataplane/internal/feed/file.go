@@ -34,7 +34,7 @@ const (
 	headerSize    = 64
 	blockHeadSize = 16
 	blockSize     = 64 << 10 // about: it is compressed without a yield in between
-	yieldEvery    = 64       // entries that are copied between two
+	yieldEvery    = 32       // entries that are copied between two yields
 	maxBlock      = 4 << 20
 )
 

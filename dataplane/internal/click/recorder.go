@@ -228,7 +228,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 			_ = syncMemory(b.mem) // if this fails, so does what follows
 			s.durable.Store(segmentHead)
 		}
-		s.recycle(b.Boot, number, r.yield)
+		s.recycle(b.Boot, number, r.pause)
 		return s
 	}
 	// While the folder fails, only a new file shows that it works again.
@@ -284,14 +284,13 @@ func (r *Recorder) newFile(number uint64) (*segment, error) {
 
 // pause lets redirects go first while there is a segment to go on with.
 func (r *Recorder) pause() {
-	const step = 100 * time.Microsecond
 	select {
 	case <-r.stop: // Close waits for it
 		return
 	default:
 	}
 	if len(r.spares) > 0 && r.current.Load() != nil {
-		time.Sleep(step)
+		r.yield()
 	} else {
 		runtime.Gosched()
 	}

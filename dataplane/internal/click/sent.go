@@ -96,7 +96,7 @@ func newSentLog(dir string, maxBytes int64, retention time.Duration) *sentLog {
 
 // append keeps a batch. It writes in small steps, since each write may hold a
 // processor that redirects need. hasRoom says whether a new file fits.
-func (s *sentLog) append(b *Sent, data []byte, hasRoom func(bytes int64) bool) error {
+func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes int64) bool) error {
 	size := int64(sentHead + len(b.Subject) + len(b.ID) + len(data))
 	if size > s.fileBytes-sentFileHead {
 		return nil // no message is so large but one of a single click in a tiny spool
@@ -122,7 +122,7 @@ func (s *sentLog) append(b *Sent, data []byte, hasRoom func(bytes int64) bool) e
 			return fmt.Errorf("keep what was sent: %w", err)
 		}
 		offset += int64(len(part))
-		runtime.Gosched()
+		yield()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -114,7 +114,7 @@ func (b *Builder) check() {
 func (b *Builder) trim() {
 	for i := 0; i < len(b.shards); {
 		s := b.shards[i]
-		if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/64 {
+		if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/8 {
 			s.resize(s.live())
 		}
 		if len(s.index) > max(s.n*7/4, 16) {

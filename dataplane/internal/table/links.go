@@ -263,7 +263,7 @@ func (b *Builder) makeRoom(s *shard, size int) {
 		if s.n < b.each {
 			// On the way to what a full build expects, in few steps.
 			expect := (b.each + b.each/32 + 8) * (b.bytes + size) / (b.puts + 1)
-			want = max(want, min(expect, 4*s.live()+8*size))
+			want = max(want, min(expect, 16*s.live()+8*size))
 		}
 		s.resize(want)
 	}

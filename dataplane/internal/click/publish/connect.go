@@ -29,7 +29,8 @@ func (p *Publisher) connect() error {
 			wait := min(maxPause, 100*time.Millisecond<<min(attempts, 6))
 			return wait/2 + rand.N(wait)
 		}),
-		nats.Timeout(2 * time.Second),
+		nats.Timeout(dialTimeout),
+		nats.SetCustomDialer(dialer{}),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.FlusherTimeout(p.config.Timeout),

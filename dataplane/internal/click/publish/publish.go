@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/aside"
 	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
@@ -174,7 +175,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer p.nc.Close()
-	yield, end := newYield()
+	yield, end := aside.NewYield()
 	defer end()
 	p.yield = yield
 	p.openSources()

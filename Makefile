@@ -40,8 +40,8 @@ bench-redirect: ## measure affnode beside nginx and others (part of bench; ARGS=
 bench-decisions: ## measure what rules, splits and macros cost, beside nginx (ARGS=--quick)
 	go run ./deploy/bench --only decisions $(ARGS)
 
-bench-fleet: ## measure how the state reaches thousands of nodes (ARGS="--rows idle,curve")
-	go run ./deploy/bench --only fleet $(ARGS)
+bench-fleet: ## measure how the state reaches thousands of nodes, in about ten minutes (ARGS="--rows idle,curve")
+	go run ./deploy/bench --only fleet --rounds 3 $(ARGS)
 
 mutants: ## prove that the tests notice defects that are built in on purpose (ARGS=-list)
 	go run ./deploy/mutants $(ARGS)

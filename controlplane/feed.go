@@ -39,6 +39,9 @@ type feedConfig struct {
 	MaxStreams int
 	// How many of them may come from one address. Default: 10,000.
 	MaxStreamsPerAddress int
+	// How many bytes that a node may not have read are no reason to take care.
+	// Default: 16 kB.
+	MaxUnread int
 	// How long a stream may take to say Hello. Default: 5 s.
 	HelloTimeout time.Duration
 	// Default: slog.Default().
@@ -54,13 +57,14 @@ type feed struct {
 	fleet   *fleet
 	cfg     feedConfig
 	admit   *admission
+	fan     *fanout
 	metrics feedMetrics
 
 	toldBehind atomic.Int64 // when the log was told that a node was sent away, Unix ns
 }
 
-// newFeed makes the FeedService. The server it is registered with needs
-// feedServerOptions.
+// newFeed makes the FeedService, whose streams are told of what is new while run
+// runs. The server it is registered with needs feedServerOptions.
 func newFeed(log *snapshot.Log, fleet *fleet, cfg feedConfig) *feed {
 	if cfg.Heartbeat <= 0 {
 		cfg.Heartbeat = 5 * time.Second
@@ -83,16 +87,26 @@ func newFeed(log *snapshot.Log, fleet *fleet, cfg feedConfig) *feed {
 	if cfg.MaxStreamsPerAddress <= 0 {
 		cfg.MaxStreamsPerAddress = 10_000
 	}
+	if cfg.MaxUnread <= 0 {
+		cfg.MaxUnread = defaultUnread
+	}
 	if cfg.HelloTimeout <= 0 {
 		cfg.HelloTimeout = 5 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	f := &feed{log: log, fleet: fleet, cfg: cfg, admit: newAdmission(&cfg)}
+	f := &feed{log: log, fleet: fleet, cfg: cfg, admit: newAdmission(&cfg), fan: newFanout(log, cfg.Heartbeat)}
 	f.metrics.register(cfg.Registerer)
 	return f
 }
+
+// maxCalls bounds the calls of one connection: of a node there are two, of another
+// replica as many as wait for its nodes.
+const maxCalls = 10_000
+
+// run serves the streams until ctx ends.
+func (f *feed) run(ctx context.Context) { f.fan.run(ctx) }
 
 // feedServerOptions are what a server of the feed needs: the codec that sends
 // shared bytes, keepalive that finds nodes which are gone without a word, and
@@ -103,7 +117,8 @@ func newFeed(log *snapshot.Log, fleet *fleet, cfg feedConfig) *feed {
 func feedServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
+		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.StaticStreamWindowSize(1 << 20), // of imports: nodes say little
 		grpc.StaticConnWindowSize(4 << 20),
@@ -122,7 +137,10 @@ func (f *feed) Subscribe(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest
 	if err != nil {
 		return err
 	}
-	s := &subscription{feed: f, stream: stream, in: in, logger: f.cfg.Logger.With("node", hello.GetNode(), "region", hello.GetRegion())}
+	s := &subscription{
+		feed: f, stream: stream, in: in, over: make(chan error, 1),
+		logger: f.cfg.Logger.With("node", hello.GetNode(), "region", hello.GetRegion()),
+	}
 	s.cursor, err = f.resume(stream.Context(), hello)
 	if err != nil {
 		return s.end(err)
@@ -132,8 +150,8 @@ func (f *feed) Subscribe(stream grpc.BidiStreamingServer[feedv1.SubscribeRequest
 	f.metrics.streams.Add(1)
 	defer f.metrics.streams.Add(-1)
 	s.logger.Info("node connected", "revision", s.cursor.Held().Revision, "build", hello.GetBuild())
-	err = s.end(s.run())
-	s.logger.Info("node disconnected", "revision", s.cursor.Held().Revision, "reason", err)
+	err = s.run()
+	go s.close(err) // who sends may have it locked until the stream has ended, which it does when this returns
 	return err
 }
 
@@ -143,7 +161,7 @@ func (f *feed) hello(in *inbox) (*feedv1.Hello, error) {
 	timeout := time.NewTimer(f.cfg.HelloTimeout)
 	defer timeout.Stop()
 	select {
-	case m := <-in.received:
+	case m := <-in.first:
 		return m.GetHello(), checkHello(m.GetHello())
 	case err := <-in.failed:
 		return nil, err

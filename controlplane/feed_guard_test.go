@@ -163,9 +163,12 @@ func TestTakeDownOvertakesAFrameThatIsUnderWay(t *testing.T) {
 	v := r.write(map[string]string{"/bad": dest(1), "/fine": dest(1)})
 	n := newNode(t, "n1", "eu").connect(r).until(v)
 	idle := newNode(t, "n2", "eu").connect(r).until(v)
-	r.write(map[string]string{"/fine": dest(2)})
+	v = r.write(map[string]string{"/fine": dest(2)})
 	_, flight, _ := n.frame() // and not acknowledged
 	idle.take()
+	if got := <-waitFor(t, r, patience, &adminv1.WaitForVersionRequest{Version: v, Percent: 50, MinNodes: 2}); got.err != nil {
+		t.Fatal(got.err) // the replica has to know that it is idle
+	}
 	v = r.write(map[string]string{"/bad": ""})
 	if names := n.down(); !slices.Equal(names, []string{"links/go.test/bad"}) || n.downs[0].GetVersion().GetRevision() != v.GetRevision() {
 		t.Fatalf("taken down are %v", n.downs)

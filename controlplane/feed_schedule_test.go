@@ -72,13 +72,14 @@ func (s *schedule) boot(i int) {
 	f := newFleet(r.log, fleetConfig{Replica: "r" + strconv.Itoa(i), Logger: quiet})
 	r.feed = newFeed(r.log, f, feedConfig{
 		Logger: quiet, Heartbeat: 20 * time.Millisecond, CatchUp: 5 * time.Millisecond, RetryRejected: 5 * time.Millisecond,
-		Snapshots: 1, SnapshotTime: 50 * time.Millisecond,
+		Snapshots: 1, SnapshotTime: 50 * time.Millisecond, MaxUnread: []int{1, 150, 1000, 0}[s.draw(4)],
 	})
 	s.running.Go(func() {
 		if err := r.log.Run(r.ctx); err != nil {
 			s.fail("replica %d: %v", i, err)
 		}
 	})
+	s.running.Go(func() { r.feed.run(r.ctx) })
 	s.world.Lock()
 	defer s.world.Unlock()
 	s.replicas[i] = r

@@ -79,6 +79,7 @@ func startReplicaWith(t *testing.T, client *clientv3.Client, id string, cfg feed
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = r.log.Run(ctx) })
+	running.Go(func() { r.feed.run(ctx) })
 	running.Go(func() { _ = directory.Run(ctx) })
 	running.Go(func() { _ = server.Serve(ln) })
 	if r.conn, err = dial(ln.Addr().String()); err != nil {

@@ -55,11 +55,28 @@ type fleet struct {
 	log   *snapshot.Log
 	conns conns
 
-	mu    sync.Mutex
-	nodes map[string]*member // by name
-	// Who waits for a change of nodes; each channel holds one wake.
-	waiters map[chan struct{}]struct{}
+	mu      sync.Mutex
+	nodes   map[string]*member // by name
+	waiters map[*waiter]struct{}
 }
+
+// waiter is who waits for a change of nodes. fleet.mu guards the rest of it.
+type waiter struct {
+	woken chan struct{} // holds one wake
+	// It waits for what nodes serve, and for at least so many reports of that:
+	// it is not woken for the others.
+	reports int  // 0: it waits for any change
+	each    bool // it is to be woken by each report
+}
+
+// change is what happened to a node.
+type change uint8
+
+const (
+	moved  change = iota // it came or went
+	served               // it serves something else
+	told                 // what else is shown of it is another
+)
 
 // member is a connected node. What changes is guarded by fleet.mu.
 type member struct {
@@ -86,7 +103,7 @@ func newFleet(log *snapshot.Log, cfg fleetConfig) *fleet {
 	}
 	return &fleet{
 		cfg: cfg, log: log, conns: conns{dial: cfg.Dial},
-		nodes: make(map[string]*member), waiters: make(map[chan struct{}]struct{}),
+		nodes: make(map[string]*member), waiters: make(map[*waiter]struct{}),
 	}
 }
 
@@ -104,7 +121,7 @@ func (f *fleet) join(hello *feedv1.Hello) *member {
 		m.lastRejection = old.lastRejection
 	}
 	f.nodes[m.name] = m
-	f.wake()
+	f.wake(moved)
 	return m
 }
 
@@ -114,7 +131,7 @@ func (f *fleet) leave(m *member) {
 	defer f.mu.Unlock()
 	if f.nodes[m.name] == m {
 		delete(f.nodes, m.name)
-		f.wake()
+		f.wake(moved)
 	}
 }
 
@@ -123,7 +140,7 @@ func (f *fleet) applied(m *member, v snapshot.Version, hash link.SetHash, links 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.version, m.hash, m.links = v, hash, links
-	f.wake()
+	f.wake(served)
 }
 
 // rejected notes why a node did not take a frame.
@@ -131,7 +148,7 @@ func (f *fleet) rejected(m *member, reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.lastRejection = reason
-	f.wake()
+	f.wake(told)
 }
 
 // takenDown notes that a node refuses what was taken down up to a version.
@@ -139,7 +156,7 @@ func (f *fleet) takenDown(m *member, v snapshot.Version) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.downed = v
-	f.wake()
+	f.wake(served)
 }
 
 // status notes how a node fares.
@@ -151,13 +168,19 @@ func (f *fleet) status(m *member, s *feedv1.Status) {
 	if versionOf(s.GetVersion()) == m.version {
 		m.hash = hashOf(s.GetSetHash())
 	}
-	f.wake()
+	f.wake(told)
 }
 
-// wake wakes who waits. f.mu is held.
-func (f *fleet) wake() {
+// wake wakes who waits for a change. f.mu is held.
+func (f *fleet) wake(c change) {
 	for w := range f.waiters {
-		poke(w)
+		switch {
+		case w.reports > 0 && c == told:
+		case w.reports > 1 && c == served:
+			w.reports--
+		default:
+			poke(w.woken)
+		}
 	}
 }
 
@@ -169,17 +192,17 @@ func poke(w chan struct{}) {
 	}
 }
 
-// watch gives a channel that is woken by every change of the nodes until stop is
+// watch gives a waiter that is woken by every change of the nodes until stop is
 // called.
-func (f *fleet) watch() (woken chan struct{}, stop func()) {
-	woken = make(chan struct{}, 1)
+func (f *fleet) watch() (w *waiter, stop func()) {
+	w = &waiter{woken: make(chan struct{}, 1)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.waiters[woken] = struct{}{}
-	return woken, func() {
+	f.waiters[w] = struct{}{}
+	return w, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		delete(f.waiters, woken)
+		delete(f.waiters, w)
 	}
 }
 
@@ -251,12 +274,12 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 		}
 	}
 	ctx := stream.Context()
-	woken, stop := f.watch()
+	w, stop := f.watch()
 	defer stop()
 	var others peerNodes
 	if !localOnly(ctx) {
 		ctx, cancel := context.WithCancel(ctx)
-		watching := f.watchPeers(ctx, req, &others, woken)
+		watching := f.watchPeers(ctx, req, &others, w.woken)
 		defer watching.Wait()
 		defer cancel()
 	}
@@ -277,7 +300,7 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-woken:
+		case <-w.woken:
 		case <-moved:
 		}
 	}

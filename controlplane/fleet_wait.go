@@ -86,19 +86,25 @@ type tally struct {
 // known is the tally as replicas tell each other what they know.
 func (t tally) known() string { return fmt.Sprintf("%d/%d", t.nodes-len(t.lagging), t.nodes) }
 
-// enough says whether the request is fulfilled.
-func (t tally) enough(req *adminv1.WaitForVersionRequest) bool {
+// missing is how many more nodes have to serve the version, of those that there
+// are, for the request to be fulfilled.
+func (t tally) missing(req *adminv1.WaitForVersionRequest) int {
 	percent := int(req.GetPercent())
 	if percent == 0 {
 		percent = 100
 	}
-	serving := t.nodes - len(t.lagging)
-	return t.nodes >= int(req.GetMinNodes()) && serving*100 >= t.nodes*percent
+	return max((t.nodes*percent+99)/100-(t.nodes-len(t.lagging)), 0)
 }
 
-// count counts the nodes of this replica. later is not nil while this replica
+// enough says whether the request is fulfilled.
+func (t tally) enough(req *adminv1.WaitForVersionRequest) bool {
+	return t.nodes >= int(req.GetMinNodes()) && t.missing(req) == 0
+}
+
+// count adds the nodes of this replica to t. later is not nil while this replica
 // does not know yet what there is up to the version: it is closed when it may.
-func (f *fleet) count(req *adminv1.WaitForVersionRequest) (t tally, later <-chan struct{}) {
+// From then on w is woken when something has changed that may be enough.
+func (f *fleet) count(req *adminv1.WaitForVersionRequest, w *waiter, t *tally) (later <-chan struct{}) {
 	view := f.log.View()
 	revision := req.GetVersion().GetRevision()
 	if view.Seen() < revision {
@@ -118,22 +124,41 @@ func (f *fleet) count(req *adminv1.WaitForVersionRequest) (t tally, later <-chan
 			t.lagging = append(t.lagging, m.name)
 		}
 	}
-	return t, later
+	w.reports = 1
+	if !w.each {
+		w.reports = max(t.missing(req), 1)
+	}
+	return later
 }
+
+const (
+	// Where many nodes lag, another replica is told less often: it is told all
+	// of their names.
+	many   = 16
+	gather = 10 * time.Millisecond
+)
 
 // waitLocal answers another replica.
 func (f *fleet) waitLocal(ctx context.Context, req *adminv1.WaitForVersionRequest, known string) (*adminv1.WaitForVersionResponse, error) {
-	woken, stop := f.watch()
+	w, stop := f.watch()
 	defer stop()
-	for {
-		t, later := f.count(req)
-		if t.known() != known {
+	w.each = true
+	var gathered <-chan time.Time
+	for due := false; ; {
+		var t tally
+		later := f.count(req, w, &t)
+		switch differs := t.known() != known; {
+		case differs && (due || known == knowsNothing || len(t.lagging) < many):
 			return &adminv1.WaitForVersionResponse{Nodes: int32(t.nodes), Lagging: t.lagging}, nil
+		case differs && gathered == nil:
+			gathered = time.After(gather)
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-woken:
+		case <-w.woken:
+		case <-gathered:
+			due = true
 		case <-later:
 		}
 	}
@@ -148,9 +173,9 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 		left := time.Until(deadline)
 		timeout = time.After(left - min(left/10, 500*time.Millisecond))
 	}
-	woken, stop := f.watch()
+	w, stop := f.watch()
 	defer stop()
-	others := &peerTallies{byPeer: make(map[replica.Peer]tally), woken: woken}
+	others := &peerTallies{byPeer: make(map[replica.Peer]tally), woken: w.woken}
 	polling, cancel := context.WithCancel(ctx)
 	var pollers sync.WaitGroup
 	defer pollers.Wait()
@@ -162,13 +187,14 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 		f.eachPeer(polling, func(ctx context.Context, p replica.Peer) { f.pollPeer(ctx, p, req, others) })
 	})
 	for {
-		t, later := f.count(req)
+		var t tally
 		complete := others.add(&t)
+		later := f.count(req, w, &t)
 		answer := &adminv1.WaitForVersionResponse{
 			Nodes: int32(t.nodes), Waited: durationpb.New(time.Since(start)), Lagging: t.lagging,
 		}
-		slices.Sort(answer.Lagging)
 		if complete && t.enough(req) {
+			slices.Sort(answer.Lagging)
 			return answer, nil
 		}
 		if err := f.heldBack(req.GetVersion().GetRevision()); err != nil {
@@ -179,7 +205,7 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 			return nil, status.FromContextError(ctx.Err()).Err()
 		case <-timeout:
 			return nil, late(req, answer)
-		case <-woken:
+		case <-w.woken:
 		case <-later:
 		}
 	}
@@ -205,6 +231,7 @@ func (f *fleet) heldBack(revision int64) error {
 // late is the error for a wait that ended before enough nodes serve.
 func late(req *adminv1.WaitForVersionRequest, answer *adminv1.WaitForVersionResponse) error {
 	const few = 10
+	slices.Sort(answer.Lagging)
 	names := strings.Join(answer.Lagging[:min(len(answer.Lagging), few)], ", ")
 	if len(answer.Lagging) > few {
 		names += ", ..."

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/s2"
@@ -24,7 +25,11 @@ import (
 type pipe struct {
 	ctx    context.Context
 	cancel context.CancelFunc
-	down   chan []byte // to the node; holds what the network holds
+	down   chan []byte // to the node; has room for all that there is room for
+	// Of bytes that are not read. As with gRPC, a message may be sent while
+	// there is any left, and may take more than that.
+	room  atomic.Int64
+	freed chan struct{} // holds one
 	// From the node. Its window of 1 MB has room for the answers to all that a
 	// replica sends before it takes in another answer: with less, both ends
 	// would wait for each other.
@@ -50,12 +55,31 @@ func (p *pipe) Send(m *feedv1.SubscribeResponse) error {
 }
 
 func (p *pipe) SendMsg(m any) error {
-	select {
-	case p.down <- m.(rawMessage):
-		return nil
-	case <-p.ctx.Done():
-		return status.FromContextError(p.ctx.Err()).Err()
+	for p.room.Load() <= 0 {
+		select {
+		case <-p.freed:
+		case <-p.ctx.Done():
+			return status.FromContextError(p.ctx.Err()).Err()
+		}
 	}
+	b := m.(rawMessage)
+	p.room.Add(-int64(len(b)))
+	p.down <- b // one message is at least a byte
+	return nil
+}
+
+// read notes that a message has been read.
+func (p *pipe) read(b []byte) {
+	p.room.Add(int64(len(b)))
+	poke(p.freed)
+}
+
+// newPipe makes a pipe with room for more than a feed sends without care.
+func newPipe(ctx context.Context, f *feed) *pipe {
+	p := &pipe{down: make(chan []byte, f.cfg.MaxUnread+1), up: make(chan *feedv1.SubscribeRequest, window), freed: make(chan struct{}, 1)}
+	p.room.Store(int64(f.cfg.MaxUnread + 1))
+	p.ctx, p.cancel = context.WithCancel(ctx)
+	return p
 }
 
 func (p *pipe) Recv() (*feedv1.SubscribeRequest, error) {
@@ -119,8 +143,7 @@ func (n *modelNode) run(ctx context.Context) {
 
 // session follows a replica until the stream ends.
 func (n *modelNode) session(ctx context.Context, f *runningReplica) (later time.Duration) {
-	p := &pipe{down: make(chan []byte, n.draw(3)), up: make(chan *feedv1.SubscribeRequest, window)}
-	p.ctx, p.cancel = context.WithCancel(ctx)
+	p := newPipe(ctx, f.feed)
 	defer p.cancel()
 	defer context.AfterFunc(f.ctx, p.cancel)() // it is killed
 	n.mu.Lock()
@@ -159,6 +182,7 @@ func (n *modelNode) session(ctx context.Context, f *runningReplica) (later time.
 		case <-p.ctx.Done():
 			return 0
 		}
+		p.read(b)
 		var m feedv1.SubscribeResponse
 		if err := proto.Unmarshal(b, &m); err != nil {
 			n.fail("node %s: %v", n.name, err)

@@ -1,7 +1,6 @@
 package controlplane
 
 import (
-	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,13 +22,12 @@ func (s lastWords) Recv() (*feedv1.SubscribeRequest, error) {
 
 func TestStreamThatIsGoneIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pipe{down: make(chan []byte), up: make(chan *feedv1.SubscribeRequest)}
-		p.ctx, p.cancel = context.WithCancel(t.Context())
-		in := receiveFrom(lastWords{p})
-		synctest.Wait() // nobody was there to take its words
 		log := snapshot.New(&source{timeline: newTimeline(1)}, snapshot.Config{})
+		f := newFeed(log, newFleet(log, fleetConfig{}), feedConfig{})
+		in := receiveFrom(lastWords{newPipe(t.Context(), f)})
+		synctest.Wait() // nobody was there to take its words
 		start := time.Now()
-		_, err := newFeed(log, newFleet(log, fleetConfig{}), feedConfig{}).hello(in)
+		_, err := f.hello(in)
 		if status.Code(err) != codes.Canceled || time.Since(start) != 0 {
 			t.Errorf("after %s: %v", time.Since(start), err)
 		}

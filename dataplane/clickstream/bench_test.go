@@ -27,7 +27,7 @@ func browserBatch(t testing.TB, boot, first uint64, n int) []byte {
 }
 
 func BenchmarkDecode(b *testing.B) {
-	data := browserBatch(b, 1, 1, 600)
+	data := packed(b, browserBatch(b, 1, 1, 600))
 	b.ReportAllocs()
 	clicks := 0
 	for b.Loop() {
@@ -42,7 +42,7 @@ func BenchmarkDecode(b *testing.B) {
 
 // BenchmarkDecodeFiltered passes over all but one affiliate of fifty.
 func BenchmarkDecodeFiltered(b *testing.B) {
-	data := browserBatch(b, 1, 1, 600)
+	data := packed(b, browserBatch(b, 1, 1, 600))
 	filter := &Filter{Affiliates: []string{"Mozilla/5.0 (Windows NT 10.0; Win64; x64) 6"}}
 	var d decoder
 	b.ReportAllocs()
@@ -64,7 +64,7 @@ func BenchmarkConsume(b *testing.B) {
 	stream(b, js)
 	const n, batches = 600, 4000
 	for i := range uint64(batches) {
-		if _, err := js.PublishAsync(Subject("eu", "node-1"), browserBatch(b, 1, 1+i*n, n)); err != nil {
+		if _, err := js.PublishAsync(Subject("eu", "node-1"), packed(b, browserBatch(b, 1, 1+i*n, n))); err != nil {
 			b.Fatal(err)
 		}
 		if i%256 == 255 {

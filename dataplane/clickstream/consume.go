@@ -50,7 +50,7 @@ func Consume(ctx context.Context, js jetstream.JetStream, options Options, handl
 	if err != nil {
 		return fmt.Errorf("load the marks of a consumer of clicks: %w", err)
 	}
-	c.state, c.marks = state, newMarks(state.Marks)
+	c.state, c.marks, c.decoder.reuse = state, newMarks(state.Marks), options.Reuse
 	err = c.run(ctx)
 	c.leave(ctx)
 	if _, failed := errors.AsType[*storeError](err); !failed {

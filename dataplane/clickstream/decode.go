@@ -3,9 +3,13 @@ package clickstream
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
+
+	"github.com/klauspost/compress/s2"
 )
 
 // Batch is one message: consecutive clicks of one node.
@@ -45,8 +49,11 @@ func Decode(data []byte) (*Batch, error) {
 // decoder reads one message after another; it belongs to one goroutine.
 type decoder struct {
 	batch    *Batch
-	data     string
+	packed   string // what was compressed in the message, once it is not any more
 	strings  []string
+	raw      []string // the clicks
+	reuse    bool     // storage of clicks belongs to the decoder
+	storage  []Click
 	form     AddressForm
 	epoch    Hex
 	baseTime int64
@@ -54,25 +61,72 @@ type decoder struct {
 	wanted   wanted
 }
 
+// The tags of what a batch has most of, each one byte.
+const (
+	tagString = 8<<3 | wireBytes
+	tagClick  = 9<<3 | wireBytes
+)
+
 // The wire type that each field of Batch must have.
 var batchWire = [...]uint8{
 	1: wireBytes, 2: wireBytes, 3: wireFixed64, 4: wireVarint, 5: wireVarint, 6: wireFixed64, 7: wireVarint,
-	8: wireBytes, 9: wireBytes, 10: wireVarint, 11: wireBytes,
+	8: wireBytes, 9: wireBytes, 10: wireVarint, 11: wireBytes, 12: wireBytes,
 }
 
-// head reads all but the clicks. Clicks refer to strings, and the order of
-// fields means nothing, so that a message is gone over twice.
+// head reads all but the clicks, which refer to strings: the order of fields
+// means nothing.
 func (d *decoder) head(data []byte) (*Batch, error) {
 	b := new(Batch)
-	*d = decoder{batch: b, data: string(data), strings: d.strings[:0], wanted: d.wanted}
-	for s := d.data; s != ""; {
+	*d = decoder{batch: b, strings: d.strings[:0], raw: d.raw[:0], wanted: d.wanted, reuse: d.reuse, storage: d.storage}
+	if err := d.fields(string(data)); err != nil {
+		return nil, malformed(err)
+	}
+	if d.packed != "" {
+		if len(d.strings) > 0 || len(d.raw) > 0 {
+			return nil, malformed(errSnappy)
+		}
+		packed := d.packed
+		d.packed = ""
+		if err := d.fields(packed); err != nil {
+			return nil, malformed(err)
+		}
+		if d.packed != "" {
+			return nil, malformed(errSnappy)
+		}
+	}
+	b.Count = uint64(len(d.raw))
+	if len(d.strings) == 0 {
+		d.strings = append(d.strings, "")
+	}
+	d.strings[0] = "" // whatever it holds, 0 stands for nothing
+	return b, nil
+}
+
+// fields reads the fields of a message, or of what is compressed in it.
+func (d *decoder) fields(s string) error {
+	b := d.batch
+	for s != "" {
+		if tag := s[0]; tag == tagString || tag == tagClick { // nearly all
+			n, at := number(s, 1)
+			if at == 0 || n > uint64(len(s)-at) {
+				return errTruncated
+			}
+			end := at + int(n)
+			if tag == tagString {
+				d.strings = append(d.strings, s[at:end])
+			} else {
+				d.raw = append(d.raw, s[at:end])
+			}
+			s = s[end:]
+			continue
+		}
 		f, rest, err := next(s)
 		if err != nil {
-			return nil, malformed(err)
+			return err
 		}
 		s = rest
 		if f.number < uint64(len(batchWire)) && f.number > 0 && batchWire[f.number] != f.wire {
-			return nil, malformed(errWire)
+			return errWire
 		}
 		switch f.number {
 		case 1:
@@ -89,23 +143,43 @@ func (d *decoder) head(data []byte) (*Batch, error) {
 			d.epoch = Hex(f.value)
 		case 7:
 			d.revision = int64(f.value)
-		case 8:
+		case 8: // with a tag that is longer than it need be
 			d.strings = append(d.strings, f.bytes)
 		case 9:
-			b.Count++
+			d.raw = append(d.raw, f.bytes)
 		case 10:
 			d.form = AddressForm(min(f.value, 255))
 		case 11:
 			if err := b.Ledger.decode(f.bytes); err != nil {
-				return nil, malformed(err)
+				return err
+			}
+		case 12:
+			if d.packed != "" {
+				return errSnappy
+			}
+			if d.packed, err = unpack(f.bytes); err != nil {
+				return err
 			}
 		}
 	}
-	if len(d.strings) == 0 {
-		d.strings = append(d.strings, "")
+	return nil
+}
+
+// maxUnpacked is more than any node puts into a message, many times.
+const maxUnpacked = 32 << 20
+
+// unpack gives what is compressed in a message.
+func unpack(packed string) (string, error) {
+	src := []byte(packed)
+	n, err := s2.DecodedLen(src)
+	if err != nil || n > maxUnpacked {
+		return "", errSnappy
 	}
-	d.strings[0] = "" // whatever it holds, 0 stands for nothing
-	return b, nil
+	b, err := s2.Decode(make([]byte, n), src)
+	if err != nil {
+		return "", errSnappy
+	}
+	return unsafe.String(unsafe.SliceData(b), len(b)), nil // nobody else has b
 }
 
 func malformed(err error) error { return fmt.Errorf("%w: %w", ErrMalformed, err) }
@@ -124,37 +198,32 @@ func (d *decoder) clicks(ranges []Range, filter *Filter) error {
 			most += r.Len()
 		}
 	}
-	if filter == nil {
+	switch {
+	case d.reuse:
+		d.storage = slices.Grow(d.storage[:0], int(most))
+		b.Clicks = d.storage
+	case filter == nil:
 		b.Clicks = make([]Click, 0, most)
 	}
-	sequence := b.First
-	for s := d.data; s != ""; {
-		f, rest, _ := next(s) // the same fields as in head
-		s = rest
-		if f.number != 9 {
-			continue
-		}
-		this := sequence
-		sequence++
-		if len(ranges) > 0 {
-			for len(ranges) > 1 && this > ranges[0].To {
-				ranges = ranges[1:]
+	if len(ranges) == 0 {
+		ranges = []Range{{b.First, b.First + b.Count - 1}}
+	}
+	for _, r := range ranges {
+		for i, s := range d.raw[r.From-b.First : r.To+1-b.First] {
+			if filter != nil {
+				if match, err := d.wanted.match(s); err != nil {
+					return malformed(err)
+				} else if !match {
+					continue
+				}
 			}
-			if this < ranges[0].From || this > ranges[0].To {
-				continue
-			}
-		}
-		if filter != nil {
-			if match, err := d.wanted.match(f.bytes); err != nil {
+			b.Clicks = append(b.Clicks, Click{})
+			c := &b.Clicks[len(b.Clicks)-1]
+			c.Sequence = r.From + uint64(i)
+			if err := d.click(c, s); err != nil {
+				b.Clicks = nil
 				return malformed(err)
-			} else if !match {
-				continue
 			}
-		}
-		b.Clicks = append(b.Clicks, Click{Sequence: this})
-		if err := d.click(&b.Clicks[len(b.Clicks)-1], f.bytes); err != nil {
-			b.Clicks = nil
-			return malformed(err)
 		}
 	}
 	return nil
@@ -170,67 +239,73 @@ func (d *decoder) click(c *Click, s string) error {
 	c.Node, c.Region, c.Boot, c.Epoch = b.Node, b.Region, b.Boot, d.epoch
 	c.Revision, c.Status, c.Method = d.revision, 302, "GET"
 	microseconds := d.baseTime
-	for s != "" {
-		f, rest, err := next(s)
-		if err != nil {
-			return err
+	for i := 0; i < len(s); {
+		tag, at := number(s, i)
+		v, end := number(s, at)
+		if tag&7 != wireVarint || tag >= 64<<3 || at == 0 {
+			f, rest, err := next(s[i:])
+			if err == nil {
+				err = d.other(c, f)
+			}
+			if err != nil {
+				return err
+			}
+			i = len(s) - len(rest)
+			continue
 		}
-		s = rest
-		if f.number < 64 && clickNumber>>f.number&1 == 1 && f.wire != wireVarint {
-			return errWire
+		if i = end; end == 0 {
+			return errTruncated
 		}
-		switch f.number {
+		var text *string
+		switch tag >> 3 {
 		case 1:
-			microseconds = d.baseTime + signed(f.value)
+			microseconds = d.baseTime + signed(v)
 		case 2:
-			c.Revision = d.revision + signed(f.value)
+			c.Revision = d.revision + signed(v)
 		case 3:
-			err = d.text(&c.Link, f.value)
+			text = &c.Link
 		case 4:
-			err = d.text(&c.Affiliate, f.value)
+			text = &c.Affiliate
 		case 5:
-			err = d.text(&c.Campaign, f.value)
+			text = &c.Campaign
 		case 6:
-			err = d.text(&c.Variant, f.value)
+			text = &c.Variant
 		case 7:
-			c.Rule = uint32(f.value)
+			c.Rule = uint32(v)
 		case 8:
-			err = d.text(&c.Destination, f.value)
+			text = &c.Destination
 		case 9:
-			if f.value != 0 {
-				c.Status = int(uint32(f.value))
+			if v != 0 {
+				c.Status = int(uint32(v))
 			}
 		case 10:
-			c.Method = method(f.value)
+			c.Method = method(v)
 		case 11:
-			c.Outcome = Outcome(min(f.value, 255))
-		case 12:
-			if f.wire != wireBytes {
-				return errWire
-			}
-			c.Address = Address{bytes: f.bytes, form: d.form}
+			c.Outcome = Outcome(min(v, 255))
+		case 12, 18, 19:
+			return errWire
 		case 13:
-			err = d.text(&c.UserAgent, f.value)
+			text = &c.UserAgent
 		case 14:
-			err = d.text(&c.Referrer, f.value)
+			text = &c.Referrer
 		case 15:
-			err = d.text(&c.Languages, f.value)
+			text = &c.Languages
 		case 16:
-			err = d.text(&c.Host, f.value)
+			text = &c.Host
 		case 17:
-			err = d.text(&c.Path, f.value)
-		case 18:
-			err = d.pairs(f, func(a, b string) { c.Parameters = append(c.Parameters, Parameter{a, b}) })
-		case 19:
-			err = d.pairs(f, func(a, b string) { c.Labels = append(c.Labels, Label{a, b}) })
+			text = &c.Path
 		case 20:
-			err = d.text(&c.Country, f.value)
+			text = &c.Country
 		case 21:
-			c.ASN = uint32(f.value)
+			c.ASN = uint32(v)
 		}
-		if err != nil {
-			return err
+		if text == nil {
+			continue
 		}
+		if v >= uint64(len(d.strings)) {
+			return errIndex
+		}
+		*text = d.strings[v]
 	}
 	if c.Path == "" { // the link's own
 		if i := strings.IndexByte(c.Link, '/'); i >= 0 {
@@ -238,6 +313,25 @@ func (d *decoder) click(c *Click, s string) error {
 		}
 	}
 	c.Time = time.UnixMicro(microseconds).UTC()
+	return nil
+}
+
+// other takes a field of a click that is no number, or is not known.
+func (d *decoder) other(c *Click, f field) error {
+	if f.number < 64 && clickNumber>>f.number&1 == 1 && f.wire != wireVarint {
+		return errWire
+	}
+	switch f.number {
+	case 12:
+		if f.wire != wireBytes {
+			return errWire
+		}
+		c.Address = Address{bytes: f.bytes, form: d.form}
+	case 18:
+		return d.pairs(f, func(a, b string) { c.Parameters = append(c.Parameters, Parameter{a, b}) })
+	case 19:
+		return d.pairs(f, func(a, b string) { c.Labels = append(c.Labels, Label{a, b}) })
+	}
 	return nil
 }
 

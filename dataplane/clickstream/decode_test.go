@@ -1,6 +1,7 @@
 package clickstream
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/snappy"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -32,6 +34,97 @@ func message(t testing.TB, node string, boot, first uint64, n int, change ...fun
 		t.Fatal(err)
 	}
 	return data
+}
+
+// packed compresses the strings and clicks of a message, as nodes do.
+func packed(t testing.TB, data []byte) []byte {
+	t.Helper()
+	b := new(clickv1.Batch)
+	if err := proto.Unmarshal(data, b); err != nil {
+		t.Fatal(err)
+	}
+	inner, err := proto.Marshal(&clickv1.Batch{BaseTimeUs: b.BaseTimeUs, Epoch: b.Epoch, BaseRevision: b.BaseRevision, Strings: b.Strings, Clicks: b.Clicks})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.BaseTimeUs, b.Epoch, b.BaseRevision, b.Strings, b.Clicks = 0, 0, 0, nil, nil
+	b.Snappy = snappy.Encode(nil, inner)
+	out, err := proto.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestACompressedBatchIsTheSameBatch(t *testing.T) {
+	for _, n := range []int{0, 1, 600} {
+		data := browserBatch(t, 5, 77, n)
+		want, err := Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		small := packed(t, data)
+		got, err := Decode(small)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(Address{})); diff != "" || n > 0 && len(small) >= len(data) {
+			t.Fatalf("%d clicks, %d and %d bytes: %s", n, len(data), len(small), diff)
+		}
+	}
+}
+
+// Nothing of one batch is left in the next that uses its storage.
+func TestStorageThatIsUsedAgainHoldsNothingOld(t *testing.T) {
+	var d decoder
+	d.reuse = true
+	for _, n := range []int{600, 3, 40} {
+		data := packed(t, browserBatch(t, 5, uint64(n), n))
+		if n == 3 {
+			data = message(t, "n", 1, 1, n)
+		}
+		want, err := Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := d.head(data)
+		if err == nil {
+			err = d.clicks(nil, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(Address{})); diff != "" {
+			t.Fatal(diff)
+		}
+	}
+}
+
+func TestDecodeRefusesWhatIsCompressedWrongly(t *testing.T) {
+	whole := message(t, "n", 1, 1, 2)
+	with := func(b *clickv1.Batch) []byte {
+		data, err := proto.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	inner := with(&clickv1.Batch{Clicks: []*clickv1.Click{{}}})
+	small := snappy.Encode(nil, inner)
+	for name, data := range map[string][]byte{
+		"nonsense":              with(&clickv1.Batch{Snappy: []byte("nonsense")}),
+		"cut":                   with(&clickv1.Batch{Snappy: small[:len(small)-1]}),
+		"a size beyond all":     with(&clickv1.Batch{Snappy: []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0}}),
+		"clicks beside":         append(bytes.Clone(whole), with(&clickv1.Batch{Snappy: small})...),
+		"compressed twice":      with(&clickv1.Batch{Snappy: snappy.Encode(nil, with(&clickv1.Batch{Snappy: small}))}),
+		"two of them":           append(with(&clickv1.Batch{Snappy: small}), with(&clickv1.Batch{Snappy: small})...),
+		"a wrong field in it":   with(&clickv1.Batch{Snappy: snappy.Encode(nil, []byte{0x08, 1})}),
+		"an index out of range": with(&clickv1.Batch{Snappy: snappy.Encode(nil, with(&clickv1.Batch{Clicks: []*clickv1.Click{{Link: 1}}}))}),
+	} {
+		if b, err := Decode(data); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %+v, %v", name, b, err)
+		}
+	}
 }
 
 func TestDecodeReadsEveryField(t *testing.T) {
@@ -157,14 +250,25 @@ func FuzzDecode(f *testing.F) {
 		b.Strings = append(b.Strings, []byte("a/b"))
 		b.Clicks[0].Link, b.Clicks[0].Labels = 1, []uint32{1, 1}
 	}))
+	f.Add(packed(f, message(f, "n", 1, 1, 3)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := Decode(data)
 		if err != nil {
 			return
 		}
 		var want clickv1.Batch
-		if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, &want); err != nil {
+		options := proto.UnmarshalOptions{DiscardUnknown: true, Merge: true}
+		if err := options.Unmarshal(data, &want); err != nil {
 			return // protobuf is stricter about UTF-8 in names and about overflow
+		}
+		if len(want.Snappy) > 0 {
+			more, err := snappy.Decode(nil, want.Snappy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if options.Unmarshal(more, &want) != nil {
+				return
+			}
 		}
 		if got.Node != want.Node || got.First != want.FirstSequence || uint64(got.Boot) != want.Boot || len(got.Clicks) != len(want.Clicks) {
 			t.Fatalf("%+v, want %v", got, &want)

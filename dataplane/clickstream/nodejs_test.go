@@ -80,8 +80,8 @@ func TestAConsumerInNodeJSFollowsTheREADME(t *testing.T) {
 	const boot = 0xfedcba9876543210 // larger than a number of JavaScript
 	subject := Subject("eu", "n")
 	publish(subject, message(t, "n", boot, 1, 30, affiliates))
-	publish(subject, message(t, "n", boot, 20, 20, affiliates)) // 20 to 30 once more
-	publish(subject, message(t, "n", boot, 46, 5, affiliates))  // 40 to 45 are missing
+	publish(subject, packed(t, message(t, "n", boot, 20, 20, affiliates))) // 20 to 30 once more, as nodes send it
+	publish(subject, message(t, "n", boot, 46, 5, affiliates))             // 40 to 45 are missing
 	if diff := cmp.Diff(result{map[string]int{"": 14, "aff_01": 15, "darian_v": 15}, []string{"n 40 to 45"}, []string{}}, consume()); diff != "" {
 		t.Fatal(diff)
 	}

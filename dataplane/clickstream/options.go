@@ -68,6 +68,9 @@ type Options struct {
 	// when the handler did not get it.
 	Progress func(*Batch)
 
+	// Reuse says that the handler keeps neither the batch's Clicks nor what they
+	// point to beyond its return, strings excepted: their storage is used again.
+	Reuse bool
 	// Prefetch is how many batches may wait for the handler. Default: 64.
 	Prefetch int
 	// AckWait is how long a batch may take until the server offers it again.

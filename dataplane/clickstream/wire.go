@@ -6,6 +6,7 @@ var (
 	errTruncated = errors.New("it ends in the middle of a field")
 	errWire      = errors.New("a field has the wrong wire type")
 	errIndex     = errors.New("an index points behind the strings")
+	errSnappy    = errors.New("what is compressed in it is damaged, or not alone")
 )
 
 // The wire types of protobuf.
@@ -53,6 +54,24 @@ func next(s string) (f field, rest string, err error) {
 		return f, s[n:], nil
 	}
 	return f, s, errWire
+}
+
+// number gives the number at a place, and where it ends: 0 when it does not.
+func number(s string, at int) (v uint64, end int) {
+	if at+1 < len(s) {
+		a, b := s[at], s[at+1]
+		if a < 0x80 {
+			return uint64(a), at + 1
+		}
+		if b < 0x80 {
+			return uint64(a&0x7f) | uint64(b)<<7, at + 2
+		}
+	}
+	v, rest, err := uvarint(s[at:])
+	if err != nil {
+		return 0, 0
+	}
+	return v, len(s) - len(rest)
 }
 
 // uvarint takes a number off s.

@@ -37,7 +37,7 @@ const (
 
 	headerSize    = 64
 	blockHeadSize = 16
-	blockSize     = 1 << 20 // about
+	blockSize     = 64 << 10 // about: it is compressed in one go
 	maxBlock      = 4 << 20
 
 	// Numbers of fields in feed.proto.
@@ -93,6 +93,10 @@ func decodeHeader(b []byte) (h Header, err error) {
 
 // Writer writes a file.
 type Writer struct {
+	// Between is called before and behind each block that is compressed and
+	// written, for other work of the process. Default: nothing.
+	Between func()
+
 	w          io.Writer
 	raw, block []byte
 }
@@ -102,7 +106,7 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	if _, err := w.Write(h.encode()); err != nil {
 		return nil, err
 	}
-	return &Writer{w: w, raw: make([]byte, 0, blockSize+128<<10)}, nil
+	return &Writer{w: w, raw: make([]byte, 0, blockSize+16<<10)}, nil
 }
 
 // Add adds an entry. The bytes are copied.
@@ -131,6 +135,10 @@ func (w *Writer) Close() error {
 }
 
 func (w *Writer) flush() error {
+	if w.Between != nil {
+		w.Between()
+		defer w.Between()
+	}
 	if n := blockHeadSize + s2.MaxEncodedLen(len(w.raw)); cap(w.block) < n {
 		w.block = make([]byte, n)
 	}

@@ -112,26 +112,59 @@ func (l *Log) Next(ctx context.Context, c Cursor) (*Frame, error) {
 	if err := v.behind(c.held); err != nil {
 		return nil, err
 	}
-	if c.held.Epoch != v.epoch { // of a past one, or none: no revision is too low
+	c = v.current(c)
+	if f, ok := l.delta(v, c); ok {
+		return f, nil
+	}
+	return l.snapshot(ctx, v, c)
+}
+
+// NextDelta is Next where that is nothing, or a delta of about at most so many
+// bytes: it takes no time then. ok is false where it is something else.
+func (l *Log) NextDelta(c Cursor, most int64) (f *Frame, ok bool) {
+	v := l.View()
+	if v.behind(c.held) != nil {
+		return nil, false
+	}
+	c = v.current(c)
+	if i := min(v.after(c.at), v.served); v.served > i+1 && v.cum(v.served)-v.cum(i) > most {
+		return nil, false
+	}
+	return l.delta(v, c)
+}
+
+// current is a cursor as this view's epoch takes it: of a past one, or none, no
+// revision is too low.
+func (v *View) current(c Cursor) Cursor {
+	if c.held.Epoch != v.epoch {
 		c.at, c.least = 0, 0
 	}
+	return c
+}
+
+// delta gives the delta that comes next, nil at the head; ok is false where a
+// snapshot does.
+func (l *Log) delta(v *View, c Cursor) (f *Frame, ok bool) {
 	if c.at < v.base.revision || c.at == 0 {
-		return l.snapshot(ctx, v, c)
+		return nil, false
 	}
 	i := min(v.after(c.at), v.served)
 	switch missing := v.live()[i:]; {
 	case len(missing) == 0 && c.held.Revision >= c.at:
-		return nil, nil
+		return nil, true
 	case len(missing) == 0:
 		// The same state under a newer revision.
 		to := v.before(i)
 		to.revision = c.at
-		return deltaFrame(v.epoch, c.held.Revision, to, nil, false), nil
-	case len(missing) == 1 && missing[0].frame != nil && missing[0].from == c.held.Revision &&
+		return deltaFrame(v.epoch, c.held.Revision, to, nil, false), true
+	case missing[0].frame == nil:
+		return nil, false
+	case len(missing) == 1 && missing[0].from == c.held.Revision &&
 		(missing[0].frame.Released || !v.releases(c.held.Revision, missing[0].revision)):
-		return missing[0].frame, nil
+		return missing[0].frame, true
 	}
-	return l.catchUp(ctx, v, c, i)
+	f = l.shared.delta(v, c.held.Revision, i, l.cfg.MaxDelta)
+	return f, f != nil
 }
 
 // releases says whether an operator or a writer has released something between
@@ -155,22 +188,6 @@ func (v *View) vouches(c Cursor, f *Frame) bool {
 	return v.releases(c.held.Revision, f.To.Revision) || known && from.entries < f.Entries
 }
 
-// catchUp chooses between one delta of the records from i on and a snapshot.
-func (l *Log) catchUp(ctx context.Context, v *View, c Cursor, i int) (*Frame, error) {
-	missing := v.live()[i:]
-	size := v.cum(v.served) - v.cum(i) // at most
-	whole := l.shared.snapshotSize(v)
-	if missing[0].frame == nil {
-		return l.snapshot(ctx, v, c)
-	}
-	if size > whole {
-		if _, _, size = coalesce(missing, 0); size > whole {
-			return l.snapshot(ctx, v, c)
-		}
-	}
-	return l.shared.delta(v, c.held.Revision, missing, v.before(i).entries, l.cfg.MaxDelta), nil
-}
-
 // shared is what streams in the same position share.
 type shared struct {
 	mu     sync.Mutex
@@ -184,17 +201,17 @@ type deltaKey struct{ held, from int64 }
 
 type sharedDelta struct {
 	once  sync.Once
-	frame *Frame
+	frame *Frame // nil: a snapshot is smaller
 }
 
 // maxDeltas bounds how many coalesced deltas are kept for others.
 const maxDeltas = 16
 
-// delta gives one delta of records, for a node that holds a revision. Streams
-// that ask for the same at the same time share one. entries is how many the node
-// has.
-func (s *shared) delta(v *View, held int64, records []*record, entries, limit int64) *Frame {
-	head := v.Head()
+// delta gives one delta of the records from i on, for a node that holds a
+// revision; nil if a snapshot is smaller. Streams that ask for the same at the
+// same time share one.
+func (s *shared) delta(v *View, held int64, i int, limit int64) *Frame {
+	head, records := v.Head(), v.live()[i:]
 	s.mu.Lock()
 	if s.head != head || s.upTo != v.released.UpTo {
 		s.head, s.upTo = head, v.released.UpTo
@@ -211,10 +228,16 @@ func (s *shared) delta(v *View, held int64, records []*record, entries, limit in
 	}
 	s.mu.Unlock()
 	d.once.Do(func() {
+		whole := s.snapshotSize(v)
+		if v.cum(v.served)-v.cum(i) > whole { // at most that much
+			if _, _, size := coalesce(records, 0); size > whole {
+				return
+			}
+		}
 		changes, used, _ := coalesce(records, limit)
 		to := records[used-1].mark
 		// Growth in several steps that passed the guard here is no surprise.
-		released := v.releases(held, to.revision) || used > 1 && to.entries > entries
+		released := v.releases(held, to.revision) || used > 1 && to.entries > v.before(i).entries
 		for _, r := range records[:used] {
 			released = released || r.released
 		}

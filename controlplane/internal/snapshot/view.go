@@ -77,6 +77,14 @@ func (v *View) TakeDowns(after int64) []*TakeDown {
 	return v.downs[i:]
 }
 
+// LastTakeDown is the newest; nil: there is none.
+func (v *View) LastTakeDown() *TakeDown {
+	if len(v.downs) == 0 {
+		return nil
+	}
+	return v.downs[len(v.downs)-1]
+}
+
 // IsTakeDown says whether a revision did nothing but take down what a TakeDown
 // names.
 func (v *View) IsTakeDown(revision int64) bool {
@@ -130,6 +138,16 @@ func (v *View) Lag(held Version) (revisions int64, since time.Time) {
 		return 0, time.Time{}
 	}
 	return int64(v.served - i), v.records[i].at
+}
+
+// Since gives what was added to what is served since it was at a version: the
+// revisions, and about the bytes.
+func (v *View) Since(at Version) (revisions, bytes int64) {
+	i := 0
+	if at.Epoch == v.epoch {
+		i = min(v.after(at.Revision), v.served)
+	}
+	return int64(v.served - i), v.cum(v.served) - v.cum(i)
 }
 
 // HashAt gives the set hash of a version, if the log still knows it.

@@ -35,7 +35,7 @@ const (
 	batchNames   = maxGets // different resources of one transaction
 	batchRows    = 1000    // rows of one transaction, which may share names
 	batchBytes   = 1 << 20 // of one transaction, after which it takes no more; etcd allows 1.5 MiB
-	transactions = 8       // under way at once
+	transactions = 4       // under way at once
 )
 
 // Import writes any number of resources, whether they exist or not, in many

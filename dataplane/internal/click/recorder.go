@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/aside"
 )
 
 // Recorder takes the clicks of a running node.
@@ -27,6 +29,8 @@ type Recorder struct {
 	degraded atomic.Pointer[error]
 
 	syncFailed atomic.Bool // degraded is for that
+
+	yield func() // lets redirects go first; maintain's, once that runs
 
 	mu       sync.Mutex // guards what follows, and that a full spool is opened again
 	earlier  []*Log
@@ -50,6 +54,7 @@ func Open(config Config) (*Recorder, error) {
 		spares: make(chan *segment, spareCount),
 		wake:   make(chan struct{}, 1),
 		stop:   make(chan struct{}),
+		yield:  runtime.Gosched,
 	}
 	if config.Retention > 0 && config.Level != Memory {
 		r.sent = newSentLog("", config.MaxBytes, config.Retention)
@@ -159,6 +164,9 @@ func (r *Recorder) wakeUp() {
 
 // maintain prepares and removes segments until Close.
 func (r *Recorder) maintain() {
+	yield, end := aside.NewYield()
+	defer end()
+	r.yield = yield
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -220,7 +228,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 			_ = syncMemory(b.mem) // if this fails, so does what follows
 			s.durable.Store(segmentHead)
 		}
-		s.recycle(b.Boot, number)
+		s.recycle(b.Boot, number, r.pause)
 		return s
 	}
 	// While the folder fails, only a new file shows that it works again.
@@ -276,14 +284,13 @@ func (r *Recorder) newFile(number uint64) (*segment, error) {
 
 // pause lets redirects go first while there is a segment to go on with.
 func (r *Recorder) pause() {
-	const step = 100 * time.Microsecond
 	select {
 	case <-r.stop: // Close waits for it
 		return
 	default:
 	}
 	if len(r.spares) > 0 && r.current.Load() != nil {
-		time.Sleep(step)
+		r.yield()
 	} else {
 		runtime.Gosched()
 	}
@@ -342,12 +349,13 @@ func (r *Recorder) makeRoom() bool {
 }
 
 // Keep holds on to a batch that JetStream has acknowledged, for the retention
-// and as far as MaxBytes allows. Only one goroutine may call it.
-func (r *Recorder) Keep(b *Sent, data []byte) error {
+// and as far as MaxBytes allows. It writes in pieces and calls yield behind each.
+// Only one goroutine may call it.
+func (r *Recorder) Keep(b *Sent, data []byte, yield func()) error {
 	if r.sent == nil {
 		return nil
 	}
-	return r.sent.append(b, data, func(bytes int64) bool {
+	return r.sent.append(b, data, yield, func(bytes int64) bool {
 		return r.Bytes()+bytes+(spareCount+2)*r.config.SegmentBytes <= r.config.MaxBytes
 	})
 }

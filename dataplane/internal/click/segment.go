@@ -116,12 +116,12 @@ func (s *segment) writeHead(mem []byte, boot uint64) {
 //
 // A goroutine that was held up for long may still take this segment for the
 // current one. It finds it over, as it was, until it is current again.
-func (s *segment) recycle(boot, number uint64) {
+func (s *segment) recycle(boot, number uint64, yield func()) {
 	mem := s.bytes()
 	s.markSpare(mem)
 	for part := range slices.Chunk(mem[segmentHead:], stepBytes) {
 		clear(part)
-		runtime.Gosched()
+		yield()
 	}
 	s.number, s.salt, s.released = number, rand.Uint32(), false
 	s.writeHead(mem, boot)

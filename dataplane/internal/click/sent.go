@@ -96,7 +96,7 @@ func newSentLog(dir string, maxBytes int64, retention time.Duration) *sentLog {
 
 // append keeps a batch. It writes in small steps, since each write may hold a
 // processor that redirects need. hasRoom says whether a new file fits.
-func (s *sentLog) append(b *Sent, data []byte, hasRoom func(bytes int64) bool) error {
+func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes int64) bool) error {
 	size := int64(sentHead + len(b.Subject) + len(b.ID) + len(data))
 	if size > s.fileBytes-sentFileHead {
 		return nil // no message is so large but one of a single click in a tiny spool
@@ -122,7 +122,7 @@ func (s *sentLog) append(b *Sent, data []byte, hasRoom func(bytes int64) bool) e
 			return fmt.Errorf("keep what was sent: %w", err)
 		}
 		offset += int64(len(part))
-		runtime.Gosched()
+		yield()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -324,6 +324,9 @@ func openSentFile(path string) (*sentFile, error) {
 	}, nil
 }
 
+// listStep is how many batches are listed in one go.
+const listStep = 128
+
 // list reads what the log holds, oldest first, without the data.
 func (s *sentLog) list() (all []Sent) {
 	s.mu.Lock()
@@ -348,6 +351,9 @@ func (f *sentFile) list(origin *sentFile, all []Sent) []Sent {
 	}
 	defer file.Close()
 	for offset := int64(sentFileHead); ; {
+		if len(all)%listStep == listStep-1 {
+			time.Sleep(100 * time.Microsecond) // redirects go first
+		}
 		var head [sentHead]byte
 		if _, err := file.ReadAt(head[:], offset); err != nil || offset >= f.used {
 			return all

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -19,7 +20,7 @@ func keepSome(t *testing.T, r *Recorder, rnd *rand.Rand, first, count int) (data
 		err := r.Keep(&Sent{
 			Subject: "aff.clicks.v1.eu.node-1", ID: fmt.Sprint("id-", i), First: uint64(i * 10), Last: uint64(i*10 + 9),
 			Position: uint64(i), At: time.Now().UnixMicro(),
-		}, b)
+		}, b, runtime.Gosched)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,18 +8,28 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/affleet/affleet/dataplane/internal/aside"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	"github.com/affleet/affleet/proto/statefile"
 )
 
-// writeState writes a table, as package statefile says.
-func writeState(w io.Writer, t *table.Table) error {
+// yieldEvery is how many entries are copied between two yields.
+const yieldEvery = 32
+
+// writeState writes a table, as package statefile says, in pieces between which
+// it yields.
+func writeState(w io.Writer, t *table.Table, yield func()) error {
 	v := t.Version()
 	to, err := statefile.NewWriter(w, statefile.Header{Epoch: v.Epoch, Revision: v.Revision, Entries: int64(t.Len()), Hash: t.Hash()})
 	if err != nil {
 		return err
 	}
+	to.Between = yield
+	n := 0
 	for key, value := range t.All() {
+		if n++; n%yieldEvery == 0 {
+			yield()
+		}
 		if err := to.Add(key, value); err != nil {
 			return err
 		}
@@ -95,8 +105,10 @@ func readStateFile(path string, guard *Guard, admit func(table.Version) error) (
 // is not empty. At every moment, also of a power loss, one of the two is whole.
 func writeStateFile(path, previous string, t *table.Table) error {
 	return writeFile(path, previous, func(f *os.File) error {
-		w := bufio.NewWriterSize(f, 1<<20)
-		if err := writeState(w, t); err != nil {
+		yield, end := aside.NewYield()
+		defer end()
+		w := bufio.NewWriterSize(f, aside.Piece)
+		if err := writeState(w, t, yield); err != nil {
 			return err
 		}
 		return w.Flush()
@@ -119,7 +131,7 @@ func writeFile(path, previous string, write func(*os.File) error) (err error) {
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := aside.Sync(f); err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {
@@ -143,5 +155,5 @@ func syncFolder(path string) error {
 		return err
 	}
 	defer d.Close()
-	return d.Sync()
+	return aside.Sync(d)
 }

@@ -44,7 +44,7 @@ func (o *overlay) over(verified *table.Table) *table.Table {
 			continue
 		}
 		if b == nil {
-			b = verified.Edit()
+			b = editOver(verified, len(o.refusals))
 		}
 		r.apply(b, key)
 	}
@@ -52,6 +52,19 @@ func (o *overlay) over(verified *table.Table) *table.Table {
 		return verified
 	}
 	return b.BuildOver(verified)
+}
+
+// few is how many refusals are cheaper as a side line of the table: the next delta
+// is an edit of the verified one, and would copy each shard that it touches if
+// the refusals had been first.
+const few = 32
+
+// editOver begins the table to show for a verified one.
+func editOver(verified *table.Table, refusals int) *table.Builder {
+	if refusals <= few {
+		return verified.EditAside()
+	}
+	return verified.Edit()
 }
 
 // later says that a version comes after another one of the same epoch.
@@ -110,7 +123,11 @@ func (a *applier) takeDown(m *feedv1.TakeDown) outcome {
 	}
 	var shown *table.Builder
 	if live != nil && later(v, live.Version()) {
-		shown = live.Edit()
+		if live == live.Verified() {
+			shown = editOver(live, len(m.GetEntries()))
+		} else {
+			shown = live.Edit()
+		}
 	}
 	for _, e := range m.GetEntries() {
 		value, ok := refuse(e)

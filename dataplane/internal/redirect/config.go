@@ -57,6 +57,10 @@ type Config struct {
 
 	Registerer prometheus.Registerer // optional
 	Report     func(error)           // what an operator should look at, each once. Optional
+
+	// How long the end of a connection may go unnoticed that comes together with
+	// the last bytes of a request: see conn.ready. Default: 2 s.
+	lookAgain time.Duration
 }
 
 // Caps keeps the count of links with a cap.
@@ -81,6 +85,7 @@ func (c *Config) setDefaults() error {
 		{&c.HeadTimeout, "head", 5 * time.Second},
 		{&c.IdleTimeout, "idle", 75 * time.Second},
 		{&c.WriteTimeout, "write", 10 * time.Second},
+		{&c.lookAgain, "look", 2 * time.Second},
 	}
 	for _, t := range defaults {
 		if *t.d == 0 {

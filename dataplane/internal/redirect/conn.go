@@ -55,6 +55,7 @@ type conn struct {
 	rest     []byte // the start of a head that is not complete
 	since    int64  // when its first byte came, ns of the clock
 	last     int64  // when the last bytes came, ns of the clock
+	armed    int64  // what the read deadline was set to, ns of the clock
 }
 
 // serve runs the connection until it ends.
@@ -133,15 +134,21 @@ func rawConn(nc net.Conn) syscall.RawConn {
 }
 
 // ready is called when the socket may have input, with the descriptor held. It
-// gives true when the connection ends, and false to be called again. The
-// poller reports a socket once for each arrival, so it reads until nothing is
-// left. (Leaving out the last read, which mostly finds nothing, was tried: no
-// gain could be measured, and an end that came with the last bytes is missed.)
+// gives true when the connection ends, and false to be called again.
+//
+// The poller reports a socket once for each arrival, so it reads until nothing
+// is left. When a read did not fill its buffer and all of it was answered, then
+// nothing is: what comes later is reported. Only an end that came with those
+// bytes has been reported already: that of a client that closes its side before
+// it has its answer, and has not said so in the head. To find that out at once
+// would take one more read for each request; so the next look is when the read
+// deadline passes, which is made to be soon.
 func (c *conn) ready(fd uintptr) bool {
 	w := c.srv.works.Get().(*work)
 	n := copy(w.in, c.rest)
 	seen := n
 	for c.end == open {
+		room := len(w.in) - n
 		m, errno := recv(fd, w.in[n:])
 		n += m
 		final := c.group.draining.Load()
@@ -151,6 +158,12 @@ func (c *conn) ready(fd uintptr) bool {
 		if n > seen {
 			n = c.answer(w, fd, seen, n, final)
 			seen = n
+		}
+		if 0 < m && m < room && n == 0 {
+			if soon := w.mono + int64(c.srv.cfg.lookAgain); soon < c.armed && c.end == open {
+				c.arm(soon)
+			}
+			break
 		}
 		if m == 0 {
 			if errno != syscall.EAGAIN && c.end == open {
@@ -302,6 +315,7 @@ func (c *conn) due(now int64) int64 {
 // done for each request, so a deadline that passes is usually early, and
 // expired sets the next.
 func (c *conn) arm(at int64) {
+	c.armed = at
 	_ = c.nc.SetReadDeadline(c.srv.clock.start.Add(time.Duration(at)))
 	if !c.draining && c.group.draining.Load() {
 		_ = c.nc.SetReadDeadline(past) // the group may have done so just before

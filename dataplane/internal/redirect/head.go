@@ -200,7 +200,7 @@ var rootPath = []byte("/")
 // parseHeaderLine reads the line that starts at buf[at] and gives where the
 // next one starts: at+2 for the empty line that ends the head.
 func (h *head) parseHeaderLine(buf []byte, at int, s *seen) (next int, why refusal) {
-	colon := at
+	colon := skipLetters(buf, at)
 	for colon < len(buf) && token[buf[colon]] {
 		colon++
 	}
@@ -401,27 +401,43 @@ func lineEnd(buf []byte, i int) refusal {
 // a time: adding to the low seven bits of each cannot carry into the next, so
 // the high bits say exactly which bytes are controls.
 func nextControl(buf []byte, i int) int {
-	const (
-		low7 = 0x7f7f7f7f7f7f7f7f
-		high = 0x8080808080808080
-		ones = 0x0101010101010101
-	)
-	rest := buf[i:]
-	for len(rest) >= 8 {
-		x := binary.LittleEndian.Uint64(rest)
+	for ; i+8 <= len(buf); i += 8 {
+		x := binary.LittleEndian.Uint64(buf[i:])
 		t := x & low7
 		if m := (^(t + 0x60*ones) | (t + ones)) &^ x & high; m != 0 {
-			return len(buf) - len(rest) + bits.TrailingZeros64(m)>>3
-		}
-		rest = rest[8:]
-	}
-	for i, c := range rest {
-		if c < 0x20 || c == 0x7f {
-			return len(buf) - len(rest) + i
+			return i + bits.TrailingZeros64(m)>>3
 		}
 	}
-	return len(buf)
+	for ; i < len(buf); i++ {
+		if c := buf[i]; c < 0x20 || c == 0x7f {
+			break
+		}
+	}
+	return i
 }
+
+// skipLetters gives the index of a byte of buf at or after i before which there
+// are only letters and hyphens, as in the names of most headers. It looks at
+// eight bytes at a time, likewise.
+func skipLetters(buf []byte, i int) int {
+	for ; i+8 <= len(buf); i += 8 {
+		x := binary.LittleEndian.Uint64(buf[i:])
+		t := (x | 0x20*ones) & low7 // letters in lower case
+		letters := (t + (0x80-'a')*ones) &^ (t + (0x80-'z'-1)*ones)
+		others := (x&low7 ^ '-'*ones) + low7 // the high bit of all but hyphens
+		if m := (^letters&others | x) & high; m != 0 {
+			return i + bits.TrailingZeros64(m)>>3
+		}
+	}
+	return i
+}
+
+// Bits of eight bytes.
+const (
+	low7 = 0x7f7f7f7f7f7f7f7f
+	high = 0x8080808080808080
+	ones = 0x0101010101010101
+)
 
 // token marks the bytes of a token, RFC 9110 section 5.6.2.
 var token = func() (t [256]bool) {

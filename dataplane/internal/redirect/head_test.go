@@ -88,6 +88,25 @@ func TestNextControlFindsEveryControlByteAtEveryPlace(t *testing.T) {
 	}
 }
 
+func TestSkipLettersStopsAtEveryOtherByteAtEveryPlace(t *testing.T) {
+	isLetter := func(c byte) bool { return c == '-' || 'a' <= c|0x20 && c|0x20 <= 'z' }
+	for length := range 40 {
+		for at := range length {
+			for c := range 256 {
+				b := bytes.Repeat([]byte("a-zAZ"), 8)[:length]
+				b[at] = byte(c)
+				got := skipLetters(b, at/2)
+				switch {
+				case !isLetter(byte(c)) && got > at:
+					t.Fatalf("%q: got %d, past %q", b, got, byte(c))
+				case got < len(b) && isLetter(b[got]) && got+8 <= len(b):
+					t.Fatalf("%q: got %d, a letter", b, got)
+				}
+			}
+		}
+	}
+}
+
 // FuzzHead compares the parser with net/http on a row of pipelined requests:
 // what net/http refuses is refused, and what is accepted means the same.
 func FuzzHead(f *testing.F) {

@@ -411,7 +411,7 @@ func TestMoreAnswersThanTheSocketTakesAllArrive(t *testing.T) {
 }
 
 func TestHalfClosedClientGetsItsAnswersAndTheEnd(t *testing.T) {
-	n := startNode(t, time.Second)
+	n := startNode(t, time.Second, func(c *Config) { c.lookAgain = 20 * time.Millisecond })
 	for _, before := range []int{0, 1, 10} { // requests
 		var clients sync.WaitGroup
 		for range 30 {
@@ -434,6 +434,30 @@ func TestHalfClosedClientGetsItsAnswersAndTheEnd(t *testing.T) {
 	}
 	if st := n.Stats(); st.IdleTimeouts != 0 {
 		t.Errorf("%d connections were closed as idle, not as ended", st.IdleTimeouts)
+	}
+}
+
+func TestConnectionIsIdleAfterItsTimeHoweverOftenItIsLookedAt(t *testing.T) {
+	const idle = 300 * time.Millisecond
+	n := startNode(t, time.Second, func(c *Config) { c.IdleTimeout, c.lookAgain = idle, 10*time.Millisecond })
+	c := n.dial(t)
+	for range 3 {
+		begin := time.Now()
+		c.send(getA)
+		c.expect(302)
+		for time.Since(begin) < idle/2 { // several looks
+			time.Sleep(idle / 20)
+		}
+	}
+	begin := time.Now()
+	c.send(getA)
+	c.expect(302)
+	c.expectEnd()
+	if took := time.Since(begin); took < idle {
+		t.Errorf("it was closed after %v", took)
+	}
+	if st := n.Stats(); st.IdleTimeouts != 1 {
+		t.Errorf("%d connections were closed as idle", st.IdleTimeouts)
 	}
 }
 

@@ -156,11 +156,10 @@ func (w *work) ask(c *conn) {
 		h.forgetGeo()
 	}
 	w.visitor.Reset(s.cfg.Sources, addr, &h.headers)
-	w.request = link.Request{
-		Host: w.host, Path: w.path, Query: h.query, UnixMicro: w.wall,
-		Address: addr, UserAgent: h.headers[userAgent], Random: rand.Uint64(),
-		Visitor: &w.visitor,
-	}
+	r := &w.request
+	r.Host, r.Path, r.Query, r.UnixMicro = w.host, w.path, h.query, w.wall
+	r.Address, r.UserAgent, r.Random = addr, h.headers[userAgent], rand.Uint64()
+	r.Visitor = &w.visitor
 	if s.cfg.Caps != nil {
 		w.caps = capTaker{caps: s.cfg.Caps, labels: &w.verdict.Labels, unixMicro: w.wall}
 		w.request.Caps = &w.caps
@@ -193,39 +192,22 @@ func (w *work) show(count int, p *page) {
 func (w *work) record(c *conn) {
 	h, d, e := &w.head, &w.decision, &w.event
 	v := w.table.Version()
-	*e = click.Event{
-		Time:     w.wall,
-		Epoch:    v.Epoch,
-		Revision: v.Revision,
-
-		LinkDomain: d.Domain,
-		LinkPath:   d.Path,
-		Affiliate:  d.Affiliate,
-		Campaign:   d.Campaign,
-		Variant:    d.Variant,
-		Rule:       d.Rule,
-
-		Destination: d.Location,
-		Status:      uint16(d.Status),
-		Head:        h.isHead,
-		Outcome:     uint8(d.Outcome),
-
-		Address:   w.request.Address,
-		UserAgent: h.headers[userAgent],
-		Referrer:  h.headers[referrer],
-		Languages: h.headers[acceptLanguage],
-		Host:      h.host,
-		Path:      h.path,
-
-		Parameters: d.Params,
-		GPC:        string(h.headers[secGPC]) == "1",
-	}
+	// Field by field: a whole Event would be made beside it and copied.
+	e.Time, e.Epoch, e.Revision = w.wall, v.Epoch, v.Revision
+	e.LinkDomain, e.LinkPath = d.Domain, d.Path
+	e.Affiliate, e.Campaign, e.Variant, e.Rule = d.Affiliate, d.Campaign, d.Variant, d.Rule
+	e.Destination, e.Status, e.Outcome, e.Head = d.Location, uint16(d.Status), uint8(d.Outcome), h.isHead
+	e.Address = w.request.Address
+	e.UserAgent, e.Referrer, e.Languages = h.headers[userAgent], h.headers[referrer], h.headers[acceptLanguage]
+	e.Host, e.Path = h.host, h.path
+	e.Parameters, e.GPC = d.Params, string(h.headers[secGPC]) == "1"
 	if id := w.visitor.ClickID(); id != nil {
 		w.params = append(append(w.params[:0], link.Param{Name: clickIDName, Value: id}), d.Params...)
 		e.Parameters = w.params
 	}
 	if c.srv.knowsPlaces {
 		place := w.visitor.Place()
+		e.Country = [2]byte{}
 		copy(e.Country[:], place.Country)
 		e.ASN = place.ASN
 	}

@@ -25,6 +25,7 @@ type Builder struct {
 	each    int  // links expected per shard of a full build; 0 in an edit
 	bytes   int  // of all links that were put, for the mean
 	puts    int
+	many    bool // as many are put at once as an import does
 
 	underWay plansUnderWay
 }
@@ -50,8 +51,7 @@ func NewBuilder(hint int) *Builder {
 // what is not touched with t, which stays as it is. Any number of edits may
 // begin from one table, at any time; the first of them is the cheapest.
 func (t *Table) Edit() *Builder {
-	b := &Builder{contents: t.contents, id: ids.Add(1), sharing: true}
-	b.line = b.id
+	b := t.EditAside()
 	if t.claimed.CompareAndSwap(false, true) {
 		b.line = t.line
 	}
@@ -69,6 +69,14 @@ func (b *Builder) Size() int { return b.size }
 
 // Hash is the set hash of all entries.
 func (b *Builder) Hash() link.SetHash { return b.hash }
+
+// EditAside is Edit for a side line: the table that comes of it costs more for each
+// shard that it touches, and the next Edit of t is still the cheapest.
+func (t *Table) EditAside() *Builder {
+	b := &Builder{contents: t.contents, id: ids.Add(1), sharing: true}
+	b.line = b.id
+	return b
+}
 
 // Build gives the table, as version v. The builder is spent.
 func (b *Builder) Build(v Version) *Table {
@@ -106,7 +114,7 @@ func (b *Builder) check() {
 func (b *Builder) trim() {
 	for i := 0; i < len(b.shards); {
 		s := b.shards[i]
-		if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/64 {
+		if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/8 {
 			s.resize(s.live())
 		}
 		if len(s.index) > max(s.n*7/4, 16) {

@@ -257,10 +257,13 @@ func (b *Builder) split(h uint64, s *shard) {
 func (b *Builder) makeRoom(s *shard, size int) {
 	if cap(s.arena)-len(s.arena) < size {
 		want := s.live() + s.live()/spareShare + size
+		if b.many { // and more to come: copied half as often
+			want += s.live() / spareShare
+		}
 		if s.n < b.each {
 			// On the way to what a full build expects, in few steps.
 			expect := (b.each + b.each/32 + 8) * (b.bytes + size) / (b.puts + 1)
-			want = max(want, min(expect, 4*s.live()+8*size))
+			want = max(want, min(expect, 16*s.live()+8*size))
 		}
 		s.resize(want)
 	}

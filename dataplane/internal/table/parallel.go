@@ -22,6 +22,7 @@ const (
 // goroutines. Keys and values must stay as they are until it returns.
 func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong func(i int, err error)) {
 	b.check()
+	b.many = n >= serialEntries
 	var left []leftOut
 	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
 	if workers == 1 || n < serialEntries {

@@ -7,15 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
-	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
-	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 const (
@@ -121,45 +113,6 @@ func startSlow(ctx context.Context, s *stage, c *server) (stop func() error, err
 	}, nil
 }
 
-// startDeltas writes links, one a revision, at an even pace.
-func (s *stage) startDeltas(ctx context.Context, b *beside) (stop func() error, err error) {
-	conn, err := grpc.NewClient(s.fleet.ControlAddr[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, err
-	}
-	admin := adminv1.NewLinkServiceClient(conn)
-	ctx, cancel := context.WithCancel(ctx)
-	var writers sync.WaitGroup
-	var written atomic.Int64
-	const parallel = 50
-	begin := time.Now()
-	for w := range parallel {
-		writers.Go(func() {
-			tick := time.NewTicker(parallel * time.Second / deltaRate)
-			defer tick.Stop()
-			for i := w; ; i += parallel {
-				select {
-				case <-ctx.Done():
-					return
-				case <-tick.C:
-				}
-				link := set.Link(i % s.cfg.Links)
-				link.Campaign = "edited-" + strconv.Itoa(i)
-				if _, err := admin.Update(ctx, &adminv1.UpdateRequest{Resource: &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: link}}}); err == nil {
-					written.Add(1)
-				}
-			}
-		})
-	}
-	time.Sleep(time.Second)
-	return func() error {
-		cancel()
-		writers.Wait()
-		b.pace = append(b.pace, float64(written.Load())/time.Since(begin).Seconds())
-		return conn.Close()
-	}, nil
-}
-
 // besideTable is the report's.
 func (r *Result) besideTable(p func(string, ...any)) {
 	p("\n## Beside other work\n\nThe open loop alone, and then beside it: median of %d rounds (quartiles).\n\n"+
@@ -174,7 +127,7 @@ func (r *Result) besideTable(p func(string, ...any)) {
 		}
 		what := b.what
 		if len(b.pace) > 0 {
-			what += fmt.Sprintf(" (%.0f were written)", spreadOf(b.pace).median)
+			what += fmt.Sprintf(" (%.0f were applied)", spreadOf(b.pace).median)
 		}
 		p("| %s | %s | %.0f | %s | %s | %s | %s | %s | %s |\n", b.server.name, what, b.rate, b.ratio(loopP50).show(2),
 			micros(b.alone).show(0), micros(b.with).show(0), b.ratio(loopSlice).show(2), b.ratio(loopP99).show(2), b.ratio(loopP999).show(2))

@@ -108,7 +108,7 @@ func TestReportSaysWhichGoalsAreReached(t *testing.T) {
 		"| resident memory with the links loaded | at most 0.60 | **0.75** (0.75 - 0.75) | **not reached** |",
 		"| typical p99 beside 5000 slow connections, to that without | at most 1.20 | **1.10** (1.10 - 1.10) | reached |",
 		"| p99.9 beside 1000 deltas a second, to that without | at most 2.00 | **1.50** (1.50 - 1.50) | reached |",
-		"1000 deltas a second (999 were written) | 15000 |",
+		"1000 deltas a second (999 were applied) | 15000 |",
 		"| an edit: how many times sooner, from the call that writes it | at least 500 | **2100** (1900 - 2300) | reached |",
 	} {
 		if !strings.Contains(report, want) {

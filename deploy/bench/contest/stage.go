@@ -24,6 +24,9 @@ type stage struct {
 
 	nginx, node *server // whose edits are compared
 	nginxMap    string  // file
+
+	deltas     *deltas // in place of the control plane, in the end
+	stopDeltas func()
 }
 
 func newStage(ctx context.Context, cfg Config) (*stage, error) {
@@ -72,6 +75,9 @@ func (s *stage) close() {
 		c.process.Kill()
 	}
 	s.fleet.Kill()
+	if s.stopDeltas != nil {
+		s.stopDeltas()
+	}
 }
 
 // open loads the links into the control plane, and starts the servers.

@@ -20,6 +20,43 @@ try {
   if (e.code !== "ENOENT") throw e;
 }
 
+// A block of Snappy: https://github.com/google/snappy/blob/main/format_description.txt
+function uncompress(block) {
+  let at = 0;
+  const little = (bytes) => {
+    let n = 0;
+    for (let i = 0; i < bytes; i++) n += block[at++] * 2 ** (8 * i);
+    return n;
+  };
+  let size = 0;
+  for (let shift = 0, more = true; more; shift += 7) {
+    size += (block[at] & 0x7f) * 2 ** shift;
+    more = block[at++] >= 0x80;
+  }
+  const out = new Uint8Array(size);
+  for (let to = 0; at < block.length; ) {
+    const tag = block[at++];
+    if (tag % 4 === 0) {
+      const length = 1 + (tag >> 2 < 60 ? tag >> 2 : little((tag >> 2) - 59));
+      out.set(block.subarray(at, at + length), to);
+      at += length;
+      to += length;
+      continue;
+    }
+    const length = tag % 4 === 1 ? 4 + ((tag >> 2) % 8) : 1 + (tag >> 2);
+    const offset = tag % 4 === 1 ? (tag >> 5) * 256 + block[at++] : little(tag % 4 === 2 ? 2 : 4);
+    for (let i = 0; i < length; i++, to++) out[to] = out[to - offset]; // they may overlap
+  }
+  return out;
+}
+
+// What was compressed belongs to the message like the rest.
+function decode(data) {
+  const b = Batch.decode(data);
+  if (b.snappy.length === 0) return b;
+  return Batch.decode(Buffer.concat([data, uncompress(b.snappy)]));
+}
+
 function handle(b) {
   const boot = b.boot.toString(16).padStart(16, "0");
   const first = Number(b.firstSequence); // below 2^53
@@ -52,7 +89,7 @@ const consumer = await jetstream(nc).consumers.get("AFF_CLICKS", "node");
 for (;;) {
   const messages = [];
   for await (const m of await consumer.fetch({ max_messages: 16, expires: 1000 })) {
-    handle(Batch.toObject(Batch.decode(m.data), options));
+    handle(Batch.toObject(decode(m.data), options));
     messages.push(m);
     if (m.info.pending === 0) break;
   }

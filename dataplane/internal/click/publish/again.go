@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
 	"sort"
 	"time"
 
@@ -14,9 +16,9 @@ import (
 	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
-// checkEvery is how often the stream is asked whether it still has what it
-// acknowledged last. It is asked after each reconnect too.
-const checkEvery = 30 * time.Second
+// recheck is after what time the stream is asked again when it seems to have
+// lost something.
+const recheck = time.Second
 
 // getMessage asks the stream's leader for a message: other replicas may not
 // have the newest.
@@ -67,74 +69,143 @@ func get(ctx context.Context, nc *nats.Conn, ask getMessage) (*stored, error) {
 	return answer.Message, nil
 }
 
-// lost gives what the stream has acknowledged and has no more, out of what is
-// kept. from is where the stream was seen to go on a second time; when it is 0,
-// it is the end of what is kept that is missing, if anything.
+// search looks for what the stream has acknowledged and has no more, out of what
+// is kept.
 //
 // What the stream has removed at its beginning it was told to remove, by its
 // limits or by a person.
-func lost(ctx context.Context, nc *nats.Conn, state jetstream.StreamState, sent []click.Sent, from uint64) (missing []click.Sent, err error) {
-	has := func(s *click.Sent) bool {
-		if err != nil {
-			return true
-		}
-		if s.Position < state.FirstSeq && s.Position <= state.LastSeq {
-			return true
-		}
-		var m *stored
-		m, err = get(ctx, nc, getMessage{Sequence: s.Position})
-		return m != nil && m.id() == s.ID
+type search struct {
+	ctx   context.Context
+	nc    *nats.Conn
+	state jetstream.StreamState
+	sent  []click.Sent
+	err   error
+}
+
+// has says whether the stream still has a batch.
+func (s *search) has(b *click.Sent) bool {
+	if s.err != nil {
+		return true
 	}
-	if from == 0 {
-		if len(sent) == 0 || has(&sent[len(sent)-1]) {
-			return nil, err
-		}
-		at := sort.Search(len(sent), func(i int) bool { return !has(&sent[i]) })
-		if err != nil {
-			return nil, err
-		}
-		return sent[at:], nil
+	if b.Position < s.state.FirstSeq && b.Position <= s.state.LastSeq {
+		return true
 	}
+	var m *stored
+	m, s.err = get(s.ctx, s.nc, getMessage{Sequence: b.Position})
+	return m != nil && m.id() == b.ID
+}
+
+// end is where what is kept ends in the stream: all behind it is lost.
+func (s *search) end() int {
+	if n := len(s.sent); n == 0 || s.has(&s.sent[n-1]) {
+		return n
+	}
+	return sort.Search(len(s.sent), func(i int) bool { return !s.has(&s.sent[i]) })
+}
+
+// lost gives what is missing: behind the end, and of what is suspected.
+func (s *search) lost(suspect func(*click.Sent) bool) (missing []click.Sent, err error) {
+	end := s.end()
+	for i := range s.sent {
+		if b := &s.sent[i]; (i >= end || suspect(b)) && !s.has(b) {
+			missing = append(missing, *b)
+		}
+	}
+	return missing, s.err
+}
+
+// latest drops what was published again later on.
+func latest(sent []click.Sent) []click.Sent {
+	newest := make(map[string]int, len(sent))
 	for i := range sent {
-		if sent[i].Position >= from && !has(&sent[i]) {
-			missing = append(missing, sent[i])
+		newest[firstID(sent[i].ID)] = i
+	}
+	kept := sent[:0]
+	for i := range sent {
+		if newest[firstID(sent[i].ID)] == i {
+			kept = append(kept, sent[i])
 		}
 	}
-	return missing, err
+	return kept
 }
 
 // check is what came of asking the stream what it has lost.
 type check struct {
 	missing []click.Sent
+	from    uint64
+	deleted int // messages that the stream lacks between its ends
 	err     error
 }
 
 // checkLost asks the stream, beside the loop.
 func (p *Publisher) checkLost(ctx context.Context, now time.Time) {
 	p.checking, p.checkedAt = true, now
-	from := p.wentBack
+	from, deleted, last := p.wentBack, p.deleted, p.last
 	p.wentBack = 0
 	go func() {
-		ctx, cancel := context.WithTimeout(ctx, max(p.config.Timeout, checkEvery))
+		ctx, cancel := context.WithTimeout(ctx, max(p.config.Timeout, p.config.CheckEvery))
 		defer cancel()
-		p.checks <- p.findLost(ctx, from)
+		p.checks <- p.findLost(ctx, from, deleted, last)
 	}()
 }
 
-func (p *Publisher) findLost(ctx context.Context, from uint64) (c check) {
+// findLost asks the stream. from is where it was seen to go on a second time, if
+// it was; deleted is how many messages it lacked between its ends the last time;
+// last is what was acknowledged last, nil when that is not known.
+func (p *Publisher) findLost(ctx context.Context, from uint64, deleted int, last *click.Sent) (c check) {
 	stream, err := p.js.Stream(ctx, clickstream.StreamName)
 	if err != nil {
-		return check{err: err}
+		return check{from: from, err: err}
 	}
-	c.missing, c.err = lost(ctx, p.nc, stream.CachedInfo().State, p.config.Recorder.Sent(), from)
+	config, state := stream.CachedInfo().Config, stream.CachedInfo().State
+	c.deleted, c.from = state.NumDeleted, from
+	if config.Retention != jetstream.LimitsPolicy || config.MaxMsgsPerSubject > 0 {
+		return c // it deletes by itself what is not at its beginning
+	}
+	s := search{ctx: ctx, nc: p.nc, state: state}
+	if from == 0 && (c.deleted == deleted || c.deleted == 0) && last != nil && s.has(last) {
+		c.err = s.err
+		return c // as a rule: what is kept need not be listed
+	}
+	deletedAt := func(uint64) bool { return false }
+	if c.deleted != deleted && c.deleted > 0 {
+		if deletedAt, c.err = holes(ctx, stream, c.deleted); c.err != nil {
+			return c
+		}
+	}
+	s.sent = latest(p.config.Recorder.Sent())
+	c.missing, c.err = s.lost(func(b *click.Sent) bool { return from > 0 && b.Position >= from || deletedAt(b.Position) })
 	return c
+}
+
+// holes says of which sequences the stream may lack the message.
+func holes(ctx context.Context, stream jetstream.Stream, deleted int) (func(sequence uint64) bool, error) {
+	const listed = 20_000 // more would be a large answer
+	if deleted > listed {
+		return func(uint64) bool { return true }, nil
+	}
+	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true))
+	if err != nil {
+		return nil, fmt.Errorf("ask what was deleted: %w", err)
+	}
+	return func(sequence uint64) bool {
+		_, found := slices.BinarySearch(info.State.Deleted, sequence)
+		return found
+	}, nil
 }
 
 // checked takes what the stream has lost.
 func (p *Publisher) checked(c check) {
 	p.checking = false
-	if c.err != nil || len(c.missing) == 0 {
-		return // asked again in a while, or after the reconnect
+	if c.err != nil { // asked again in a while, or after the reconnect
+		if p.wentBack == 0 {
+			p.wentBack = c.from
+		}
+		return
+	}
+	p.deleted = c.deleted
+	if len(c.missing) == 0 {
+		return
 	}
 	clicks := uint64(0)
 	for _, s := range c.missing {
@@ -162,6 +233,16 @@ func (p *Publisher) repeat() *batch {
 // rename gives a batch that is published again another id, when the server
 // knows the id of the message that it has lost.
 func (b *batch) rename() {
-	b.id = fmt.Sprintf("%s-again-%d", b.again.ID, b.again.Position)
+	b.id = fmt.Sprintf("%s-again-%d", firstID(b.again.ID), b.again.Position)
 	b.sent = time.Time{}
+}
+
+var again = regexp.MustCompile(`-again-[0-9]+$`)
+
+// firstID is the id under which a batch was published the first time.
+func firstID(id string) string {
+	if at := again.FindStringIndex(id); at != nil {
+		return id[:at[0]]
+	}
+	return id
 }

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -99,6 +100,140 @@ func TestAnAcknowledgedTailThatTheStreamLosesIsPublishedAgain(t *testing.T) {
 	waitInStream(t, js, boot, n)
 	if got := p.republished.Load(); got != 300 {
 		t.Fatalf("%d clicks were published again, want 300", got)
+	}
+}
+
+// deleteMiddle deletes messages between others behind the node's back, and gives
+// how many clicks were in them.
+func deleteMiddle(t *testing.T, js jetstream.JetStream, skip, count int) (clicks int) {
+	t.Helper()
+	ctx := context.Background()
+	stream, err := js.Stream(ctx, clickstream.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := stream.CachedInfo().State
+	for at := state.FirstSeq + uint64(skip); at < state.LastSeq && count > 0; at++ {
+		m, err := stream.GetMsg(ctx, at)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := clickstream.Decode(m.Data)
+		if err == nil {
+			err = stream.DeleteMsg(ctx, at)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		clicks += len(b.Clicks)
+		count--
+	}
+	if count > 0 {
+		t.Fatalf("%d messages are too few", state.Msgs)
+	}
+	return clicks
+}
+
+// NATS neither restarts nor says anything.
+func TestMessagesThatAreDeletedInTheMiddleArePublishedAgain(t *testing.T) {
+	s := natstest.Start(t)
+	dir := t.TempDir()
+	soon := func(c *Config) { c.CheckEvery = 20 * time.Millisecond }
+	r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 5 })
+	p, stop := start(t, s.URL(), r, soon)
+	n := publishBursts(t, r, 8)
+	js := s.JetStream()
+	gone := deleteMiddle(t, js, 1, 3)
+	waitInStream(t, js, 5, n)
+	// Once more, of what has come back as well.
+	n += publishBursts(t, r, 1)
+	gone += deleteMiddle(t, js, 2, 5)
+	waitInStream(t, js, 5, n)
+	flush(t, p)
+	if got := p.republished.Load(); got != uint64(gone) {
+		t.Fatalf("%d clicks were published again, want %d", got, gone)
+	}
+	stop()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The next boot finds the holes, and that they are filled.
+	r = openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 6 })
+	p, _ = start(t, s.URL(), r, soon)
+	publishBursts(t, r, 2)
+	flush(t, p)
+	if got := p.republished.Load(); got != 0 {
+		t.Fatalf("%d clicks were published again, want none", got)
+	}
+	if clicks, account := consumed(t, js, 5); len(clicks) != n || account.Answered != uint64(n) {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}
+
+// Another node's messages are none of this node's business.
+func TestHolesOfOtherNodesAreLeftAlone(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r, func(c *Config) { c.CheckEvery = 20 * time.Millisecond })
+	publishBursts(t, r, 1)
+	js := s.JetStream()
+	ctx := context.Background()
+	ack, err := js.Publish(ctx, clickstream.Subject("eu", "other"), []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 100 + publishBursts(t, r, 1)
+	stream, err := js.Stream(ctx, clickstream.StreamName)
+	if err == nil {
+		err = stream.DeleteMsg(ctx, ack.Sequence)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n += publishBursts(t, r, 10)
+	flush(t, p)
+	if got := inStream(t, js, r.Log().Identity().Boot); got != n || p.republished.Load() != 0 {
+		t.Fatalf("the stream has %d clicks, %d were published again", got, p.republished.Load())
+	}
+}
+
+// A stream that deletes what its consumers have read, or all but some messages
+// of each node, would be filled for ever.
+func TestWhatAStreamDeletesByItselfIsNotPublishedAgain(t *testing.T) {
+	for name, change := range map[string]func(*jetstream.StreamConfig){
+		"interest":             func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy },
+		"messages per subject": func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject, c.Discard = 2, jetstream.DiscardOld },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := natstest.Start(t)
+			config := jetstream.StreamConfig{Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}}
+			change(&config)
+			if _, err := s.JetStream().CreateStream(context.Background(), config); err != nil {
+				t.Fatal(err)
+			}
+			r := openRecorder(t)
+			p, _ := start(t, s.URL(), r, func(c *Config) { c.CheckEvery = time.Millisecond })
+			publishBursts(t, r, 10)
+			flush(t, p)
+			if got := p.republished.Load(); got != 0 {
+				t.Fatalf("%d clicks were published again", got)
+			}
+		})
+	}
+}
+
+func TestAnIDLosesOnlyWhatWasAppendedToIt(t *testing.T) {
+	for id, want := range map[string]string{
+		"n-00000000000000ff-5":          "n-00000000000000ff-5",
+		"n-00000000000000ff-5-again-77": "n-00000000000000ff-5",
+		"x-again-5-00000000000000ff-12": "x-again-5-00000000000000ff-12",
+	} {
+		if got := firstID(id); got != want {
+			t.Errorf("%s: %s, want %s", id, got, want)
+		}
 	}
 }
 

@@ -51,6 +51,7 @@ func (p *Publisher) answered(m *nats.Msg) {
 		return
 	}
 	b.acked, b.position = true, a.Seq
+	p.last = &click.Sent{ID: b.id, Position: a.Seq}
 	if !a.Duplicate {
 		if a.Seq <= p.highest && (p.wentBack == 0 || a.Seq < p.wentBack) {
 			p.wentBack = a.Seq // it has lost what it had there before
@@ -73,9 +74,7 @@ func (p *Publisher) advance() {
 		// Kept first: a process that dies in between publishes it once more.
 		if b.position != 0 {
 			p.keep(b)
-			if p.yield != nil {
-				p.yield() // many may be acknowledged at once
-			}
+			p.breathe() // many may be acknowledged at once
 		}
 		if b.again != nil {
 			p.republished.Add(b.clicks)
@@ -95,11 +94,18 @@ func (p *Publisher) advance() {
 	p.finish()
 }
 
+// breathe lets redirects go first.
+func (p *Publisher) breathe() {
+	if p.yield != nil {
+		p.yield()
+	}
+}
+
 // keep holds on to a batch that is acknowledged.
 func (p *Publisher) keep(b *batch) {
 	err := p.config.Recorder.Keep(&click.Sent{
 		Subject: b.subject, ID: b.id, First: b.first, Last: b.last, Position: b.position, At: time.Now().UnixMicro(),
-	}, b.data)
+	}, b.data, p.breathe)
 	if failed := err != nil; failed != p.unkept {
 		p.unkept = failed
 		if failed {

@@ -29,7 +29,8 @@ func (p *Publisher) connect() error {
 			wait := min(maxPause, 100*time.Millisecond<<min(attempts, 6))
 			return wait/2 + rand.N(wait)
 		}),
-		nats.Timeout(2 * time.Second),
+		nats.Timeout(dialTimeout),
+		nats.SetCustomDialer(dialer{}),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.FlusherTimeout(p.config.Timeout),
@@ -98,7 +99,7 @@ func (p *Publisher) reconnected() {
 // settle looks for the stream, beside the loop: the answer can take long.
 func (p *Publisher) settle(ctx context.Context) {
 	p.settling = true
-	check := p.checkedAt.IsZero()
+	check, deleted, last := p.checkedAt.IsZero(), p.deleted, p.last
 	var resumes []*resume
 	for _, s := range p.sources {
 		resumes = append(resumes, &resume{log: s.log, subject: s.subject})
@@ -109,7 +110,7 @@ func (p *Publisher) settle(ctx context.Context) {
 		s := ensureStream(ctx, p.nc, p.js, p.config.Stream)
 		if check && s.err == nil {
 			// Before anything new is published, which would look like the end.
-			s.checked = p.findLost(ctx, 0)
+			s.checked = p.findLost(ctx, 0, deleted, last)
 			for _, r := range resumes {
 				if err := r.look(ctx, p.nc, s.last); err != nil {
 					p.log.Warn("the stream does not say what it has: clicks may be in it twice, which consumers notice", "error", err)

@@ -2,15 +2,18 @@ package publish
 
 import (
 	"encoding/binary"
+	"runtime"
+	"slices"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/zeebo/xxh3"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
 const (
-	// A batch is cut when it has this age or, encoded, this many bytes. One
-	// click alone may be larger.
+	// A batch is cut when it has this age or, encoded and before it is
+	// compressed, this many bytes. One click alone may be larger.
 	maxBatchBytes = 64 << 10
 
 	maxStrings = 6000    // of a batch, so that the table below stays sparse
@@ -19,13 +22,17 @@ const (
 )
 
 // encoder writes one clickv1.Batch at a time, by hand: strings and clicks are
-// written in the order in which they come up, which protobuf allows. It
-// belongs to one goroutine.
+// written in the order in which they come up, which protobuf allows, and
+// compressed when they are all there. It belongs to one goroutine.
 type encoder struct {
 	identity []byte // the fields that each batch of the log begins with
 	limit    int    // bytes of a batch
 
-	buf      []byte
+	out      []byte // storage of the batch
+	buf      []byte // what is to be compressed
+	packed   []byte
+	scratch  [20 << 10]byte // more than packBytes can become
+	yield    func()         // lets redirects go first
 	first    uint64
 	clicks   uint64
 	epoch    uint64
@@ -62,10 +69,11 @@ const (
 	tagClick        = 9<<3 | wireBytes
 	tagAddressForm  = 10<<3 | wireVarint
 	tagLedger       = 11<<3 | wireBytes
+	tagSnappy       = 12<<3 | wireBytes
 )
 
 func newEncoder(id click.Identity) *encoder {
-	e := &encoder{limit: maxBatchBytes}
+	e := &encoder{limit: maxBatchBytes, yield: runtime.Gosched}
 	e.identity = appendBytes(e.identity, tagNode, []byte(id.Node))
 	e.identity = appendBytes(e.identity, tagRegion, []byte(id.Region))
 	e.identity = binary.LittleEndian.AppendUint64(append(e.identity, tagBoot), id.Boot)
@@ -75,8 +83,7 @@ func newEncoder(id click.Identity) *encoder {
 
 // begin starts a batch in the storage of buf, which becomes the encoder's.
 func (e *encoder) begin(buf []byte, first uint64) {
-	e.buf = append(buf[:0], e.identity...)
-	e.buf = appendVarint(e.buf, tagFirst, first)
+	e.out, e.buf = buf[:0], e.buf[:0]
 	e.first, e.clicks = first, 0
 	e.strings = append(e.strings[:0], text{})
 	if e.generation++; e.generation == 0 {
@@ -94,7 +101,7 @@ func (e *encoder) add(c *click.Click) bool {
 		e.buf = appendVarint(e.buf, tagBaseRevision, uint64(c.Revision))
 		e.buf = append(e.buf, tagString, 0) // entry 0
 	} else if c.Sequence != e.first+e.clicks || c.Epoch != e.epoch || len(e.strings) > maxStrings ||
-		len(e.buf)+clickBytes+size(c) > e.limit {
+		len(e.identity)+len(e.buf)+clickBytes+size(c) > e.limit {
 		return false
 	}
 	e.clicks++
@@ -199,9 +206,32 @@ func (e *encoder) end(account *click.Ledger, final bool) []byte {
 	if final {
 		b = append(b, 4<<3, 1)
 	}
-	buf := appendBytes(e.buf, tagLedger, b)
-	e.buf = nil
-	return buf
+	out := append(e.out, e.identity...)
+	out = appendVarint(out, tagFirst, e.first)
+	out = appendBytes(e.pack(out), tagLedger, b)
+	e.out = nil
+	return out
+}
+
+// packBytes is how much is compressed in one go: some 20 µs, in which on one core
+// no redirect is answered. Whole batches would take 7% fewer bytes.
+const packBytes = 16<<10 - 1
+
+// pack appends what was written, compressed where that is less. A block of Snappy
+// is its length and a row of pieces, each of which refers to what has been before
+// it: pieces of several blocks make one.
+func (e *encoder) pack(out []byte) []byte {
+	e.packed = binary.AppendUvarint(e.packed[:0], uint64(len(e.buf)))
+	for part := range slices.Chunk(e.buf, packBytes) {
+		block := s2.EncodeSnappy(e.scratch[:], part)
+		_, n := binary.Uvarint(block)
+		e.packed = append(e.packed, block[n:]...)
+		e.yield()
+	}
+	if len(e.packed)+4 < len(e.buf) {
+		return appendBytes(out, tagSnappy, e.packed)
+	}
+	return append(out, e.buf...)
 }
 
 func zigzag(v int64) uint64 { return uint64(v<<1) ^ uint64(v>>63) }

@@ -2,7 +2,6 @@ package publish
 
 import (
 	"bytes"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"strings"
@@ -10,13 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/s2"
-	"golang.org/x/sys/unix"
+	"github.com/klauspost/compress/snappy"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/click"
-	"github.com/affleet/affleet/dataplane/internal/natstest"
 	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
@@ -90,6 +88,26 @@ func recordedPairs(rnd *rand.Rand) (parameters, labels click.Pairs) {
 	return c.Parameters, c.Labels // of plain memory, which stays
 }
 
+// unmarshal reads a batch as a consumer in another language does: what was
+// compressed is appended, and read once more.
+func unmarshal(t *testing.T, data []byte) *clickv1.Batch {
+	t.Helper()
+	b := new(clickv1.Batch)
+	if err := proto.Unmarshal(data, b); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.Snappy) > 0 {
+		more, err := snappy.Decode(nil, b.Snappy)
+		if err == nil {
+			err = (proto.UnmarshalOptions{Merge: true}).Unmarshal(more, b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
 func TestABatchIsWhatProtobufReads(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 1))
 	e := newEncoder(click.Identity{Node: "n\x01", Region: "", Boot: 0xffee, Address: click.AddressTruncated})
@@ -113,10 +131,7 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 		if len(data) > maxBatchBytes+200 {
 			t.Fatalf("%d bytes", len(data))
 		}
-		var b clickv1.Batch
-		if err := proto.Unmarshal(data, &b); err != nil {
-			t.Fatal(err)
-		}
+		b := unmarshal(t, data)
 		if b.Node != "n\x01" || b.Boot != 0xffee || b.FirstSequence != first || b.Epoch != 77 || b.AddressForm != clickv1.AddressForm_ADDRESS_FORM_TRUNCATED || len(b.Clicks) != len(clicks) {
 			t.Fatalf("%v %v %v: %d clicks, want %d", b.Node, b.Boot, b.FirstSequence, len(b.Clicks), len(clicks))
 		}
@@ -180,6 +195,36 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 	}
 }
 
+// Pieces of any length, and at the limits of what is compressed in one go.
+func TestWhatIsPackedIsOneBlockOfSnappy(t *testing.T) {
+	e := newEncoder(click.Identity{Node: "n", Boot: 1})
+	yields := 0
+	e.yield = func() { yields++ }
+	random := make([]byte, 4*packBytes)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(random)
+	for _, n := range []int{0, 1, 40, packBytes - 1, packBytes, packBytes + 1, 2 * packBytes, 3*packBytes + 7} {
+		for name, source := range map[string][]byte{"random": random, "text": bytes.Repeat([]byte("https://store.example/p/"), packBytes)} {
+			e.buf, yields = append(e.buf[:0], source[:n]...), 0
+			out := e.pack(nil)
+			if yields != (n+packBytes-1)/packBytes {
+				t.Fatalf("%d bytes of %s: %d yields", n, name, yields)
+			}
+			if name == "random" || n < 100 {
+				if !bytes.Equal(out, source[:n]) {
+					t.Fatalf("%d bytes of %s are not as they were", n, name)
+				}
+				continue
+			}
+			number, kind, tagged := protowire.ConsumeTag(out)
+			block, _ := protowire.ConsumeBytes(out[tagged:])
+			got, err := snappy.Decode(nil, block)
+			if number != 12 || kind != protowire.BytesType || err != nil || !bytes.Equal(got, source[:n]) || n > 1000 && len(block) > n/10 {
+				t.Fatalf("%d bytes of %s: %v, %d bytes", n, name, err, len(block))
+			}
+		}
+	}
+}
+
 func TestABatchEndsAtAGapAndAtANewEpoch(t *testing.T) {
 	e := newEncoder(click.Identity{Node: "n", Boot: 1})
 	e.begin(nil, 5)
@@ -225,120 +270,4 @@ func TestAReportDoesNotTouchAnOpenBatch(t *testing.T) {
 	if b := s.report(now.Add(time.Minute), false); b != nil {
 		t.Fatalf("told twice: %+v", b)
 	}
-}
-
-// browserClicks are clicks as browsers make them: 1,000 links with 45-byte
-// destinations, 100 user agents, a few referrers and languages.
-func browserClicks(n int) []click.Click {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	clicks := make([]click.Click, n)
-	for i := range clicks {
-		link, agent := rnd.IntN(1000), rnd.IntN(100)
-		clicks[i] = click.Click{
-			Sequence: uint64(i + 1), Time: int64(1_700_000_000_000_000 + i*7), Epoch: 0xabcdef0123456789, Revision: 4711,
-			Link: fmt.Appendf(nil, "go.example.com/go/summer-%06d", link), Affiliate: fmt.Appendf(nil, "aff_%03d", link%50),
-			Campaign: fmt.Appendf(nil, "summer-%d", link%7), Destination: fmt.Appendf(nil, "https://store.example.com/p/%06d?ref=aff_%03d", link, link%50),
-			Status: 302, Address: []byte{byte(rnd.IntN(223)), byte(rnd.IntN(256)), byte(rnd.IntN(256)), 0},
-			UserAgent: fmt.Appendf(nil, "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/%d.0.%d.%d Safari/537.36", 100+agent%30, 4000+agent*13, agent),
-			Referrer:  fmt.Appendf(nil, "https://www.example-%d.com/", rnd.IntN(20)),
-			Languages: []byte([]string{"en-US,en;q=0.9", "de-DE,de;q=0.9,en;q=0.8", "fr-FR,fr;q=0.9"}[rnd.IntN(3)]),
-			Host:      []byte("go.example.com"),
-		}
-	}
-	return clicks
-}
-
-func BenchmarkEncode(b *testing.B) {
-	clicks := browserClicks(1 << 16)
-	e := newEncoder(click.Identity{Node: "node-1", Region: "eu", Boot: 1, Address: click.AddressTruncated})
-	var buf []byte
-	var account click.Ledger
-	total, open := 0, false
-	b.ReportAllocs()
-	for i := range b.N {
-		c := &clicks[i%len(clicks)]
-		c.Sequence = uint64(i + 1)
-		if !open {
-			e.begin(buf, c.Sequence)
-			open = true
-		}
-		if !e.add(c) {
-			buf = e.end(&account, false)
-			total += len(buf)
-			e.begin(buf, c.Sequence)
-			e.add(c)
-		}
-	}
-	total += len(e.end(&account, false))
-	b.ReportMetric(float64(total)/float64(b.N), "bytes/click")
-}
-
-// BenchmarkCompress is what a stream with S2 compression would save of each
-// message, and what that costs whoever compresses.
-func BenchmarkCompress(b *testing.B) {
-	const n = 500 // about what fits into a batch
-	e := newEncoder(click.Identity{Node: "node-1", Region: "eu", Boot: 1, Address: click.AddressTruncated})
-	e.begin(nil, 1)
-	clicks := browserClicks(n)
-	for i := range clicks {
-		if !e.add(&clicks[i]) {
-			b.Fatalf("only %d clicks fit", i)
-		}
-	}
-	var account click.Ledger
-	data := e.end(&account, false)
-	var buf []byte
-	done := 0
-	b.ResetTimer()
-	for ; done < b.N; done += n {
-		buf = s2.Encode(buf[:cap(buf)], data)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(done), "s2-ns/click")
-	b.ReportMetric(float64(len(buf))/n, "s2-bytes/click")
-	b.ReportMetric(float64(len(data))/n, "bytes/click")
-}
-
-// BenchmarkPublish measures the way of clicks from a full spool to a file-backed
-// stream of a server beside it, acknowledgements included: with what was sent
-// kept, and without. cpu-ns/click is of this process alone.
-func BenchmarkPublish(b *testing.B) {
-	for name, retention := range map[string]time.Duration{"kept": time.Hour, "not-kept": -1} {
-		b.Run(name, func(b *testing.B) { benchmarkPublish(b, retention) })
-	}
-}
-
-func benchmarkPublish(b *testing.B, retention time.Duration) {
-	s := natstest.StartProcess(b)
-	r := openRecorder(b, func(c *click.Config) { c.MaxBytes, c.Retention = 12<<30, retention })
-	clicks := browserClicks(4096)
-	for i := range b.N {
-		c := &clicks[i%len(clicks)]
-		e := click.Event{
-			Time: c.Time, Epoch: c.Epoch, Revision: c.Revision, LinkPath: c.Link, Affiliate: c.Affiliate, Campaign: c.Campaign,
-			Destination: c.Destination, Status: c.Status, UserAgent: c.UserAgent, Referrer: c.Referrer, Languages: c.Languages, Host: c.Host,
-		}
-		for recorded := r.Ledger().Recorded; r.Ledger().Recorded == recorded; {
-			r.Record(&e)
-		}
-	}
-	b.ResetTimer()
-	before := processTime(b)
-	p, _ := start(b, s.URL(), r)
-	flush(b, p)
-	b.StopTimer()
-	spent := processTime(b) - before
-	if p.published.Load() != uint64(b.N) {
-		b.Fatalf("%d of %d were published", p.published.Load(), b.N)
-	}
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "clicks/s")
-	b.ReportMetric(float64(spent)/float64(b.N), "cpu-ns/click")
-}
-
-// processTime is the time that this process has computed, in ns.
-func processTime(b *testing.B) int64 {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return u.Utime.Nano() + u.Stime.Nano()
 }

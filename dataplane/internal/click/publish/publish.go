@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/aside"
 	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
@@ -47,6 +48,7 @@ type Config struct {
 	Recorder   *click.Recorder
 	Stream     StreamLimits
 	Timeout    time.Duration // after which a batch without an answer is sent again. Default: 5 s
+	CheckEvery time.Duration // how often the stream is asked what it has lost, besides after a reconnect. Default: 30 s
 	Log        *slog.Logger  // default: slog.Default
 	Registerer prometheus.Registerer
 }
@@ -91,6 +93,8 @@ type Publisher struct {
 	checks    chan check // what came of checkLost
 	checking  bool       // checkLost is running
 	checkedAt time.Time
+	last      *click.Sent  // what was acknowledged last
+	deleted   int          // messages that the stream lacked between its ends when it was asked
 	wentBack  uint64       // lowest position that the stream gave out twice; 0: none
 	highest   uint64       // position of what is acknowledged
 	again     []click.Sent // to be published again
@@ -126,6 +130,9 @@ func New(config Config) (*Publisher, error) {
 	}
 	if config.Timeout == 0 {
 		config.Timeout = 5 * time.Second
+	}
+	if config.CheckEvery == 0 {
+		config.CheckEvery = 30 * time.Second
 	}
 	if config.Log == nil {
 		config.Log = slog.Default()
@@ -168,7 +175,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer p.nc.Close()
-	yield, end := newYield()
+	yield, end := aside.NewYield()
 	defer end()
 	p.yield = yield
 	p.openSources()
@@ -267,7 +274,7 @@ func (p *Publisher) openSources() {
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
 		s := newSource(log, p.limit, p.buffer)
 		if p.yield != nil {
-			s.yield = p.yield
+			s.yield, s.encoder.yield = p.yield, p.yield
 		}
 		p.sources = append(p.sources, s)
 	}
@@ -316,7 +323,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		}
 		return
 	}
-	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > checkEvery || p.wentBack != 0) {
+	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > p.config.CheckEvery || p.wentBack != 0 && now.Sub(p.checkedAt) > recheck) {
 		p.checkLost(ctx, now)
 	}
 	for i, b := range p.inFlight {

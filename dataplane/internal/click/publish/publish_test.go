@@ -11,15 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/natstest"
-	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
 func openRecorder(t testing.TB, change ...func(*click.Config)) *click.Recorder {
@@ -161,10 +158,7 @@ func TestEveryClickIsInTheStreamOnceAndTheLedgerCloses(t *testing.T) {
 	}
 	next := uint64(1)
 	for _, m := range messages(t, js) {
-		var b clickv1.Batch
-		if err := proto.Unmarshal(m.Data, &b); err != nil {
-			t.Fatal(err)
-		}
+		b := unmarshal(t, m.Data)
 		if b.FirstSequence != next || m.Subject != "aff.clicks.v1.eu.node-1" || len(m.Data) > maxBatchBytes+1024 {
 			t.Fatalf("%s: first is %d, want %d; %d bytes", m.Subject, b.FirstSequence, next, len(m.Data))
 		}
@@ -494,69 +488,6 @@ func TestARestartAfterTheDuplicateWindowMakesNoDuplicatesAndNoHoles(t *testing.T
 	}
 }
 
-func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
-	s := natstest.Start(t)
-	js := s.JetStream()
-	ctx := context.Background()
-	config := jetstream.StreamConfig{
-		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardNew, MaxBytes: 200 << 10,
-	}
-	if _, err := js.CreateStream(ctx, config); err != nil {
-		t.Fatal(err)
-	}
-	r := openRecorder(t)
-	p, _ := start(t, s.URL(), r)
-	const n = 20000
-	for i := range n {
-		r.Record(event(i))
-	}
-	for p.errors.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	config.MaxBytes = 100 << 20
-	if _, err := js.UpdateStream(ctx, config); err != nil {
-		t.Fatal(err)
-	}
-	flush(t, p)
-	clicks, account := consumed(t, js, r.Log().Identity().Boot)
-	if len(clicks) != n || account.Answered != n {
-		t.Fatalf("%d clicks, %+v", len(clicks), account)
-	}
-}
-
-func TestAServerWithLittleRoomGetsASmallStream(t *testing.T) {
-	s := natstest.Start(t, func(o *server.Options) { o.JetStreamMaxStore = 1 << 30 })
-	r := openRecorder(t)
-	p, _ := start(t, s.URL(), r)
-	r.Record(event(1))
-	flush(t, p)
-	stream, err := s.JetStream().Stream(context.Background(), clickstream.StreamName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := stream.CachedInfo().Config
-	if c.MaxBytes > 1<<30 || c.MaxBytes < minStreamBytes || c.Storage != jetstream.FileStorage || c.Discard != jetstream.DiscardNew || c.Duplicates != 2*time.Minute {
-		t.Fatalf("%+v", c)
-	}
-}
-
-func TestAServerWithASmallPayloadGetsSmallBatches(t *testing.T) {
-	s := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 })
-	r := openRecorder(t)
-	p, _ := start(t, s.URL(), r)
-	const n = 2000
-	for i := range n {
-		r.Record(event(i))
-	}
-	r.Record(&click.Event{Destination: make([]byte, 20<<10)}) // does not fit in any message
-	r.Record(event(0))
-	flush(t, p)
-	clicks, account := consumed(t, s.JetStream(), r.Log().Identity().Boot)
-	if len(clicks) != n+1 || account.Recorded != n+1 || account.Answered != n+2 || account.Dropped["too_large"] != 1 {
-		t.Fatalf("%d clicks, %+v", len(clicks), account)
-	}
-}
-
 func TestDropsAreToldWhenNoClickFollows(t *testing.T) {
 	s := natstest.Start(t)
 	r := openRecorder(t)
@@ -588,21 +519,6 @@ func TestFlushSaysHowMuchIsLeftWhenNATSIsAway(t *testing.T) {
 	defer cancel()
 	if err := p.Flush(ctx); err == nil || !strings.Contains(err.Error(), "1 are not published") {
 		t.Fatal(err)
-	}
-}
-
-func TestUnsafeStreamSettingsAreSaidInOneLineEach(t *testing.T) {
-	safe := jetstream.StreamConfig{
-		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Storage: jetstream.FileStorage,
-		Discard: jetstream.DiscardNew, Duplicates: 2 * time.Minute, MaxBytes: 1 << 30, Replicas: 1,
-	}
-	if got := unsafeSettings(safe, 1); len(got) != 0 {
-		t.Fatalf("%q", got)
-	}
-	bad := safe
-	bad.Storage, bad.Discard, bad.Duplicates, bad.MaxBytes, bad.Subjects = jetstream.MemoryStorage, jetstream.DiscardOld, time.Second, 0, []string{"aff.clicks.v1.eu.*"}
-	if got := unsafeSettings(bad, 3); len(got) != 6 {
-		t.Fatalf("%d lines: %q", len(got), got)
 	}
 }
 

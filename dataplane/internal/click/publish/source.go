@@ -45,10 +45,10 @@ type source struct {
 	yield   func()        // lets redirects go first
 }
 
-// yieldEvery is after how many clicks redirects go first: on a node with one
+// yieldEvery is after how many clicks redirects may go first: on a node with one
 // core they would wait for all of a tick's clicks, some 100 µs at 50,000 a
 // second, and for much more behind an outage.
-const yieldEvery = 128
+const yieldEvery = 16
 
 func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 	id := log.Identity()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -37,7 +36,7 @@ func ensureStream(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, li
 	stream, err := js.Stream(ctx, clickstream.StreamName)
 	if err == nil {
 		config := stream.CachedInfo().Config
-		return setup{config: config, last: stream.CachedInfo().State.LastSeq, warnings: unsafeSettings(config, len(nc.Servers()))}
+		return setup{config: config, last: stream.CachedInfo().State.LastSeq, warnings: clickstream.CheckStream(config, len(nc.Servers()))}
 	}
 	if !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return setup{err: fmt.Errorf("look for stream %s: %w", clickstream.StreamName, err)}
@@ -102,31 +101,4 @@ func wantedStream(nc *nats.Conn, limits StreamLimits) jetstream.StreamConfig {
 		want.Duplicates = min(want.Duplicates, want.MaxAge) // the server insists
 	}
 	return want
-}
-
-// unsafeSettings says in a line each what an existing stream can cost.
-func unsafeSettings(c jetstream.StreamConfig, servers int) (notes []string) {
-	note := func(bad bool, line string) {
-		if bad {
-			notes = append(notes, line)
-		}
-	}
-	note(c.Storage != jetstream.FileStorage, "the stream is in memory: a restart of its server loses every click in it")
-	note(c.Discard != jetstream.DiscardNew, "the stream discards old messages when it is full: clicks that no consumer has read are lost without a trace")
-	note(c.Retention != jetstream.LimitsPolicy, "the stream deletes what has been acknowledged: a second consumer, and a look back, see holes")
-	note(c.NoAck, "the stream does not acknowledge: no click ever leaves the spool (nats stream edit)")
-	note(c.PersistMode == jetstream.AsyncPersistMode, "the stream acknowledges before it has written: a crash of its server loses clicks")
-	note(c.Duplicates < time.Minute, "the stream's duplicate window is under a minute: more clicks are stored twice, which only consumers that drop duplicates notice")
-	note(c.MaxBytes <= 0, "the stream has no limit of bytes: it can fill the server's disk")
-	note(c.MaxAge > 0 && c.MaxAge < time.Hour, "the stream forgets clicks within the hour: a consumer that is down for longer loses them")
-	note(c.MaxMsgs > 0 && c.Discard != jetstream.DiscardNew || c.MaxMsgsPerSubject > 0, "the stream has a limit of messages: it removes clicks that may not have been read")
-	note(c.MaxMsgSize > 0 && int(c.MaxMsgSize) < maxBatchBytes+headRoom, fmt.Sprintf("the stream takes messages of at most %d bytes: publishing costs more than with %d", c.MaxMsgSize, maxBatchBytes+headRoom))
-	note(c.Replicas < 3 && servers >= 3, "the stream has fewer than 3 replicas though there are 3 servers: losing one can lose clicks")
-	covered := false
-	for _, s := range c.Subjects {
-		prefix, wild := strings.CutSuffix(s, ">")
-		covered = covered || s == clickstream.Subjects || wild && strings.HasPrefix(clickstream.Subjects, prefix) //nolint:gocritic // the order is right
-	}
-	note(!covered, fmt.Sprintf("the stream may not take all of %s: nodes of other regions or names find no place in it", clickstream.Subjects))
-	return notes
 }

@@ -309,7 +309,14 @@ type Batch struct {
 	// How the clicks' addresses were made.
 	AddressForm AddressForm `protobuf:"varint,10,opt,name=address_form,json=addressForm,proto3,enum=aff.click.v1.AddressForm" json:"address_form,omitempty"`
 	// The node's account, up to and including this batch.
-	Ledger        *Ledger `protobuf:"bytes,11,opt,name=ledger,proto3" json:"ledger,omitempty"`
+	Ledger *Ledger `protobuf:"bytes,11,opt,name=ledger,proto3" json:"ledger,omitempty"`
+	// More fields of this message, encoded as a Batch of its own and compressed
+	// as one block of Snappy (without its framing). Uncompressed, they are to be
+	// merged into this message, which is what protobuf does with bytes that are
+	// appended. Nodes put strings, clicks and what these refer to here, and the
+	// names, sequences and the account outside. It holds no compressed fields
+	// itself.
+	Snappy        []byte `protobuf:"bytes,12,opt,name=snappy,proto3" json:"snappy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,6 +424,13 @@ func (x *Batch) GetAddressForm() AddressForm {
 func (x *Batch) GetLedger() *Ledger {
 	if x != nil {
 		return x.Ledger
+	}
+	return nil
+}
+
+func (x *Batch) GetSnappy() []byte {
+	if x != nil {
+		return x.Snappy
 	}
 	return nil
 }
@@ -782,7 +796,7 @@ var File_aff_click_v1_click_proto protoreflect.FileDescriptor
 
 const file_aff_click_v1_click_proto_rawDesc = "" +
 	"\n" +
-	"\x18aff/click/v1/click.proto\x12\faff.click.v1\"\xfe\x02\n" +
+	"\x18aff/click/v1/click.proto\x12\faff.click.v1\"\x96\x03\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x12\n" +
@@ -796,7 +810,8 @@ const file_aff_click_v1_click_proto_rawDesc = "" +
 	"\x06clicks\x18\t \x03(\v2\x13.aff.click.v1.ClickR\x06clicks\x12<\n" +
 	"\faddress_form\x18\n" +
 	" \x01(\x0e2\x19.aff.click.v1.AddressFormR\vaddressForm\x12,\n" +
-	"\x06ledger\x18\v \x01(\v2\x14.aff.click.v1.LedgerR\x06ledger\"\x84\x01\n" +
+	"\x06ledger\x18\v \x01(\v2\x14.aff.click.v1.LedgerR\x06ledger\x12\x16\n" +
+	"\x06snappy\x18\f \x01(\fR\x06snappy\"\x84\x01\n" +
 	"\x06Ledger\x12\x1a\n" +
 	"\banswered\x18\x01 \x01(\x04R\banswered\x12\x1a\n" +
 	"\brecorded\x18\x02 \x01(\x04R\brecorded\x12,\n" +

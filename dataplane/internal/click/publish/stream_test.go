@@ -1,0 +1,86 @@
+package publish
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	ctx := context.Background()
+	config := jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardNew, MaxBytes: 200 << 10,
+	}
+	if _, err := js.CreateStream(ctx, config); err != nil {
+		t.Fatal(err)
+	}
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	const n = 20000
+	random := rand.NewChaCha8([32]byte{}) // what compresses well would fit
+	for i := range n {
+		e := event(i)
+		e.Referrer = make([]byte, 50)
+		_, _ = random.Read(e.Referrer)
+		r.Record(e)
+	}
+	for deadline := time.Now().Add(20 * time.Second); p.errors.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the stream takes all")
+		}
+	}
+	config.MaxBytes = 100 << 20
+	if _, err := js.UpdateStream(ctx, config); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, p)
+	clicks, account := consumed(t, js, r.Log().Identity().Boot)
+	if len(clicks) != n || account.Answered != n {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}
+
+func TestAServerWithLittleRoomGetsASmallStream(t *testing.T) {
+	s := natstest.Start(t, func(o *server.Options) { o.JetStreamMaxStore = 1 << 30 })
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	r.Record(event(1))
+	flush(t, p)
+	stream, err := s.JetStream().Stream(context.Background(), clickstream.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := stream.CachedInfo().Config
+	if c.MaxBytes > 1<<30 || c.MaxBytes < minStreamBytes || c.Storage != jetstream.FileStorage || c.Discard != jetstream.DiscardNew || c.Duplicates != 2*time.Minute {
+		t.Fatalf("%+v", c)
+	}
+}
+
+func TestAServerWithASmallPayloadGetsSmallBatches(t *testing.T) {
+	s := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 })
+	r := openRecorder(t)
+	p, _ := start(t, s.URL(), r)
+	const n = 2000
+	for i := range n {
+		r.Record(event(i))
+	}
+	random := make([]byte, 20<<10) // does not fit in any message, however it is compressed
+	_, _ = rand.NewChaCha8([32]byte{}).Read(random)
+	r.Record(&click.Event{Destination: random})
+	r.Record(event(0))
+	flush(t, p)
+	clicks, account := consumed(t, s.JetStream(), r.Log().Identity().Boot)
+	if len(clicks) != n+1 || account.Recorded != n+1 || account.Answered != n+2 || account.Dropped["too_large"] != 1 {
+		t.Fatalf("%d clicks, %+v", len(clicks), account)
+	}
+}

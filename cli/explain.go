@@ -35,8 +35,9 @@ func newExplain(a *app) *cobra.Command {
 which blocks match, which labels speak against the request and what policies say
 about them, what each rule said, which variant was drawn, where each parameter
 comes from, and the answer. It is decided by the code that the nodes run: on
-what the control plane holds, on a file (--from-file), or by a node itself on
-what it serves (--node). Nothing is recorded or counted, and no cap is touched.`,
+what the control plane holds, on a file (--from-file: an export, or the state
+that a node gives at /state of its --admin address), or by a node itself on what
+it serves (--node). Nothing is recorded or counted, and no cap is touched.`,
 		Example: `  affctl explain http://go.example.com/summer
   affctl explain /go/sale --at 2026-12-25
   affctl explain /go/sale --ip 192.0.2.1 --geoip city.mmdb
@@ -54,7 +55,7 @@ what it serves (--node). Nothing is recorded or counted, and no cap is touched.`
 	fs.StringVar(&f.geoHeaders, "geo-headers", "", "`HEADERS` that say where the client is, as affnode's flag: cloudflare")
 	fs.StringVar(&f.bots, "bots", "", "a list of bots, as affnode's flag: a `FILE`")
 	fs.StringArrayVar(&f.datacenters, "datacenters", nil, "a list of networks of data centres, as affnode's flag: a `FILE`; may be repeated")
-	fs.StringVar(&f.file, "from-file", "", "decide on this export or YAML `FILE` instead of the control plane")
+	fs.StringVar(&f.file, "from-file", "", "decide on this `FILE` instead of the control plane: an export, YAML, or a node's state")
 	fs.StringVar(&f.node, "node", "", "ask a node, by the `HOST:PORT` of its --admin address")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "node")
 	f.out.addTo(cmd, "table", "json", "yaml")

@@ -1,14 +1,19 @@
 package cli_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/affleet/affleet/cli"
 	"github.com/affleet/affleet/deploy/local"
+	"github.com/affleet/affleet/proto/statefile"
 )
 
 // TestExplainFindsAmongManyLinksWhatTheNodeFinds: more links than one page of a
@@ -44,6 +49,7 @@ func TestExplainFindsAmongManyLinksWhatTheNodeFinds(t *testing.T) {
 	}
 	affctl(strings.Join(lines, "\n"), "import", "csv", "-")
 	affctl("", "domain", "create", "h", "--case", "ignore", "--trailing-slash", "ignore", "--wait")
+	saved := saveState(t, fleet.Admin[1])
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for _, path := range []string{"/go/a-b", "/go/a-b/", "/GO/A-B/x", "/gO/a-B", "/OTHER", "/other", "/go/a-107", "/go/none", "/", "/go/a-b/109/"} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+fleet.HTTP[0]+path, nil)
@@ -65,5 +71,43 @@ func TestExplainFindsAmongManyLinksWhatTheNodeFinds(t *testing.T) {
 		if !strings.Contains(said, want) {
 			t.Errorf("%s: the node says %s%s, explain\n%s", path, resp.Status, want, said)
 		}
+		if offline := affctl("", "explain", "h"+path, "--from-file", saved); offline != said {
+			t.Errorf("%s: on the node's state, explain says\n%s\nand on the control plane\n%s", path, offline, said)
+		}
+	}
+}
+
+// saveState saves the state that a node gives, once it has one on disk that has
+// all that was written so far.
+func saveState(t *testing.T, admin string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "state.aff")
+	for {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+admin+"/state", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode == http.StatusOK {
+			_, all, err := statefile.All(bytes.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all["domains/h"] != nil {
+				if err := os.WriteFile(path, body, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return path
+			}
+		}
+		time.Sleep(100 * time.Millisecond) // until the test's time is over
 	}
 }

@@ -75,6 +75,11 @@ var rules = []struct {
 		because: "nodes and affctl share it",
 	},
 	{
+		from:    []string{"/proto/statefile"},
+		never:   []string{module + "/controlplane", module + "/dataplane", module + "/cli", module + "/deploy"},
+		because: "nodes and affctl share it",
+	},
+	{
 		from:    []string{"/proto/aff"},
 		never:   []string{module + "/controlplane", module + "/dataplane", module + "/cli", module + "/deploy", module + "/proto/link"},
 		because: "contracts know nobody",

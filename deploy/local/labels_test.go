@@ -2,6 +2,7 @@ package local_test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -75,6 +76,20 @@ func TestLabelsAndBlocksGoFromTheControlPlaneToTheClickStream(t *testing.T) {
 	}
 	if said := affctl(t, f, "explain", "http://"+f.HTTP[0]+"/deal", "--ua", "Googlebot/2.1"); !strings.Contains(said, "policies/affiliates/aff_1 says no_affiliate") {
 		t.Errorf("affctl explains\n%s", said)
+	}
+	resp, err := client.Get("http://" + f.Admin[1] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, _ := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	for _, want := range []string{
+		`aff_labels_total{label="bot"} `, `aff_treated_total{action="refuse"} `, `aff_label_list_broken{label="bot",list="1 crawler-user-agents `,
+		`aff_label_list_entries{label="preview",list="2 link-previews `, "aff_label_memory_bytes 3.3554432e+07",
+	} {
+		if !strings.Contains(string(metrics), want) {
+			t.Errorf("%s is not among the metrics", want)
+		}
 	}
 	has := func(c *clickstream.Click, label, reason string) bool {
 		for _, l := range c.Labels {

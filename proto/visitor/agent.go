@@ -1,7 +1,10 @@
 package visitor
 
 import (
+	"math/rand/v2"
 	"sync"
+
+	"github.com/zeebo/xxh3"
 
 	useragent "github.com/medama-io/go-useragent"
 	"github.com/medama-io/go-useragent/agents"
@@ -49,10 +52,13 @@ const agentSlots = 1 << 13
 // userAgent is what is known of a user agent.
 type userAgent struct {
 	link.Agent
+	id      uint64 // a hash that nobody can foresee
 	botList string // which list says that it is a bot, with its version; empty if it is none
 	preview string // likewise, that it fetches previews of links
 	claim   claim
 }
+
+var agentSeed = rand.Uint64()
 
 // agentCache belongs to one list of bots.
 type agentCache struct {
@@ -64,7 +70,7 @@ type agentCache struct {
 func newAgentCache(b *bots) *agentCache {
 	c := &agentCache{bots: b, cache: newCache[userAgent](agentSlots)}
 	c.parse = func(agent string) userAgent {
-		a := userAgent{Agent: parseAgent(agent), preview: previewer(agent), claim: claimOf(agent)}
+		a := userAgent{Agent: parseAgent(agent), id: xxh3.HashStringSeed(agent, agentSeed), preview: previewer(agent), claim: claimOf(agent)}
 		switch {
 		case c.bots.match(agent):
 			a.botList = b.name

@@ -101,6 +101,11 @@ func (v *Visitor) userAgent() *userAgent {
 	return v.known
 }
 
+// AgentID gives a number that tells user agents apart, at no cost once something
+// else is known of the user agent. It is 0 if there is none, and another one in
+// each process.
+func (v *Visitor) AgentID() uint64 { return v.userAgent().id }
+
 // Languages gives what Accept-Language says.
 func (v *Visitor) Languages() []string { return v.sources.Languages(v.headers[AcceptLanguage]) }
 

@@ -97,7 +97,7 @@ func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table
 	if err != nil {
 		return nil, at, err
 	}
-	admit := func(h fileHeader) error { return c.applier.wire.arm(h.version) }
+	admit := c.applier.wire.arm
 	if from.file != "" {
 		if info, err := os.Stat(from.file); err == nil {
 			at = info.ModTime()

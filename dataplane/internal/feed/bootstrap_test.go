@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/affleet/affleet/proto/statefile"
 )
 
 // stateFile writes a state to a file of its own.
@@ -181,7 +183,7 @@ func TestStateIsGivenToFewAtATime(t *testing.T) {
 func TestSilentPlaceIsGivenUp(t *testing.T) {
 	stop := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte(fileMagic))
+		_, _ = w.Write([]byte(statefile.Magic))
 		_ = http.NewResponseController(w).Flush()
 		<-stop
 	}))

@@ -222,7 +222,7 @@ func TestNodeFallsBackToThePreviousFile(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"torn":      func(b []byte) []byte { return b[:len(b)-5] },
 		"empty":     func([]byte) []byte { return nil },
-		"flipped":   func(b []byte) []byte { b[len(b)-blockHeadSize-3] ^= 1; return b },
+		"flipped":   func(b []byte) []byte { b[len(b)-16-3] ^= 1; return b },
 		"longer":    func(b []byte) []byte { return append(b, 0) },
 		"newer":     func(b []byte) []byte { b[8] = 2; return b },
 		"not ours":  func(b []byte) []byte { b[0] = 'X'; return b },

@@ -86,7 +86,7 @@ func FuzzStateFile(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
-	f.Add(b.Bytes()[:headerSize])
+	f.Add(b.Bytes()[:64])
 	f.Fuzz(func(t *testing.T, data []byte) {
 		first, err := readBytes(data)
 		if err != nil {

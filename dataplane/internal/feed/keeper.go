@@ -64,7 +64,7 @@ func (k *keeper) boot(a *applier) bool {
 	}
 	defer a.wire.done()
 	for _, path := range []string{k.current(), k.previous()} {
-		t, err := readStateFile(path, &a.guard, func(h fileHeader) error { return a.wire.arm(h.version) })
+		t, err := readStateFile(path, &a.guard, a.wire.arm)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}

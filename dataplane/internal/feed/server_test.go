@@ -256,13 +256,13 @@ func startNodeWith(t *testing.T, cfg Config) *node {
 func readFile(path string) (*table.Table, error) {
 	var g Guard
 	g.setDefaults()
-	return readStateFile(path, &g, func(fileHeader) error { return nil })
+	return readStateFile(path, &g, func(table.Version) error { return nil })
 }
 
 func readBytes(b []byte) (*table.Table, error) {
 	var g Guard
 	g.setDefaults()
-	return readState(bytes.NewReader(b), &g, func(fileHeader) error { return nil })
+	return readState(bytes.NewReader(b), &g, func(table.Version) error { return nil })
 }
 
 // holds says what is wrong with the live table.

@@ -20,9 +20,9 @@
 //     It is one of two. Its query has a click id of a network (gclid, fbclid,
 //     ttclid, msclkid, wbraid or gbraid) that came with a click of the same link
 //     within Config.Replay before; an id has 16 to 512 letters, digits and
-//     "-._~", so that a template that nobody has filled in is none. Or it has the
-//     address, user agent, link, host, path, query, referrer and languages of the
-//     click before it of the same address, user agent and link, at most 2 s ago.
+//     "-._~", so that a template that nobody has filled in is none. Or it
+//     has the path and the query of the click before it of the same address, user
+//     agent and link, and comes at most 2 s after that.
 //
 // An IPv6 address counts as its /64, which is what one subscriber has. Requests
 // that are labelled bot, prefetch, preview or head are no clicks, and are
@@ -55,9 +55,9 @@
 // Marks are found by 26 bits (duplicate) and 36 bits (click ids) besides their
 // line: of all first clicks at most 8/2^26 = 1.2e-7 and 8/2^36 = 1.2e-10 are
 // taken for others. When a line is full, the oldest mark goes: from about
-// 500,000 clicks within a window on, some duplicates are not seen. Two requests
-// of one kind within 2 s whose other parts differ are taken for the same with a
-// probability of 1/1024.
+// 500,000 clicks within a window on, some duplicates are not seen. Two clicks of
+// one client and link within 2 s whose path or query differ are taken for the
+// same with a probability of 1/1024.
 //
 // TestHonestAddresses... and TestFirstClicks... measure these.
 //

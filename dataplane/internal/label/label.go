@@ -65,7 +65,6 @@ const retryWindow = 2 * time.Second
 // Request is what is judged beside what decides about it.
 type Request struct {
 	Visitor *visitor.Visitor
-	Headers *visitor.Headers
 	Head    bool  // the method is HEAD
 	Secure  bool  // it came over TLS to this very process
 	Mono    int64 // the time, in ns of a clock that never goes back, from 0
@@ -77,11 +76,14 @@ type Request struct {
 func (j *Judge) Judge(v *link.Verdict, r *Request, m *link.Match, req *link.Request, book link.Rulebook) {
 	v.Reset()
 	v.Off = j.cfg.Off
-	k := j.keys(m, req)
+	k := j.keys(m, req, r.Visitor.AgentID())
 	j.addresses.fetch(k.from)
 	if m.Value != nil {
 		j.perLink.fetch(k.pair)
 		j.clicks.fetch(k.click)
+		if k.network >= 0 {
+			j.ids.fetch(k.id)
+		}
 	}
 	r.Visitor.Label(&v.Labels, r.Head, r.Secure)
 	if !v.Off.Has(link.LabelRate) && req.Address.IsValid() {
@@ -101,14 +103,21 @@ var noClick = link.Of(link.LabelBot, link.LabelPrefetch, link.LabelPreview, link
 type keys struct {
 	from, to    uint64 // the address, the link
 	pair, click uint64 // both of them; and the user agent
+	id          uint64 // the click id and the link
+	network     int    // whose id it is; negative: there is none
 }
 
-func (j *Judge) keys(m *link.Match, req *link.Request) (k keys) {
+func (j *Judge) keys(m *link.Match, req *link.Request, agent uint64) (k keys) {
 	k.from = j.client(req.Address)
 	if m.Value != nil {
 		k.to = xxh3.HashSeed(m.Link.Path(m.Value), xxh3.HashSeed(m.Link.Domain(m.Value), j.seed))
 		k.pair = mix(k.from, k.to)
-		k.click = xxh3.HashSeed(req.UserAgent, k.pair)
+		k.click = mix(agent, k.pair)
+		if k.network = -1; len(req.Query) > minID {
+			if network, value := clickID(req.Query); value != nil {
+				k.network, k.id = network, xxh3.HashSeed(value, k.to+uint64(network)+1) //nolint:gosec // 0 to 5
+			}
+		}
 	}
 	return k
 }
@@ -125,9 +134,9 @@ func (j *Judge) rates(labels *link.Labels, k *keys, r *Request, m *link.Match) {
 
 // compare compares a click with those before it.
 func (j *Judge) compare(labels *link.Labels, k *keys, r *Request, req *link.Request) {
-	whole := xxh3.HashSeed(req.Path, xxh3.HashSeed(req.Host, j.seed))
-	for _, part := range [...][]byte{req.Query, r.Headers[visitor.Referrer], r.Headers[visitor.AcceptLanguage]} {
-		whole = xxh3.HashSeed(part, whole)
+	whole := xxh3.HashSeed(req.Path, k.click)
+	if len(req.Query) > 0 {
+		whole = xxh3.HashSeed(req.Query, whole)
 	}
 	age, was := j.clicks.touch(k.click, whole, r.Mono)
 	if age <= int64(j.cfg.Duplicate) {
@@ -136,13 +145,9 @@ func (j *Judge) compare(labels *link.Labels, k *keys, r *Request, req *link.Requ
 	if age <= int64(retryWindow) && was == j.clicks.extra(whole) {
 		labels.Add(link.LabelReplay, j.retry)
 	}
-	if len(req.Query) <= minID || j.cfg.Off.Has(link.LabelReplay) {
-		return
-	}
-	if id, value := clickID(req.Query); value != nil {
-		key := xxh3.HashSeed(value, k.to+uint64(id)+1) //nolint:gosec // 0 to 5
-		if age, _ := j.ids.touch(key, 0, r.Mono); age <= int64(j.cfg.Replay) {
-			labels.Add(link.LabelReplay, j.replays[id])
+	if k.network >= 0 && !j.cfg.Off.Has(link.LabelReplay) {
+		if age, _ := j.ids.touch(k.id, 0, r.Mono); age <= int64(j.cfg.Replay) {
+			labels.Add(link.LabelReplay, j.replays[k.network])
 		}
 	}
 }
@@ -154,7 +159,7 @@ func (j *Judge) client(addr netip.Addr) uint64 {
 	if !addr.Is4() && !addr.Is4In6() {
 		low = 0
 	}
-	return mix(mix(high^j.seed, 0x9e3779b97f4a7c15), low^bits.RotateLeft64(j.seed, 32))
+	return mix(high^j.seed, low^bits.RotateLeft64(j.seed, 32))
 }
 
 // mix makes one hash of two.

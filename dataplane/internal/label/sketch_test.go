@@ -64,8 +64,12 @@ func TestAKeyNeverCountsForLessThanItHasSent(t *testing.T) {
 // the package comment says: honest addresses, a flood of a million made-up ones,
 // and a thousand that are over the limit.
 func TestHonestAddressesAreNotLabelledBesideAFlood(t *testing.T) {
-	const limit, honest, heavy, flood = 600, 100_000, 1000, 1_000_000
-	c := newCounter(8 << 20)
+	const limit = 600
+	honest, heavy, flood, size := 100_000, 1000, 1_000_000, int64(8<<20)
+	if raceDetector { // all a twentieth
+		honest, heavy, flood, size = 5000, 50, 50_000, size/20
+	}
+	c := newCounter(size)
 	r := rand.New(rand.NewPCG(3, 4))
 	key := func(kind, i int) uint64 { return mix(uint64(kind), uint64(i)) }
 	for i := range flood {
@@ -102,8 +106,11 @@ func TestHonestAddressesAreNotLabelledBesideAFlood(t *testing.T) {
 }
 
 func TestFirstClicksAreHardlyEverTakenForOthers(t *testing.T) {
-	const n = 500_000 // as many as there are places to half
-	m := &marks{newLines(8 << 20), 10}
+	n, size := 500_000, int64(8<<20) // half as many as there are places
+	if raceDetector {
+		n, size = n/20, size/20
+	}
+	m := &marks{newLines(size), 10}
 	now := int64(time.Hour)
 	for i := range n {
 		m.touch(mix(1, uint64(i)), 0, now-minute)

@@ -10,8 +10,8 @@
 // work (read buffer, write buffer, scratch), reads into it, and answers every
 // complete head that it finds there, in order:
 //
-//	head.parse -> link.AppendCanonicalHost/Path -> table.Lookup -> link.Resolve
-//	  -> click.Record -> appendRedirect
+//	head.parse -> link.AppendCanonicalHost/Path -> table.Lookup -> label.Judge
+//	  -> link.Resolve -> click.Record -> appendRedirect
 //
 // The answers of all pipelined requests leave in one write. Then the work goes
 // back, and only the start of an incomplete head stays with the connection. In

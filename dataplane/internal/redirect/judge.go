@@ -8,7 +8,7 @@ import (
 // judge labels the request that is set up, and says how it is to be treated.
 func (w *work) judge(c *conn) {
 	w.judged = label.Request{
-		Visitor: &w.visitor, Headers: &w.head.headers, Head: w.head.isHead, Mono: w.mono,
+		Visitor: &w.visitor, Head: w.head.isHead, Mono: w.mono,
 		Secure: c.secure && !c.believed, // how a proxy's client speaks, nobody knows
 	}
 	c.srv.cfg.Judge.Judge(&w.verdict, &w.judged, &w.match, &w.request, w.table)

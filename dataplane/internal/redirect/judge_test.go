@@ -139,10 +139,10 @@ func TestRefusedRequestsAreRecordedWhateverLinkTheyAskFor(t *testing.T) {
 	c := n.dial(t)
 	for _, path := range []string{"/plain", "/none"} {
 		c.send("GET " + path + " HTTP/1.1\r\nHost: x\r\nUser-Agent: bad/1\r\n\r\nHEAD " + path + " HTTP/1.1\r\nHost: x\r\nUser-Agent: bad/1\r\n\r\n")
-		if resp, body := c.answer("GET"); resp.StatusCode != 403 || body != "forbidden\n" || resp.Header.Get("Cache-Control") != "no-store" || resp.Header.Get("Location") != "" {
+		if resp, body := c.answer("GET"); resp.StatusCode != http.StatusForbidden || body != "forbidden\n" || resp.Header.Get("Cache-Control") != "no-store" || resp.Header.Get("Location") != "" {
 			t.Errorf("GET %s: %s %v %q", path, resp.Status, resp.Header, body)
 		}
-		if resp, body := c.answer("HEAD"); resp.StatusCode != 403 || body != "" || resp.ContentLength != int64(len("forbidden\n")) {
+		if resp, body := c.answer("HEAD"); resp.StatusCode != http.StatusForbidden || body != "" || resp.ContentLength != int64(len("forbidden\n")) {
 			t.Errorf("HEAD %s: %s %q", path, resp.Status, body)
 		}
 	}

@@ -218,7 +218,6 @@ func (w *work) record(c *conn) {
 		Path:      h.path,
 
 		Parameters: d.Params,
-		Labels:     w.labels,
 		GPC:        string(h.headers[secGPC]) == "1",
 	}
 	if id := w.visitor.ClickID(); id != nil {
@@ -230,6 +229,7 @@ func (w *work) record(c *conn) {
 		copy(e.Country[:], place.Country)
 		e.ASN = place.ASN
 	}
+	e.Labels = w.labels
 	c.srv.cfg.Clicks.Record(e)
 }
 

@@ -4,8 +4,8 @@
 //
 // It knows keys and stored bytes, and asks proto/link what they mean. It is not
 // a general map: its keys are resource names, its values are checked when they
-// are put, and few-of-a-kind resources (domains, affiliates, blocks) are meant
-// to be some thousands, not millions.
+// are put, and few-of-a-kind resources (domains, affiliates, policies) are meant
+// to be some thousands, not millions; blocks some hundred thousand.
 //
 // A Table never changes and may be used by any number of goroutines, also while
 // a Builder that began from it is at work; what its methods give belongs to it
@@ -45,6 +45,12 @@
 // refers to its affiliate by id, which a registry finds without an allocation:
 // no reference has to be kept valid when affiliates come and go, and a link
 // without one pays nothing.
+//
+// Blocks are found by what they match: user agents and affiliates in registries,
+// prefixes of addresses in a trie (github.com/gaissmai/bart) whose edits copy the
+// path that they change. An address that is in none costs one look; one that is,
+// one more for each prefix that it is in. A block that has ended stays until it
+// is deleted: whether it counts is asked with each request.
 //
 // An entry that does not compile is held in a registry of its own: it is counted
 // and hashed like the others, and no Lookup finds it. A table can be shown

@@ -338,11 +338,13 @@ func setDetector(g *linkv1.GuardPolicy, text string) error {
 	}
 	d := &linkv1.DetectorPolicy{Detector: name}
 	for i, part := range strings.Split(settings, ",") {
-		key, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		part = strings.TrimSpace(part)
+		key, value, _ := strings.Cut(part, "=")
 		var err error
 		switch {
 		case key == "min-confidence":
-			if d.MinConfidence, err = strconv.ParseFloat(value, 64); err != nil || d.MinConfidence <= 0 || d.MinConfidence > 1 {
+			d.MinConfidence, err = strconv.ParseFloat(value, 64)
+			if sure := d.MinConfidence > 0 && d.MinConfidence <= 1; err != nil || !sure { // NaN is neither
 				return wrong("min-confidence is above 0 and up to 1, not %q", value)
 			}
 		case key == "ttl":

@@ -95,7 +95,7 @@ func matchText(b *linkv1.Block) string {
 	return "nothing"
 }
 
-// actionText is an action as it is written in flags: "no-affiliate".
+// actionText is an action as it is written in flags: "no_affiliate".
 func actionText(a linkv1.BlockAction) string {
 	if a == linkv1.BlockAction_BLOCK_ACTION_UNSPECIFIED {
 		a = linkv1.BlockAction_BLOCK_ACTION_LABEL
@@ -104,14 +104,14 @@ func actionText(a linkv1.BlockAction) string {
 	if !ok {
 		return a.String()
 	}
-	return strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	return strings.ToLower(name)
 }
 
-// parseAction reads "refuse".
+// parseAction reads "refuse", and "no-affiliate" as "no_affiliate".
 func parseAction(text string) (linkv1.BlockAction, error) {
 	n, ok := linkv1.BlockAction_value["BLOCK_ACTION_"+strings.ToUpper(strings.ReplaceAll(text, "-", "_"))]
 	if !ok || n == 0 {
-		names := []string{"label", "no-affiliate", "fallback", "refuse"}
+		names := []string{"label", "no_affiliate", "fallback", "refuse"}
 		hint := "it is one of " + strings.Join(names, ", ")
 		if near := document.Nearest(text, names); near != "" {
 			hint = "did you mean " + near + "? " + hint

@@ -53,7 +53,7 @@ more in it.`,
 	flags.StringVar(&b.file, "from-file", "", "the prefixes of this list, `FILE` or - for stdin")
 	flags.StringVar(&b.block.Reason, "reason", "", "why: `TEXT` for people and for the click's label")
 	flags.StringVar(&b.ttl, "ttl", "", "it ends after this `TIME`, 90s, 12h or 30d (else never)")
-	flags.StringVar(&b.action, "action", "", "`ACTION`: label (the default), no-affiliate, fallback, refuse")
+	flags.StringVar(&b.action, "action", "", "`ACTION`: label (the default), no_affiliate, fallback, refuse")
 	flags.StringVar(&b.block.Label, "label", "", "`LABEL` of the clicks: blocked (the default), datacenter")
 	flags.StringVar(&b.block.Finding, "finding", "", "the finding `ID` that it is for")
 	flags.StringVar(&b.id, "id", "", "the `ID` of the block (else one that tells what it matches)")

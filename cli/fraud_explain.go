@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -360,7 +359,7 @@ func (x *explaining) printLabels(now *link.Trace) {
 		if l.Scope == "" {
 			continue // no policy says anything
 		}
-		text := strings.ReplaceAll(l.Treatment.String(), "_", "-")
+		text := l.Treatment.String()
 		if now.Off {
 			text = "label, not " + text + ": it is switched off"
 		}

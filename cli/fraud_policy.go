@@ -22,7 +22,7 @@ func newFraudPolicy(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "policy", Short: "Say what is done about labels, and what affguard may do by itself",
 		Long: `A policy says what is done about the clicks that have a label: label (nothing
-else, the default), no-affiliate, fallback or refuse. That of an affiliate wins
+else, the default), no_affiliate, fallback or refuse. That of an affiliate wins
 over that of its domain, and that over the one for everything, which also says
 what affguard may do by itself, and has the kill switch:
   affctl fraud policy set --off    every label and block only labels from now on
@@ -216,7 +216,7 @@ min-confidence=N, ttl=TIME and affiliates (block those too). LABEL= and
 DETECTOR= end what is said about one; a list of what is allowed is added to, and
 emptied by an empty text.`,
 		Example: `  affctl fraud policy set --off --wait
-  affctl fraud policy set --label rate=refuse --label bot=no-affiliate
+  affctl fraud policy set --label rate=refuse --label bot=no_affiliate
   affctl fraud policy set --detector flood=refuse,min-confidence=0.99,ttl=2h`,
 		Args: argCount(0, 0), DisableFlagsInUseLine: true,
 	}
@@ -338,11 +338,13 @@ func setDetector(g *linkv1.GuardPolicy, text string) error {
 	}
 	d := &linkv1.DetectorPolicy{Detector: name}
 	for i, part := range strings.Split(settings, ",") {
-		key, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		part = strings.TrimSpace(part)
+		key, value, _ := strings.Cut(part, "=")
 		var err error
 		switch {
 		case key == "min-confidence":
-			if d.MinConfidence, err = strconv.ParseFloat(value, 64); err != nil || d.MinConfidence <= 0 || d.MinConfidence > 1 {
+			d.MinConfidence, err = strconv.ParseFloat(value, 64)
+			if sure := d.MinConfidence > 0 && d.MinConfidence <= 1; err != nil || !sure { // NaN is neither
 				return wrong("min-confidence is above 0 and up to 1, not %q", value)
 			}
 		case key == "ttl":

@@ -172,7 +172,7 @@ func TestKillSwitchOvertakesALongListOfBlocks(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		before := len(l.View().TakeDowns(0))
-		for i := range 20_000 {
+		for i := range 12_000 {
 			src.write(map[string]string{fmt.Sprintf("blocks/%d", i): ""})
 		}
 		written("off")

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/affleet/affleet/dataplane/internal/guard/policy"
@@ -153,9 +154,12 @@ func (c *control) follow(ctx context.Context) error {
 	}
 }
 
+// identity is who a block is recorded for.
+const identity = "affguard"
+
 // block makes a block, or makes it anew.
 func (c *control) block(ctx context.Context, b *linkv1.Block) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "aff-user", identity), 5*time.Second)
 	defer cancel()
 	_, err := c.client().Update(ctx, &adminv1.UpdateRequest{
 		Resource: &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: b}}, AllowMissing: true,

@@ -1,0 +1,73 @@
+// Package fraud measures the fraud detection of a fleet: what affguard finds in
+// labelled traffic and whom it would hurt, how soon a block is served by every
+// node, what affguard can take, and what labels cost a node.
+//
+// A run belongs to one goroutine. It needs Linux and two cores that have nothing
+// else to do.
+package fraud
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/affleet/affleet/deploy/bench/fraud/traffic"
+	"github.com/affleet/affleet/deploy/bench/fraud/verdict"
+)
+
+// Evaluate lets affguard replay traffic, with the policy of a file, and compares
+// what it says with the truth.
+func Evaluate(ctx context.Context, bin, policy string, cfg traffic.Config, how traffic.Batching) (*verdict.Jury, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "affguard"), "replay", "--input", "-", "--policy", policy)
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	written := make(chan error, 1)
+	go func() { written <- errors.Join(Write(in, cfg, how), in.Close()) }()
+	reports, err := verdict.Read(out)
+	if err != nil {
+		cancel() // it must not wait for a reader
+	}
+	if err = errors.Join(err, <-written, cmd.Wait()); err != nil {
+		return nil, fmt.Errorf("affguard replay: %w\n%s", err, complaints.Bytes())
+	}
+	return verdict.Judge(traffic.New(cfg), reports), nil
+}
+
+// Write writes the batches of some traffic, each with its length before it.
+func Write(w io.Writer, cfg traffic.Config, how traffic.Batching) error {
+	t := traffic.New(cfg)
+	out := bufio.NewWriterSize(w, 1<<20)
+	var buf []byte
+	for _, message := range t.Batches(t.Clicks(), how) {
+		buf = traffic.AppendDelimited(buf[:0], message)
+		if _, err := out.Write(buf); err != nil {
+			return err
+		}
+	}
+	return out.Flush()
+}
+
+// DefaultPolicy writes the policy that says nothing, and gives its file.
+func DefaultPolicy(dir string) (string, error) {
+	file := filepath.Join(dir, "policy.yaml")
+	return file, os.WriteFile(file, []byte("scope: \"*\"\n"), 0o644)
+}

@@ -17,8 +17,8 @@
 //	Resolve                   the answer; with a Trace, why
 //
 // A resource is known by its name, which is also its key in etcd and in the
-// feed: "links/<domain><path>", "domains/<host>", "affiliates/<id>" or
-// "blocks/<id>". The stored bytes are the only form that a link has; a Compiled
+// feed: "links/<domain><path>", "domains/<host>", "affiliates/<id>",
+// "blocks/<id>" or "policies/<scope>". The stored bytes are the only form that a link has; a Compiled
 // is an index into them. What few links have and many share, their query policy,
 // rules and splits, is a Plan, compiled from the part of the bytes that says it:
 // a table that keeps each plan once keeps its links bare, without that part (see

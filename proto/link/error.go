@@ -80,8 +80,3 @@ func Problems(err error) []*Error {
 func invalid(field, hint, format string, args ...any) *Error {
 	return &Error{Kind: Invalid, Field: field, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
-
-// unimplemented makes an Error for a field that has no meaning yet.
-func unimplemented(field, what string) *Error {
-	return &Error{Kind: Unimplemented, Field: field, Message: what + " not supported by this release"}
-}

@@ -179,6 +179,10 @@ func TestEveryKindOfResourceHasAName(t *testing.T) {
 		"domains/*":                   {Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{Host: "*"}}},
 		"affiliates/aff_01":           {Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{Id: "aff_01"}}},
 		"blocks/b.1":                  {Kind: &linkv1.Resource_Block{Block: &linkv1.Block{Id: "b.1"}}},
+		"policies/*":                  policyResource(&linkv1.Policy{Scope: "*"}),
+		"policies/domains/a.com":      policyResource(&linkv1.Policy{Scope: "domains/a.com"}),
+		"policies/domains/*":          policyResource(&linkv1.Policy{Scope: "domains/*"}),
+		"policies/affiliates/aff_01":  policyResource(&linkv1.Policy{Scope: "affiliates/aff_01"}),
 	} {
 		name, err := link.Name(r)
 		if err != nil || name != want {

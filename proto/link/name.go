@@ -15,25 +15,32 @@ const (
 	Domains
 	Affiliates
 	Blocks
+	Policies
 )
 
 // Kinds lists all kinds in the order in which they are written: what others
 // refer to comes first.
-var Kinds = []Kind{Affiliates, Domains, Links, Blocks}
+var Kinds = []Kind{Affiliates, Domains, Links, Blocks, Policies}
 
-var kindPrefixes = [...]string{Links: "links/", Domains: "domains/", Affiliates: "affiliates/", Blocks: "blocks/"}
+var (
+	kindPrefixes = [...]string{Links: "links/", Domains: "domains/", Affiliates: "affiliates/", Blocks: "blocks/", Policies: "policies/"}
+	kindNames    = [...]string{Links: "link", Domains: "domain", Affiliates: "affiliate", Blocks: "block", Policies: "policy"}
+)
 
 // Prefix is what the names of the kind start with: "links/".
 func (k Kind) Prefix() string { return kindPrefixes[k] }
 
 // String is the kind for people: "link".
-func (k Kind) String() string { return strings.TrimSuffix(kindPrefixes[k], "s/") }
+func (k Kind) String() string { return kindNames[k] }
+
+// Plural is several of the kind for people: "links".
+func (k Kind) Plural() string { return strings.TrimSuffix(kindPrefixes[k], "/") }
 
 // LinkName is the name of the link at a canonical domain and path.
 func LinkName(domain, path string) string { return "links/" + domain + path }
 
 // ParseName splits a name into its kind and id, and checks that the id is
-// canonical. The id of a link is "<domain><path>".
+// canonical. The id of a link is "<domain><path>", that of a policy its scope.
 func ParseName(name string) (Kind, string, error) {
 	for _, k := range Kinds {
 		id, ok := strings.CutPrefix(name, k.Prefix())
@@ -93,8 +100,10 @@ func identify(r *linkv1.Resource) (Kind, string, error) {
 		return Affiliates, k.Affiliate.GetId(), nil
 	case *linkv1.Resource_Block:
 		return Blocks, k.Block.GetId(), nil
+	case *linkv1.Resource_Policy:
+		return Policies, k.Policy.GetScope(), nil
 	}
-	return 0, "", invalid("resource", "set link, domain, affiliate or block", "is missing")
+	return 0, "", invalid("resource", "set link, domain, affiliate, block or policy", "is missing")
 }
 
 func checkID(k Kind, id string) *Error {
@@ -107,6 +116,8 @@ func checkID(k Kind, id string) *Error {
 		return checkPath(path)
 	case Domains:
 		return checkHost("host", id)
+	case Policies:
+		return checkScope(id)
 	default:
 		return checkIdentifier("id", id)
 	}

@@ -14,8 +14,7 @@ import (
 
 // Validate says everything that is wrong with a resource, as far as it can be
 // said without other resources. All problems are joined, each an *Error with
-// its field; Problems takes them apart. What a field may say in a later
-// release only is of kind Unimplemented.
+// its field; Problems takes them apart.
 func Validate(r *linkv1.Resource) error {
 	_, err := Encode(r)
 	return err
@@ -33,6 +32,8 @@ func Encode(r *linkv1.Resource) ([]byte, error) {
 		p.affiliate(k.Affiliate)
 	case *linkv1.Resource_Block:
 		p.block(k.Block)
+	case *linkv1.Resource_Policy:
+		p.policy(k.Policy)
 	}
 	name, err := Name(r)
 	if err != nil && len(p) == 0 {
@@ -182,11 +183,6 @@ func (p *problems) parameters(list []*linkv1.Parameter) {
 		p.name(field+".name", q.GetName(), MaxText)
 		p.textOf(field+".value", q.GetValue(), MaxParameterValue)
 	}
-}
-
-func (p *problems) block(b *linkv1.Block) {
-	p.add(checkIdentifier("id", b.GetId()))
-	p.add(unimplemented("block", "blocks are"))
 }
 
 func (p *problems) status(code int32) {

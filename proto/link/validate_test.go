@@ -177,11 +177,6 @@ func TestWhatIsWrongWithDomainsAndAffiliatesIsNamed(t *testing.T) {
 			c.check(t, &linkv1.Resource{Kind: &linkv1.Resource_Affiliate{Affiliate: a}})
 		})
 	}
-	block := &linkv1.Block{Id: "b", Match: &linkv1.Block_UserAgent{UserAgent: "x"}, Reason: "r"}
-	problems := link.Problems(link.Validate(&linkv1.Resource{Kind: &linkv1.Resource_Block{Block: block}}))
-	if len(problems) != 1 || problems[0].Kind != link.Unimplemented {
-		t.Errorf("a block: %v", problems)
-	}
 }
 
 func TestEveryProblemOfARuleIsReportedAtOnce(t *testing.T) {

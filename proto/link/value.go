@@ -28,6 +28,9 @@ const (
 	MaxSplits         = 64  // variants of a split
 	MaxWeight         = 1e6 // of a variant
 	MaxName           = 64  // of a rule or a variant
+
+	MaxUserAgent = 1024 // of a block
+	MaxAllowed   = 256  // entries of a list of what the guard never blocks
 )
 
 // Marshal gives the bytes that are stored, distributed and hashed: without the
@@ -73,6 +76,8 @@ func SetReadOnly(r *linkv1.Resource, revision int64, record *linkv1.Record) {
 		setReadOnly(&k.Affiliate.Revision, &k.Affiliate.CreateTime, &k.Affiliate.UpdateTime, &k.Affiliate.UpdatedBy, revision, created, updated, by)
 	case *linkv1.Resource_Block:
 		setReadOnly(&k.Block.Revision, &k.Block.CreateTime, &k.Block.UpdateTime, &k.Block.UpdatedBy, revision, created, updated, by)
+	case *linkv1.Resource_Policy:
+		setReadOnly(&k.Policy.Revision, &k.Policy.CreateTime, &k.Policy.UpdateTime, &k.Policy.UpdatedBy, revision, created, updated, by)
 	}
 }
 
@@ -97,6 +102,8 @@ func hasReadOnly(r *linkv1.Resource) bool {
 		of = k.Affiliate
 	case *linkv1.Resource_Block:
 		of = k.Block
+	case *linkv1.Resource_Policy:
+		of = k.Policy
 	default:
 		return false
 	}

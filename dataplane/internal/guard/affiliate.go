@@ -1,0 +1,263 @@
+package guard
+
+import (
+	"unsafe"
+
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
+)
+
+// Times, in seconds.
+const (
+	binSeconds  = 600
+	hourSeconds = 3600
+	hoursOfWeek = 168
+	weeksKept   = 4
+	bins        = 12
+)
+
+// bin is ten minutes of an affiliate's clicks, but those of declared robots.
+type bin struct{ n, labelled, foreign uint16 }
+
+// affiliate is one of them. It has no pointers: a checkpoint holds its bytes.
+type affiliate struct {
+	first int64 // µs
+	bin   uint32
+	bins  [bins]bin
+
+	// Clicks of each hour of the week, in the last weeks, and one more; 0 is none.
+	hour     uint32
+	thisHour uint32
+	weeks    [hoursOfWeek][weeksKept]uint16
+
+	window features // of an hour
+	where  countries
+	labels labels
+
+	// The share of the first link: usually, and in the hour before, with its clicks.
+	linkUsual, linkBefore float32
+	nBefore               uint32
+
+	words entropies
+	burst bursts
+
+	oddUntil uint32 // seconds: entropy or countries were not as usual lately
+	looked   uint32
+	found    [numDetectors]uint32
+	taken    uint32
+	samples  [sourceSamples]sample
+}
+
+// affiliates holds as many as it was made for, as table does.
+type affiliates struct {
+	table  table // its slots are not used
+	all    []affiliate
+	byHash map[uint32]int32
+}
+
+func (a *affiliates) init(slots int) {
+	a.table.init(slots, true)
+	a.table.slots = nil
+	a.all = make([]affiliate, len(a.table.keys))
+	a.byHash = make(map[uint32]int32)
+}
+
+func (a *affiliates) bytes() int64 {
+	n := int64(len(a.all)) * int64(unsafe.Sizeof(affiliate{})+8+unsafe.Sizeof(meta{})+16)
+	for _, s := range a.table.names {
+		n += int64(len(s))
+	}
+	return n + int64(len(a.byHash))*16
+}
+
+// name is the id of an affiliate by the hash that features have.
+func (a *affiliates) name(hash uint32) string {
+	if i, ok := a.byHash[hash]; ok {
+		return a.table.names[i]
+	}
+	return ""
+}
+
+func (a *affiliates) get(ev *event) int {
+	i, isNew := a.table.get(ev.affiliate.key, uint32(ev.at/60e6))
+	if isNew {
+		if old := a.all[i].window.affiliate.hash; a.byHash[old] == int32(i) {
+			delete(a.byHash, old)
+		}
+		a.all[i] = affiliate{first: ev.at}
+		a.table.names[i] = string([]byte(ev.affiliate.text)) // the batch goes
+		a.byHash[ev.affiliate.small()] = int32(i)
+	}
+	return i
+}
+
+// affiliate counts a click for its affiliate, and looks at that.
+func (e *Engine) affiliate(ev *event) {
+	i := e.affiliates.get(ev)
+	a := &e.affiliates.all[i]
+	second := uint32(ev.at / 1e6)
+	if now := second / binSeconds; now > a.bin {
+		if a.bin > 0 {
+			e.closeBin(i, ev.at)
+		}
+		a.openBin(now)
+	}
+	if now := second / hourSeconds; now > a.hour {
+		a.closeHour(now)
+	}
+	if ev.robot {
+		return
+	}
+	a.samples[sampleSlot(a.taken)] = sample{ev.boot, ev.sequence}
+	a.taken++
+	a.thisHour++
+	b := &a.bins[a.bin%bins]
+	count(&b.n)
+	a.labels.n++
+	if ev.labelled {
+		count(&b.labelled)
+		a.labels.labelled++
+	}
+	if a.where.add(&e.settings.Country, ev.country) {
+		count(&b.foreign)
+	}
+	a.window.add(ev, uint32(ev.prefixKey[kindNetwork]>>32))
+	if a.burst.add(&e.settings.Bursts, second) {
+		e.affiliateFinding(detectBursts, i, int64(a.burst.since(second))*1e6, ev.at, uint64(a.burst.clicks), e.settings.Bursts.verdict(&a.burst, second))
+	}
+	if a.words.add(ev) {
+		v := a.words.close(&e.settings.Entropy)
+		if v.confidence > 0 {
+			a.oddUntil = second + hourSeconds
+			e.affiliateFinding(detectEntropy, i, a.words.begin, ev.at, 2*entropyClicks, v)
+		}
+		a.words.open(ev.at)
+	}
+	if due(&a.looked, second, 10) && float64(b.n) >= e.settings.Flood.Least {
+		e.lookAffiliate(i, ev.at)
+	}
+}
+
+func count(n *uint16) {
+	if *n < 1<<16-1 {
+		*n++
+	}
+}
+
+// sampleSlot is where the next sample goes: the first half stays, the other
+// turns.
+func sampleSlot(taken uint32) uint32 {
+	const half = sourceSamples / 2
+	if taken < half {
+		return taken
+	}
+	return half + taken%half
+}
+
+// openBin begins ten minutes, and forgets those in between.
+func (a *affiliate) openBin(now uint32) {
+	for i := max(a.bin+1, now-min(now, bins-1)); i <= now; i++ {
+		a.bins[i%bins] = bin{}
+	}
+	a.bin = now
+}
+
+// closeBin looks at the last hour.
+func (e *Engine) closeBin(i int, at int64) {
+	a := &e.affiliates.all[i]
+	begin := int64(a.bin+1-6) * binSeconds * 1e6
+	n := uint64(0)
+	for j := range uint32(6) {
+		n += uint64(a.bins[(a.bin-j)%bins].n)
+	}
+	if v := e.settings.Labelled.affiliate(a); v.confidence > 0 {
+		e.affiliateFinding(detectLabelled, i, begin, at, n, v)
+	}
+	if v := e.settings.Country.affiliate(a); v.confidence > 0 {
+		a.oddUntil = uint32(at/1e6) + hourSeconds
+		e.affiliateFinding(detectCountry, i, begin, at, n, v)
+	}
+	e.lookAffiliate(i, at)
+}
+
+// closeHour learns what is usual.
+func (a *affiliate) closeHour(now uint32) {
+	if a.hour > 0 {
+		odd := a.oddUntil > a.hour*hourSeconds
+		if usual := a.usual(a.hour); len(usual) >= 6 {
+			median, _ := robust(usual)
+			odd = odd || float64(a.thisHour) > 3*6*median+20
+		}
+		a.where.learn(odd)
+		a.labels.learn(odd)
+		if n := a.window.n; n > 0 {
+			a.linkBefore, a.nBefore = float32(a.window.link.share(n)), n
+			if !odd {
+				a.linkUsual += (a.linkBefore - a.linkUsual) / 16
+			}
+		}
+		for h := a.hour; h < now && h < a.hour+2*hoursOfWeek; h++ {
+			n := uint32(0)
+			if h == a.hour {
+				n = a.thisHour
+			}
+			a.weeks[h%hoursOfWeek][h/hoursOfWeek%weeksKept] = uint16(min(n, 1<<16-2) + 1)
+		}
+	}
+	a.hour, a.thisHour = now, 0
+	a.window = features{}
+}
+
+// usual are the clicks in ten minutes of what is like this hour: the hours
+// beside it in the weeks that are known; where these are few, the same hours of
+// other days.
+func (a *affiliate) usual(hour uint32) (values []float64) {
+	add := func(h uint32) {
+		for w := range a.weeks[h%hoursOfWeek] {
+			if n := a.weeks[h%hoursOfWeek][w]; n > 0 {
+				values = append(values, float64(n-1)/6)
+			}
+		}
+	}
+	for h := hour + hoursOfWeek - 1; h <= hour+hoursOfWeek+1; h++ {
+		add(h)
+	}
+	if len(values) >= 6 {
+		return values
+	}
+	for day := uint32(1); day < 7; day++ {
+		for h := hour + hoursOfWeek - 1; h <= hour+hoursOfWeek+1; h++ {
+			add(h + 24*day)
+		}
+	}
+	return values
+}
+
+// lookAffiliate looks at the rate.
+func (e *Engine) lookAffiliate(i int, at int64) {
+	a := &e.affiliates.all[i]
+	now := float64(a.bins[a.bin%bins].n)
+	if now < e.settings.Flood.Least {
+		return
+	}
+	odd := a.oddUntil > uint32(at/1e6)
+	why := ""
+	if odd {
+		why = ", and countries or user agents are not as usual"
+	}
+	d := detectFlood
+	v := e.settings.Flood.affiliate(now, a.usual(a.bin/6), odd, why)
+	if v.confidence == 0 {
+		return
+	}
+	e.affiliateFinding(d, i, int64(a.bin)*binSeconds*1e6, at, uint64(now), v)
+}
+
+func (e *Engine) affiliateFinding(d detector, i int, begin, at int64, clicks uint64, v verdict) {
+	a := &e.affiliates.all[i]
+	if v.confidence == 0 || !e.again(&a.found[d], at) {
+		return
+	}
+	name := e.affiliates.table.names[i]
+	subject := &clickv1.Subject{Subject: &clickv1.Subject_Affiliate{Affiliate: name}}
+	e.emit(d, subject, e.affiliates.table.keys[i], span{max(begin, a.first), at, clicks, name, a.samples[:min(a.taken, sourceSamples)]}, v)
+}

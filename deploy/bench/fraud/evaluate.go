@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 
@@ -21,12 +20,12 @@ import (
 	"github.com/affleet/affleet/deploy/bench/fraud/verdict"
 )
 
-// Evaluate lets affguard replay traffic, with the policy of a file, and compares
-// what it says with the truth.
-func Evaluate(ctx context.Context, bin, policy string, cfg traffic.Config, how traffic.Batching) (*verdict.Jury, error) {
+// Evaluate lets affguard replay traffic with the default policy, and compares what
+// it says with the truth.
+func Evaluate(ctx context.Context, bin string, cfg traffic.Config, how traffic.Batching) (*verdict.Jury, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "affguard"), "replay", "--input", "-", "--policy", policy)
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "affguard"), "replay", "--input", "-")
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
 	in, err := cmd.StdinPipe()
@@ -64,10 +63,4 @@ func Write(w io.Writer, cfg traffic.Config, how traffic.Batching) error {
 		}
 	}
 	return out.Flush()
-}
-
-// DefaultPolicy writes the policy that says nothing, and gives its file.
-func DefaultPolicy(dir string) (string, error) {
-	file := filepath.Join(dir, "policy.yaml")
-	return file, os.WriteFile(file, []byte("scope: \"*\"\n"), 0o644)
 }

@@ -1,0 +1,148 @@
+package fraud
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/affleet/affleet/deploy/bench/fraud/traffic"
+	"github.com/affleet/affleet/deploy/bench/fraud/verdict"
+)
+
+// Seeds of the evaluation: detectors are tuned with the former, and nothing but
+// the report is made with the latter.
+var (
+	TuningSeeds = []uint64{1, 2, 3}
+	HeldSeeds   = []uint64{1001, 1002, 1003}
+)
+
+// Config is a run's.
+type Config struct {
+	Bin    string // folder of the fleet's programs
+	Dir    string // an empty folder
+	Parts  []string
+	Rounds int
+	Quick  bool
+	Tuning []uint64 // default: TuningSeeds
+	Held   []uint64 // default: HeldSeeds
+}
+
+// part is one of the measurements.
+type part struct {
+	name string
+	run  func(ctx context.Context, cfg *Config, r *Result) error
+}
+
+var parts = []part{
+	{"evaluation", runEvaluation},
+}
+
+// Parts are the names of the measurements.
+func Parts() (names []string) {
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// Result is a run's.
+type Result struct {
+	Config      Config
+	Took        time.Duration
+	PartTook    map[string]time.Duration
+	Evaluations []*evaluation
+}
+
+// Run measures.
+func Run(ctx context.Context, cfg Config) (*Result, error) {
+	if len(cfg.Parts) == 0 {
+		cfg.Parts = Parts()
+	}
+	for _, name := range cfg.Parts {
+		if !slices.Contains(Parts(), name) {
+			return nil, fmt.Errorf("there is no part %q of the measurement; there are %s", name, strings.Join(Parts(), ", "))
+		}
+	}
+	if cfg.Held == nil {
+		cfg.Held = HeldSeeds
+	}
+	if cfg.Tuning == nil {
+		cfg.Tuning = TuningSeeds
+	}
+	if err := build(ctx, cfg.Bin); err != nil {
+		return nil, err
+	}
+	r := &Result{Config: cfg, PartTook: make(map[string]time.Duration)}
+	begin := time.Now()
+	for _, p := range parts {
+		if !slices.Contains(cfg.Parts, p.name) {
+			continue
+		}
+		from := time.Now()
+		if err := p.run(ctx, &cfg, r); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+		r.PartTook[p.name] = time.Since(from)
+		progress("%s took %.0f s", p.name, r.PartTook[p.name].Seconds())
+	}
+	r.Took = time.Since(begin)
+	return r, nil
+}
+
+func build(ctx context.Context, bin string) error {
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(bin, "affguard"), "github.com/affleet/affleet/dataplane/cmd/affguard").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build affguard: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+func runEvaluation(ctx context.Context, cfg *Config, r *Result) error {
+	for _, e := range []*evaluation{{What: "Held out", Seeds: cfg.Held}, {What: "Tuned with", Seeds: cfg.Tuning}} {
+		var runs []*verdict.Jury
+		for _, seed := range e.Seeds {
+			begin := time.Now()
+			shape := traffic.Default(seed)
+			if cfg.Quick {
+				shape.Baseline, shape.Attacks = 7*24*time.Hour, 4
+			}
+			j, err := Evaluate(ctx, cfg.Bin, shape, traffic.Batching{Truncate: e.Truncate})
+			if err != nil {
+				return fmt.Errorf("seed %d: %w", seed, err)
+			}
+			progress("seed %d: %.1f s", seed, time.Since(begin).Seconds())
+			runs = append(runs, j)
+		}
+		if len(runs) == 0 {
+			continue
+		}
+		e.Score = verdict.Sum(runs)
+		r.Evaluations = append(r.Evaluations, e)
+		e.details(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format, args...) })
+	}
+	return nil
+}
+
+// Markdown is the report. Made says how it came about, in one sentence.
+func (r *Result) Markdown(made string) string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
+	p("# Fraud\n\n%s\n", made)
+	for _, e := range r.Evaluations {
+		e.markdown(p)
+	}
+	return b.String()
+}
+
+// SVG is the chart.
+func (r *Result) SVG() string { return "" }
+
+// Missing says what this machine lacks, and how to install it; nil if nothing.
+func Missing() error { return nil }

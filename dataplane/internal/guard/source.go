@@ -108,8 +108,8 @@ func due(looked *uint32, second, every uint32) bool {
 type table struct {
 	keys    []uint64
 	meta    []meta
-	slots   []source
-	names   []string // of user agents
+	slots   []source // none where somebody else has what belongs to a key
+	names   []string // of user agents, and affiliates
 	evicted uint64
 }
 
@@ -161,7 +161,9 @@ func (t *table) get(key uint64, minute uint32) (i int, isNew bool) {
 	}
 	t.keys[weakest] = key
 	t.meta[weakest] = meta{minute, 1}
-	t.slots[weakest] = source{}
+	if t.slots != nil {
+		t.slots[weakest] = source{}
+	}
 	if t.names != nil {
 		t.names[weakest] = ""
 	}

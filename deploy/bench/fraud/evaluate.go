@@ -39,8 +39,9 @@ func Evaluate(ctx context.Context, bin string, cfg traffic.Config, how traffic.B
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	written := make(chan error, 1)
-	go func() { written <- errors.Join(Write(in, cfg, how), in.Close()) }()
+	plan, written := traffic.New(cfg), make(chan error, 1)
+	var truth verdict.Truth
+	go func() { written <- errors.Join(Write(in, plan, how, truth.Add), in.Close()) }()
 	reports, err := verdict.Read(out)
 	if err != nil {
 		cancel() // it must not wait for a reader
@@ -48,15 +49,23 @@ func Evaluate(ctx context.Context, bin string, cfg traffic.Config, how traffic.B
 	if err = errors.Join(err, <-written, cmd.Wait()); err != nil {
 		return nil, fmt.Errorf("affguard replay: %w\n%s", err, complaints.Bytes())
 	}
-	return verdict.Judge(traffic.New(cfg), reports), nil
+	return verdict.Judge(plan, &truth, reports), nil
 }
 
-// Write writes the batches of some traffic, each with its length before it.
-func Write(w io.Writer, cfg traffic.Config, how traffic.Batching) error {
-	t := traffic.New(cfg)
+// Write writes the batches of some traffic, each with its length before it, and
+// tells of each click.
+func Write(w io.Writer, t *traffic.Traffic, how traffic.Batching, each func(*traffic.Click)) error {
 	out := bufio.NewWriterSize(w, 1<<20)
+	clicks := func(yield func(*traffic.Click) bool) {
+		for c := range t.Clicks() {
+			each(c)
+			if !yield(c) {
+				return
+			}
+		}
+	}
 	var buf []byte
-	for _, message := range t.Batches(t.Clicks(), how) {
+	for _, message := range t.Batches(clicks, how) {
 		buf = traffic.AppendDelimited(buf[:0], message)
 		if _, err := out.Write(buf); err != nil {
 			return err

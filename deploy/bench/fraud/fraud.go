@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/affleet/affleet/deploy/bench/fraud/traffic"
 	"github.com/affleet/affleet/deploy/bench/fraud/verdict"
 )
@@ -106,27 +108,41 @@ func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", 
 
 func runEvaluation(ctx context.Context, cfg *Config, r *Result) error {
 	for _, e := range []*evaluation{{What: "Held out", Seeds: cfg.Held}, {What: "Tuned with", Seeds: cfg.Tuning}} {
-		var runs []*verdict.Jury
-		for _, seed := range e.Seeds {
+		if len(e.Seeds) == 0 {
+			continue
+		}
+		if err := e.run(ctx, cfg); err != nil {
+			return err
+		}
+		r.Evaluations = append(r.Evaluations, e)
+		e.details(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format, args...) })
+	}
+	return nil
+}
+
+// run evaluates the seeds, two at a time.
+func (e *evaluation) run(ctx context.Context, cfg *Config) error {
+	runs := make([]*verdict.Jury, len(e.Seeds))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(2)
+	for i, seed := range e.Seeds {
+		group.Go(func() (err error) {
 			begin := time.Now()
 			shape := traffic.Default(seed)
 			if cfg.Quick {
 				shape.Baseline, shape.Attacks = 7*24*time.Hour, 4
 			}
-			j, err := Evaluate(ctx, cfg.Bin, shape, traffic.Batching{Truncate: e.Truncate})
-			if err != nil {
+			if runs[i], err = Evaluate(ctx, cfg.Bin, shape, traffic.Batching{}); err != nil {
 				return fmt.Errorf("seed %d: %w", seed, err)
 			}
 			progress("seed %d: %.1f s", seed, time.Since(begin).Seconds())
-			runs = append(runs, j)
-		}
-		if len(runs) == 0 {
-			continue
-		}
-		e.Score = verdict.Sum(runs)
-		r.Evaluations = append(r.Evaluations, e)
-		e.details(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format, args...) })
+			return nil
+		})
 	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	e.Score = verdict.Sum(runs)
 	return nil
 }
 

@@ -3,7 +3,6 @@ package fraud
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,10 +18,9 @@ const (
 
 // evaluation is the truth about what affguard said, for some seeds.
 type evaluation struct {
-	What     string
-	Seeds    []uint64
-	Truncate bool
-	Score    *verdict.Score
+	What  string
+	Seeds []uint64
+	Score *verdict.Score
 }
 
 func (e *evaluation) markdown(p func(string, ...any)) {
@@ -95,9 +93,12 @@ func (e *evaluation) details(p func(string, ...any)) {
 		}
 		p("missed: %s: %s\n", a.Name(a.ID), when)
 	}
-	hurt := slices.Clone(e.Score.Hurt)
-	for _, a := range hurt[:min(len(hurt), 60)] {
-		p("hurt: %s: %s (%.3f, block %v) at %s: %s\n", a.Honest, a.Detector, a.Confidence, a.Block, time.UnixMicro(a.At).UTC().Format("Mon 15:04:05"), a.Summary)
+	shown := make(map[string]int)
+	for _, a := range e.Score.Hurt {
+		if shown[a.Detector]++; shown[a.Detector] > 12 {
+			continue
+		}
+		p("hurt: %s: %s (%.3f, block %v) at %s: %s\n", a.Whom(), a.Detector, a.Confidence, a.Block, time.UnixMicro(a.At).UTC().Format("Mon 15:04:05"), a.Summary)
 	}
 }
 

@@ -70,6 +70,15 @@ func (a *attack) click(v *visitor, at int64, referrer string) Click {
 // anywhere draws a country: proxies' exits are where people are.
 func (a *attack) anywhere() *country { return a.t.world.countries[a.t.world.byShare.pick(a.r)] }
 
+// hoster is a data centre in which there are no robots of honest people.
+func (a *attack) hoster(known bool) hoster {
+	for {
+		if h := a.t.world.hosters[firstOfAttackers+a.r.IntN(len(a.t.world.hosters)-firstOfAttackers)]; h.known == known {
+			return h
+		}
+	}
+}
+
 // elsewhere is a country of click farms in which the affiliate is not at home.
 func (a *attack) elsewhere() *country {
 	for {
@@ -89,7 +98,7 @@ func (a *attack) flood() (int64, string, func(add func(Click))) {
 	v := person(r, a.anywhere().home(r))
 	datacenter := r.IntN(2) == 0
 	if datacenter {
-		h := pick(r, a.t.world.hosters)
+		h := a.hoster(r.IntN(2) == 0)
 		v.address, v.asn, datacenter = h.host(r.IntN(h.nets), whole(r, 1, 250)), h.asn, h.known
 	}
 	agents := []string{v.agent}
@@ -182,7 +191,7 @@ func (a *attack) cookieCut() (int64, string, func(add func(Click))) {
 func (a *attack) lowAndSlow() (int64, string, func(add func(Click))) {
 	r := a.r
 	gap, length := scale(r, 30, 180), int64(between(r, 20, 36)*float64(hour))
-	h := a.t.world.hosters[1+2*r.IntN(len(a.t.world.hosters)/2)] // not known
+	h := a.hoster(false)
 	first, nets := r.IntN(h.nets), 1
 	if r.IntN(2) == 0 {
 		nets = min(h.nets, whole(r, 3, 6))
@@ -270,7 +279,7 @@ func (a *attack) labelled() (int64, string, func(add func(Click))) {
 		sources[i] = person(r, where.home(r))
 		switch how {
 		case 0:
-			h := a.t.world.hosters[2*r.IntN(len(a.t.world.hosters)/2)]
+			h := a.hoster(true)
 			sources[i].address, sources[i].asn = h.host(r.IntN(h.nets), whole(r, 1, 250)), h.asn
 		case 1:
 			sources[i].agent = ""

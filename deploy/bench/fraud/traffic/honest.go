@@ -18,7 +18,7 @@ func (t *Traffic) addHonest() {
 		t.sources = append(t.sources, newOffice(t, i), newGateway(t, i))
 	}
 	for i := range robots {
-		t.sources = append(t.sources, newCrawler(t, i, robots[i], scale(t.rand("crawler", i), 10, 90)))
+		t.sources = append(t.sources, newCrawler(t, i, robots[i], scale(t.rand("crawler", i), 20, 120)))
 	}
 	for i := range 4 {
 		c := newCrawler(t, len(robots)+i, monitor, 60)
@@ -131,7 +131,7 @@ func (w *crowd) visit(a int, aff *Affiliate, c *country, at int64, add func(Clic
 			click.Time += seconds(between(r, .15, 1.2))
 			add(click)
 		}
-		if r.IntN(100) == 0 {
+		if r.IntN(150) == 0 {
 			w.t.share(r, link, at, add)
 		}
 		if r.Float64() >= .26 {
@@ -262,7 +262,7 @@ type crawler struct {
 
 func newCrawler(t *Traffic, i int, agent string, gap float64) *crawler {
 	r := t.rand("robot", i)
-	h := t.world.hosters[(len(previewers)+i)%len(t.world.hosters)]
+	h := t.world.hosters[len(previewers)+i] // 19 at most
 	return &crawler{t, r, agent, h, gap, -1, t.begin() + r.Int64N(minute), whole(r, 1, 250)}
 }
 
@@ -342,7 +342,7 @@ func (t *Traffic) addNewsletter(i int) {
 	for j := range links {
 		links[j] = aff.link(r)
 	}
-	h := &t.world.hosters[30]
+	h := &t.world.hosters[ofScanners]
 	t.instance(Instance{Newsletter, int32(id), at, fmt.Sprintf("%d people", people)}, func(add func(Click)) {
 		for range people {
 			v := aff.visitor(r, t.world.countries[aff.countries.pick(r)])

@@ -12,6 +12,7 @@
 package traffic
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"math/rand/v2"
@@ -111,11 +112,11 @@ type Config struct {
 
 // Default is what the report is made of: two weeks of baseline, so that each
 // hour of the week was there twice, and two days with twelve attacks of each
-// class. At 2.5 clicks/s the smallest of 300 affiliates have 8 an hour, as most
+// class. At 2 clicks/s the smallest of 300 affiliates have 7 an hour, as most
 // affiliates of a network have: few detectors can rely on large numbers.
 func Default(seed uint64) Config {
 	return Config{
-		Seed: seed, Affiliates: 300, Rate: 2.5,
+		Seed: seed, Affiliates: 300, Rate: 2,
 		Begin:    time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC),
 		Baseline: 14 * 24 * time.Hour, Length: 48 * time.Hour, Attacks: 12,
 	}
@@ -176,29 +177,29 @@ func (t *Traffic) slot() int64 {
 	return min(hour, max(second, int64(30_000/t.Config.Rate)*second))
 }
 
-// Clicks gives the clicks in the order of their times. It may be called once.
+// Clicks gives the clicks in the order of their times, each good until the next.
+// It may be called once.
 func (t *Traffic) Clicks() iter.Seq[*Click] {
 	return func(yield func(*Click) bool) {
 		seen := newSeen()
-		var waiting, due []Click
+		var waiting []Click
+		var due []moment
 		for from, end := t.begin(), t.End(); from < end; from += t.slot() {
 			to := min(from+t.slot(), end)
 			for _, s := range t.sources {
 				s.emit(from, to, func(c Click) { waiting = append(waiting, c) })
 			}
 			due = due[:0]
-			later := waiting[:0]
-			for _, c := range waiting {
-				if c.Time < to {
-					due = append(due, c)
-				} else {
-					later = append(later, c)
+			for i := range waiting {
+				if at := waiting[i].Time; at < to {
+					due = append(due, moment{at, i})
 				}
 			}
-			waiting = later
-			slices.SortStableFunc(due, func(a, b Click) int { return int(a.Time - b.Time) })
-			for i := range due {
-				c := &due[i]
+			slices.SortFunc(due, func(a, b moment) int {
+				return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.click, b.click))
+			})
+			for _, m := range due {
+				c := &waiting[m.click]
 				c.Node = nodeOf(c.Address)
 				if !t.Config.Unlabelled {
 					c.Labels = seen.label(c)
@@ -207,8 +208,15 @@ func (t *Traffic) Clicks() iter.Seq[*Click] {
 					return
 				}
 			}
+			waiting = slices.DeleteFunc(waiting, func(c Click) bool { return c.Time < to })
 		}
 	}
+}
+
+// moment orders clicks.
+type moment struct {
+	at    int64
+	click int
 }
 
 // nodeOf is the node that a client reaches: anycast and DNS take the same client

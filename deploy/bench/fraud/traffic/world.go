@@ -27,6 +27,14 @@ type isp struct {
 	byNAT  weights
 }
 
+// hosters is how many data centres there are; robots of honest people are in the
+// first ones.
+const (
+	hosters          = 60
+	firstOfAttackers = 24
+	ofScanners       = 20
+)
+
 // world is who has which addresses. It is invented, and the same for every
 // seed: detectors do not know it.
 type world struct {
@@ -115,7 +123,7 @@ func newWorld() *world {
 	}
 	w.byShare = newWeights(shares)
 	first := uint32(160 << 24) // 160.0.0.0
-	for i := range 40 {
+	for i := range hosters {
 		h := hoster{asn: 60_000 + uint32(i)*37, first: first, nets: whole(r, 4, 16), known: i%2 == 0}
 		first += 1 << 16
 		w.hosters = append(w.hosters, h)

@@ -1,9 +1,10 @@
 // Package verdict compares what the fraud detector says about labelled traffic
 // with the truth. What is counted, exactly:
 //
-// An accusation is a finding that the policy finds sure enough to act on: its
-// decision is anything but VERDICT_NOT_SURE. It holds from the decision's time
-// until the block's end, or an hour where there is no block.
+// An accusation is a finding that is sure enough for the default policy to act on:
+// its confidence is at least 0.95. It holds from the decision's time until the
+// block's end, or an hour where there is no block. What is less sure is a finding
+// for people to look at, and counts neither way.
 //
 // An accusation of an address, a network, an autonomous system or a user agent is
 // right when at least half of the clicks of its subject in the finding's span are
@@ -37,6 +38,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -65,6 +67,17 @@ type Accusation struct {
 	honest    int
 }
 
+// Whom says whose clicks were those of the subject, for people.
+func (a *Accusation) Whom() string {
+	var text []string
+	for class, n := range a.classes {
+		if n > 0 {
+			text = append(text, fmt.Sprintf("%d %s", n, traffic.Class(class)))
+		}
+	}
+	return strings.Join(text, ", ")
+}
+
 // Reports are what affguard replay printed.
 type Reports struct {
 	Accusations []*Accusation
@@ -77,6 +90,9 @@ type Reports struct {
 	byASN       map[uint32][]*Accusation
 	byAffiliate map[string][]*Accusation
 }
+
+// sure is what min_confidence of a DetectorPolicy is by default.
+const sure = 0.95
 
 // hour is how long an accusation holds where there is no block, in µs.
 const hour = int64(3_600_000_000)
@@ -130,7 +146,7 @@ func Read(in io.Reader) (*Reports, error) {
 }
 
 func (r *Reports) decide(f *clickv1.Finding, d *clickv1.Decision) error {
-	if d.GetVerdict() == clickv1.Verdict_VERDICT_NOT_SURE {
+	if f.GetConfidence() < sure {
 		r.NotSure++
 		return nil
 	}
@@ -173,24 +189,24 @@ func (r *Reports) decide(f *clickv1.Finding, d *clickv1.Decision) error {
 	return nil
 }
 
-// Of calls f with every accusation whose subject a click is of.
-func (r *Reports) of(shop *traffic.Shop, c *traffic.Click, f func(*Accusation)) {
+// of calls f with every accusation whose subject a click is of.
+func (r *Reports) of(c *truth, agent, affiliate string, f func(*Accusation)) {
 	each := func(all []*Accusation) {
 		for _, a := range all {
 			f(a)
 		}
 	}
 	bits := r.bits4
-	if c.Address.Is6() {
+	if c.address.Is6() {
 		bits = r.bits6
 	}
 	for _, n := range bits {
-		p, _ := c.Address.Prefix(n) // parsed from one of the same family
+		p, _ := c.address.Prefix(n) // parsed from one of the same family
 		each(r.byPrefix[p])
 	}
-	each(r.byAgent[c.Agent])
-	each(r.byASN[c.ASN])
-	each(r.byAffiliate[shop.Affiliates[c.Affiliate].ID])
+	each(r.byAgent[agent])
+	each(r.byASN[c.asn])
+	each(r.byAffiliate[affiliate])
 }
 
 // Attack is what became of one.
@@ -219,16 +235,47 @@ type Jury struct {
 	shop                     *traffic.Shop
 }
 
-// Judge goes over the traffic again that the reports are about.
-func Judge(t *traffic.Traffic, r *Reports) *Jury {
+// Truth is the clicks of some traffic, and who made them.
+type Truth struct {
+	clicks  []truth
+	agents  []string
+	numbers map[string]uint32
+}
+
+// truth is what matters of a click.
+type truth struct {
+	at         int64
+	address    netip.Addr
+	agent, asn uint32
+	affiliate  int32
+	instance   int32
+	class      traffic.Class
+}
+
+// Add notes a click.
+func (t *Truth) Add(c *traffic.Click) {
+	n, ok := t.numbers[c.Agent]
+	if !ok {
+		if t.numbers == nil {
+			t.numbers = make(map[string]uint32)
+		}
+		n = uint32(len(t.agents))
+		t.agents = append(t.agents, c.Agent)
+		t.numbers[c.Agent] = n
+	}
+	t.clicks = append(t.clicks, truth{c.Time, c.Address, n, c.ASN, c.Affiliate, c.Instance, c.Class})
+}
+
+// Judge compares the reports about some traffic with the truth.
+func Judge(t *traffic.Traffic, all *Truth, r *Reports) *Jury {
 	j := &Jury{Reports: r, shop: t.Shop, Attacks: make([]*Attack, len(t.Instances))}
 	for i, in := range t.Instances {
 		if in.Class.Attack() {
 			j.Attacks[i] = &Attack{Instance: in, ID: i, Detectors: make(map[string]int)}
 		}
 	}
-	for c := range t.Clicks() {
-		j.click(c)
+	for i := range all.clicks {
+		j.click(&all.clicks[i], all)
 	}
 	for _, a := range r.Accusations {
 		j.accuse(a)
@@ -241,17 +288,17 @@ func Judge(t *traffic.Traffic, r *Reports) *Jury {
 	return j
 }
 
-func (j *Jury) click(c *traffic.Click) {
+func (j *Jury) click(c *truth, all *Truth) {
 	under, blocked := false, false
-	attack := c.Class.Attack()
-	j.Reports.of(j.shop, c, func(a *Accusation) {
-		if c.Time >= a.From && c.Time <= a.To {
-			a.classes[c.Class]++
+	attack := c.class.Attack()
+	j.Reports.of(c, all.agents[c.agent], j.shop.Affiliates[c.affiliate].ID, func(a *Accusation) {
+		if c.at >= a.From && c.at <= a.To {
+			a.classes[c.class]++
 			if attack {
-				a.instances[c.Instance]++
+				a.instances[c.instance]++
 			}
 		}
-		if c.Time < a.At || c.Time >= a.Until {
+		if c.at < a.At || c.at >= a.Until {
 			return
 		}
 		under = true
@@ -264,16 +311,16 @@ func (j *Jury) click(c *traffic.Click) {
 			}
 		}
 	})
-	j.Clicks[c.Class]++
+	j.Clicks[c.class]++
 	if under {
-		j.Accused[c.Class]++
+		j.Accused[c.class]++
 	}
 	if blocked {
-		j.Blocked[c.Class]++
+		j.Blocked[c.class]++
 	}
 	if attack {
-		a := j.Attacks[c.Instance]
-		a.times, a.under, a.blocks = append(a.times, c.Time), append(a.under, under), append(a.blocks, blocked)
+		a := j.Attacks[c.instance]
+		a.times, a.under, a.blocks = append(a.times, c.at), append(a.under, under), append(a.blocks, blocked)
 	}
 }
 

@@ -30,10 +30,14 @@ type oracle struct {
 
 func (o *oracle) say(detector string, subject *clickv1.Subject, from, to, at int64, v clickv1.Verdict) {
 	o.n++
+	confidence := .96
+	if v == clickv1.Verdict_VERDICT_NOT_SURE {
+		confidence = .94
+	}
 	id := fmt.Sprintf("f%d", o.n)
 	stamp := func(us int64) *timestamppb.Timestamp { return timestamppb.New(time.UnixMicro(us)) }
 	for _, r := range []*clickv1.Report{
-		{Report: &clickv1.Report_Finding{Finding: &clickv1.Finding{Id: id, Detector: detector, Subject: subject, From: stamp(from), To: stamp(to)}}},
+		{Report: &clickv1.Report_Finding{Finding: &clickv1.Finding{Id: id, Detector: detector, Subject: subject, Confidence: confidence, From: stamp(from), To: stamp(to)}}},
 		{Report: &clickv1.Report_Decision{Decision: &clickv1.Decision{Finding: id, Detector: detector, Verdict: v, Time: stamp(at)}}},
 	} {
 		line, err := protojson.Marshal(r)
@@ -50,7 +54,11 @@ func (o *oracle) judge(cfg traffic.Config) *Score {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	return Sum([]*Jury{Judge(traffic.New(cfg), r)})
+	var all Truth
+	for c := range traffic.New(cfg).Clicks() {
+		all.Add(c)
+	}
+	return Sum([]*Jury{Judge(traffic.New(cfg), &all, r)})
 }
 
 // clicksOf gives the clicks of a class.
@@ -152,7 +160,7 @@ func TestWhoeverAccusesTheHonestLosesPrecision(t *testing.T) {
 }
 
 func TestLinesThatAreNoReportsAreRefused(t *testing.T) {
-	for _, text := range []string{"x", `{}`, `{"decision":{"finding":"unheard-of"}}`, `{"finding":{"id":"a"}}` + "\n" + `{"decision":{"finding":"a","verdict":"VERDICT_BLOCKED"}}`} {
+	for _, text := range []string{"x", `{}`, `{"decision":{"finding":"unheard-of"}}`, `{"finding":{"id":"a","confidence":1}}` + "\n" + `{"decision":{"finding":"a","verdict":"VERDICT_BLOCKED"}}`} {
 		if _, err := Read(strings.NewReader(text)); err == nil {
 			t.Errorf("%q was taken", text)
 		}

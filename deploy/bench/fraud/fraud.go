@@ -32,6 +32,8 @@ type Config struct {
 	Quick  bool
 	Tuning []uint64 // default: TuningSeeds
 	Held   []uint64 // default: HeldSeeds
+	// Judge runs the benchmark of dataplane/internal/label, which is private to it.
+	Judge func(ctx context.Context) (Judge, error)
 }
 
 // part is one of the measurements.
@@ -42,6 +44,9 @@ type part struct {
 
 var parts = []part{
 	{"evaluation", runEvaluation},
+	{"live", runLive},
+	{"capacity", runCapacity},
+	{"node", runNode},
 }
 
 // Parts are the names of the measurements.
@@ -58,6 +63,16 @@ type Result struct {
 	Took        time.Duration
 	PartTook    map[string]time.Duration
 	Evaluations []*evaluation
+	Live        *live
+	Capacity    *capacity
+	Node        *node
+}
+
+func (c *Config) rounds() int {
+	if c.Quick {
+		return 1
+	}
+	return min(c.Rounds, 5)
 }
 
 // Run measures.
@@ -145,20 +160,3 @@ func (e *evaluation) run(ctx context.Context, cfg *Config) error {
 	e.Score = verdict.Sum(runs)
 	return nil
 }
-
-// Markdown is the report. Made says how it came about, in one sentence.
-func (r *Result) Markdown(made string) string {
-	var b strings.Builder
-	p := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	p("# Fraud\n\n%s\n", made)
-	for _, e := range r.Evaluations {
-		e.markdown(p)
-	}
-	return b.String()
-}
-
-// SVG is the chart.
-func (r *Result) SVG() string { return "" }
-
-// Missing says what this machine lacks, and how to install it; nil if nothing.
-func Missing() error { return nil }

@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -166,4 +167,13 @@ func (b *batcher) end() ([]byte, bool) {
 	}
 	b.n = 0
 	return b.out, true
+}
+
+// CutDelimited takes the first message of AppendDelimited's off b.
+func CutDelimited(b []byte) (message, rest []byte, err error) {
+	n, size := protowire.ConsumeVarint(b)
+	if size < 0 || n > uint64(len(b)-size) {
+		return nil, nil, errors.New("cut off message")
+	}
+	return b[size : size+int(n)], b[size+int(n):], nil
 }

@@ -122,9 +122,8 @@ func (w *crowd) visit(a int, aff *Affiliate, c *country, at int64, add func(Clic
 			old[r.IntN(64)] = v
 		}
 	}
-	referrer := aff.referrer(r)
+	referrer, link := aff.referrer(r), aff.link(r)
 	for {
-		link := aff.link(r)
 		click := w.t.Shop.click(&v, at, link, referrer)
 		add(click)
 		if r.IntN(25) == 0 {
@@ -138,6 +137,9 @@ func (w *crowd) visit(a int, aff *Affiliate, c *country, at int64, add func(Clic
 			return
 		}
 		at += seconds(logNormal(r, 25, 1.2))
+		for before, tries := link, 0; link == before && tries < 5; tries++ { // the next one is another, if there is one
+			link = aff.link(r)
+		}
 	}
 }
 

@@ -1,24 +1,39 @@
 package traffic
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 
 	"github.com/affleet/affleet/proto/link"
 )
 
-// What a node's rates and duplicates are by default.
+// What a node's rates, duplicates and replays are by default, see
+// dataplane/internal/label.
 const (
-	rateWindow      = 10 * second
-	ratePerAddress  = 100
-	duplicateWindow = 10 * second
+	rateWindow      = minute
+	ratePerAddress  = 600
+	ratePerLink     = 120
+	duplicateWindow = 30 * second
+	replayWindow    = 2 * second
 )
 
 // seen labels clicks as nodes do: by the request itself, and by what the node has
 // seen of its address lately, exactly here where a node has sketches.
 type seen struct {
 	rates [Nodes]window[netip.Addr]
-	same  [Nodes]window[once]
+	links [Nodes]window[linkRate]
+	last  [Nodes]map[once]lastClick
+}
+
+type linkRate struct {
+	address netip.Addr
+	link    int32
+}
+
+type lastClick struct {
+	at                  int64
+	referrer, languages string
 }
 
 // once is what makes a click a duplicate when it comes again.
@@ -51,12 +66,13 @@ func (w *window[K]) count(k K, at int64) int {
 func newSeen() *seen {
 	s := new(seen)
 	for i := range s.rates {
-		s.rates[i].length, s.same[i].length = rateWindow, duplicateWindow
+		s.rates[i].length, s.links[i].length = rateWindow, rateWindow
+		s.last[i] = make(map[once]lastClick)
 	}
 	return s
 }
 
-// source is an address as nodes count it: IPv6 by /64.
+// counted is an address as nodes count it: IPv6 by /64.
 func counted(a netip.Addr) netip.Addr {
 	if a.Is6() {
 		p, _ := a.Prefix(64) // 64 bits are in each
@@ -79,8 +95,20 @@ func (s *seen) label(c *Click) (bits uint16) {
 	set(link.LabelHead, c.head)
 	set(link.LabelNoUserAgent, c.Agent == "")
 	set(link.LabelOddHeaders, c.odd)
-	set(link.LabelRate, s.rates[c.Node].count(address, c.Time) > ratePerAddress)
-	set(link.LabelDuplicate, s.same[c.Node].count(once{address, c.Agent, c.Link}, c.Time) > 1)
+	all, one := s.rates[c.Node].count(address, c.Time), s.links[c.Node].count(linkRate{address, c.Link}, c.Time)
+	set(link.LabelRate, all > ratePerAddress || one > ratePerLink)
+	if c.Class == Crawler || preview || c.head {
+		return bits // no click of a person's, and so no second one
+	}
+	last, now := s.last[c.Node], lastClick{c.Time, c.Referrer, c.Languages}
+	if before, ok := last[once{address, c.Agent, c.Link}]; ok {
+		set(link.LabelDuplicate, c.Time-before.at < duplicateWindow)
+		set(link.LabelReplay, c.Time-before.at < replayWindow && before.referrer == c.Referrer && before.languages == c.Languages)
+	}
+	if len(last) > 100_000 {
+		maps.DeleteFunc(last, func(_ once, b lastClick) bool { return c.Time-b.at > duplicateWindow })
+	}
+	last[once{address, c.Agent, c.Link}] = now
 	return bits
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"math"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +21,16 @@ func small(seed uint64) Config {
 	cfg.Affiliates, cfg.Baseline, cfg.Length, cfg.Attacks, cfg.Rate = 60, 4*time.Hour, 44*time.Hour, 2, 1
 	return cfg
 }
+
+// made is small traffic that several tests look at.
+var made = sync.OnceValues(func() (*Traffic, []Click) {
+	t := New(small(3))
+	var all []Click
+	for c := range t.Clicks() {
+		all = append(all, *c)
+	}
+	return t, all
+})
 
 func digest(cfg Config, how Batching) (sum [32]byte, clicks int) {
 	t, h := New(cfg), sha256.New()
@@ -45,10 +56,11 @@ func TestTheSameSeedGivesTheSameBytesAndAnotherSeedOthers(t *testing.T) {
 }
 
 func TestClicksComeInOrderAndEachKnowsItsClass(t *testing.T) {
-	tr := New(small(3))
+	tr, clicks := made()
 	last := int64(0)
 	var classes [NumClasses]int
-	for c := range tr.Clicks() {
+	for i := range clicks {
+		c := &clicks[i]
 		if c.Time < last {
 			t.Fatalf("a click at %d comes behind one at %d", c.Time, last)
 		}
@@ -75,14 +87,15 @@ func TestClicksComeInOrderAndEachKnowsItsClass(t *testing.T) {
 }
 
 func TestEachAttackEndsInTimeAndIsAsStrongAsItSays(t *testing.T) {
-	tr := New(small(4))
+	tr, clicks := made()
 	type seen struct {
-		clicks, agents, addresses map[string]bool
-		n                         int
-		first, last               int64
+		agents, addresses map[string]bool
+		n                 int
+		first, last       int64
 	}
 	got := make(map[int32]*seen)
-	for c := range tr.Clicks() {
+	for i := range clicks {
+		c := &clicks[i]
 		if !c.Class.Attack() {
 			continue
 		}
@@ -188,12 +201,13 @@ func TestNightsAreQuietAndPlacesAndBrowsersHaveTheirShares(t *testing.T) {
 }
 
 func TestLabelsFollowFromWhatANodeSees(t *testing.T) {
-	tr := New(small(6))
+	_, clicks := made()
 	var labels [NumClasses]map[string]int
 	for i := range labels {
 		labels[i] = make(map[string]int)
 	}
-	for c := range tr.Clicks() {
+	for i := range clicks {
+		c := &clicks[i]
 		labels[c.Class]["all"]++
 		for _, name := range c.LabelNames() {
 			labels[c.Class][name]++
@@ -218,7 +232,7 @@ func TestLabelsFollowFromWhatANodeSees(t *testing.T) {
 
 func TestBatchesHoldEveryClickOnce(t *testing.T) {
 	cfg := small(7)
-	cfg.Baseline, cfg.Length, cfg.Only = time.Hour, 30*time.Hour, []Class{Flood}
+	cfg.Baseline, cfg.Length, cfg.Only = time.Hour, 8*time.Hour, []Class{Flood}
 	want := 0
 	for range New(cfg).Clicks() {
 		want++

@@ -40,11 +40,12 @@ type affiliate struct {
 	words entropies
 	burst bursts
 
-	oddUntil uint32 // seconds: entropy or countries were not as usual lately
-	looked   uint32
-	found    [numDetectors]uint32
-	taken    uint32
-	samples  [sourceSamples]sample
+	oddUntil   uint32 // seconds: entropy or countries were not as usual lately
+	viralUntil uint32 // seconds: a link has gone viral
+	looked     uint32
+	found      [numDetectors]uint32
+	taken      uint32
+	samples    [sourceSamples]sample
 }
 
 // affiliates holds as many as it was made for, as table does.
@@ -80,7 +81,7 @@ func (a *affiliates) name(hash uint32) string {
 func (a *affiliates) get(ev *event) int {
 	i, isNew := a.table.get(ev.affiliate.key, uint32(ev.at/60e6))
 	if isNew {
-		if old := a.all[i].window.affiliate.hash; a.byHash[old] == int32(i) {
+		if old := (&word{key: a.table.victim}).small(); a.table.victim != 0 && a.byHash[old] == int32(i) {
 			delete(a.byHash, old)
 		}
 		a.all[i] = affiliate{first: ev.at}
@@ -122,13 +123,13 @@ func (e *Engine) affiliate(ev *event) {
 	}
 	a.window.add(ev, uint32(ev.prefixKey[kindNetwork]>>32))
 	if a.burst.add(&e.settings.Bursts, second) {
-		e.affiliateFinding(detectBursts, i, int64(a.burst.since(second))*1e6, ev.at, uint64(a.burst.clicks), e.settings.Bursts.verdict(&a.burst, second))
+		e.affiliateFinding(detectBursts, i, ev.at, e.settings.Bursts.verdict(&a.burst, second))
 	}
 	if a.words.add(ev) {
 		v := a.words.close(&e.settings.Entropy)
 		if v.confidence > 0 {
 			a.oddUntil = second + hourSeconds
-			e.affiliateFinding(detectEntropy, i, a.words.begin, ev.at, 2*entropyClicks, v)
+			e.affiliateFinding(detectEntropy, i, ev.at, v)
 		}
 		a.words.open(ev.at)
 	}
@@ -164,17 +165,12 @@ func (a *affiliate) openBin(now uint32) {
 // closeBin looks at the last hour.
 func (e *Engine) closeBin(i int, at int64) {
 	a := &e.affiliates.all[i]
-	begin := int64(a.bin+1-6) * binSeconds * 1e6
-	n := uint64(0)
-	for j := range uint32(6) {
-		n += uint64(a.bins[(a.bin-j)%bins].n)
-	}
 	if v := e.settings.Labelled.affiliate(a); v.confidence > 0 {
-		e.affiliateFinding(detectLabelled, i, begin, at, n, v)
+		e.affiliateFinding(detectLabelled, i, at, v)
 	}
 	if v := e.settings.Country.affiliate(a); v.confidence > 0 {
 		a.oddUntil = uint32(at/1e6) + hourSeconds
-		e.affiliateFinding(detectCountry, i, begin, at, n, v)
+		e.affiliateFinding(detectCountry, i, at, v)
 	}
 	e.lookAffiliate(i, at)
 }
@@ -187,7 +183,7 @@ func (a *affiliate) closeHour(now uint32) {
 			median, _ := robust(usual)
 			odd = odd || float64(a.thisHour) > 3*6*median+20
 		}
-		a.where.learn(odd)
+		a.where.learn(odd, a.hour, a.bins[:])
 		a.labels.learn(odd)
 		if n := a.window.n; n > 0 {
 			a.linkBefore, a.nBefore = float32(a.window.link.share(n)), n
@@ -244,20 +240,20 @@ func (e *Engine) lookAffiliate(i int, at int64) {
 	if odd {
 		why = ", and countries or user agents are not as usual"
 	}
-	d := detectFlood
 	v := e.settings.Flood.affiliate(now, a.usual(a.bin/6), odd, why)
 	if v.confidence == 0 {
 		return
 	}
-	e.affiliateFinding(d, i, int64(a.bin)*binSeconds*1e6, at, uint64(now), v)
+	v.begin, v.clicks = int64(a.bin)*binSeconds*1e6, uint64(now)
+	e.affiliateFinding(detectFlood, i, at, v)
 }
 
-func (e *Engine) affiliateFinding(d detector, i int, begin, at int64, clicks uint64, v verdict) {
+func (e *Engine) affiliateFinding(d detector, i int, at int64, v verdict) {
 	a := &e.affiliates.all[i]
 	if v.confidence == 0 || !e.again(&a.found[d], at) {
 		return
 	}
 	name := e.affiliates.table.names[i]
 	subject := &clickv1.Subject{Subject: &clickv1.Subject_Affiliate{Affiliate: name}}
-	e.emit(d, subject, e.affiliates.table.keys[i], span{max(begin, a.first), at, clicks, name, a.samples[:min(a.taken, sourceSamples)]}, v)
+	e.emit(d, subject, e.affiliates.table.keys[i], span{max(v.begin, a.first), at, v.clicks, name, a.samples[:min(a.taken, sourceSamples)]}, v)
 }

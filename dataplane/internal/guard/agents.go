@@ -21,7 +21,7 @@ import (
 // language, but ordinary browsers.
 type AgentsSettings struct {
 	// Different user agents, and clicks, within ten seconds or ten minutes.
-	// Default: 12, 20.
+	// Default: 12, 25.
 	Agents float64
 	Clicks uint32
 	// The least share of the first affiliate, referrer and language. Default: 0.97.
@@ -32,7 +32,7 @@ type AgentsSettings struct {
 
 func (d *AgentsSettings) setDefaults() {
 	setDefault(&d.Agents, 12)
-	setDefault(&d.Clicks, 20)
+	setDefault(&d.Clicks, 25)
 	setDefault(&d.Same, 0.97)
 	setDefault(&d.Bits, 2)
 }
@@ -49,6 +49,9 @@ func (d *AgentsSettings) source(e *Engine, k kind, f *features) (v verdict) {
 	bits, usual := float64(f.surprise)/float64(f.n), e.fleet.surprise()
 	if same < d.Same || bits < usual+d.Bits {
 		return v
+	}
+	if f.link.share(f.n) >= 0.9 && (f.n < 3*d.Clicks || same < 0.985) {
+		return v // a link that goes viral behind a gateway begins like this
 	}
 	v.confidence = 1 - 0.04*float64(d.Clicks)/float64(f.n)
 	v.summary = fmt.Sprintf("sent %d clicks with %.0f user agents that are rare in the fleet (%.1f bits; %.1f are usual), and %s of them for one affiliate with one referrer and one language: a program that changes its user agent",

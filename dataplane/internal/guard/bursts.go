@@ -41,8 +41,7 @@ type bursts struct {
 	seconds [64]uint16
 	times   [burstsKept]uint32
 	n       uint32 // bursts so far
-	clicks  uint32 // in the last ones
-	largest uint32
+	sizes   [burstsKept]uint16
 }
 
 // add counts a click, and says whether enough bursts were there.
@@ -76,10 +75,8 @@ func (b *bursts) add(d *BurstSettings, second uint32) bool {
 	if now < d.Times*likely || now < likely+8*math.Sqrt(likely) {
 		return false
 	}
-	b.times[b.n%burstsKept] = second
+	b.times[b.n%burstsKept], b.sizes[b.n%burstsKept] = second, uint16(min(now, 1<<16-1))
 	b.n++
-	b.clicks += uint32(now)
-	b.largest = max(b.largest, uint32(now))
 	return b.within(d, second) >= d.Bursts
 }
 
@@ -93,16 +90,22 @@ func (b *bursts) within(d *BurstSettings, second uint32) (n int) {
 	return n
 }
 
-// since is when the oldest that is remembered was.
-func (b *bursts) since(uint32) uint32 {
-	return b.times[(b.n-min(b.n, burstsKept))%burstsKept]
+// since is when the first of the last n was.
+func (b *bursts) since(n int) uint32 {
+	return b.times[(b.n-uint32(n))%burstsKept]
 }
 
 func (d *BurstSettings) verdict(b *bursts, second uint32) (v verdict) {
-	n := b.within(d, second)
+	n, largest := b.within(d, second), uint16(0)
+	for i := range n {
+		size := b.sizes[(b.n-1-uint32(i))%burstsKept]
+		largest = max(largest, size)
+		v.clicks += uint64(size)
+	}
+	v.begin = int64(b.since(n)) * 1e6
 	v.confidence = 1 - 0.04*math.Pow(0.75, float64(n-d.Bursts))
 	v.summary = fmt.Sprintf("got %d bursts within %.1f h, each of at least %.0f clicks in 3 s (at most %d) with quiet around: nobody clicks at once with others",
-		n, float64(d.Within)/3600, d.Clicks, b.largest)
-	v.figures = append(v.figures, figure("bursts", float64(n), 0, float64(d.Bursts)), figure("clicks_in_3_seconds", float64(b.largest), 0, d.Clicks))
+		n, float64(d.Within)/3600, d.Clicks, largest)
+	v.figures = append(v.figures, figure("bursts", float64(n), 0, float64(d.Bursts)), figure("clicks_in_3_seconds", float64(largest), 0, d.Clicks))
 	return v
 }

@@ -21,7 +21,7 @@ import (
 // share rises.
 type CountrySettings struct {
 	// Clicks in an hour, the share of foreign ones, and the divergence in bits.
-	// Default: 40, 0.3, 0.12.
+	// Default: 50, 0.3, 0.12.
 	Clicks     int
 	Share      float64
 	Divergence float64
@@ -30,7 +30,7 @@ type CountrySettings struct {
 }
 
 func (d *CountrySettings) setDefaults() {
-	setDefault(&d.Clicks, 40)
+	setDefault(&d.Clicks, 50)
 	setDefault(&d.Share, 0.3)
 	setDefault(&d.Divergence, 0.12)
 	setDefault(&d.Foreign, 0.03)
@@ -40,6 +40,8 @@ const (
 	countryClasses = 256
 	// countryBase is from how many clicks on it is known what is usual.
 	countryBase = 150
+	// countryKnown is how many clicks must be known of an hour of the day.
+	countryKnown = 60
 )
 
 // countries is an affiliate's mix: of this hour, of the one before, and what is
@@ -48,13 +50,37 @@ type countries struct {
 	now, past [countryClasses]uint16
 	base      [countryClasses]uint32
 	total     uint32
+	// What is usual of foreign clicks at each hour of the day: where an affiliate's
+	// own country sleeps, the rest of the world does not.
+	hours [24]struct{ of, foreign float32 }
 }
 
 const (
 	usualWeight = 16
 	// countryMemory is how many clicks what is usual rests on.
 	countryMemory = 8000
+	// countryHour is how many clicks what is usual at an hour of the day rests on.
+	countryHour = 2000
 )
+
+// foreign is the share of foreign clicks that is usual at an hour of the day;
+// where little is known of that hour, half more than over the whole day.
+func (w *countries) foreign(hour uint32) (share float64) {
+	sum := func(from, to uint32) (of, foreign float64) {
+		for h := from; h <= to; h++ {
+			of += float64(w.hours[h%24].of)
+			foreign += float64(w.hours[h%24].foreign)
+		}
+		return of, foreign
+	}
+	of, foreign := sum(hour+23, hour+25)
+	share = (foreign + 1) / (of + 10)
+	if of < countryKnown {
+		of, foreign = sum(0, 23)
+		share = max(share, 1.5*(foreign+1)/(of+10))
+	}
+	return min(1, share)
+}
 
 func countryClass(code uint16) int {
 	return int((uint32(code>>8)*26 + uint32(code&0xff)) % 251)
@@ -71,7 +97,21 @@ func (w *countries) add(d *CountrySettings, code uint16) bool {
 }
 
 // learn ends an hour.
-func (w *countries) learn(odd bool) {
+func (w *countries) learn(odd bool, hour uint32, last []bin) {
+	if w.total >= usualWeight*countryBase {
+		part, h := float32(1), &w.hours[hour%24]
+		if odd {
+			part = 1.0 / usualWeight
+		}
+		for i := range uint32(6) {
+			b := last[(hour*6+i)%bins]
+			h.of += part * float32(b.n)
+			h.foreign += part * float32(b.foreign)
+		}
+		if h.of > countryHour {
+			h.of, h.foreign = countryHour, h.foreign*countryHour/h.of
+		}
+	}
 	weight := uint32(usualWeight)
 	if odd {
 		weight = 1
@@ -137,30 +177,48 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	}
 	share := float64(foreign) / float64(n)
 	bits, top := a.where.divergence()
-	if share < d.Share || bits < d.Divergence || a.viral(top) {
+	usual := a.where.foreign(a.bin / 6)
+	// Six standard deviations, and by a third: a gateway of another country can
+	// have many clicks of an hour.
+	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
+	if share < least || bits < d.Divergence || a.viral(top) {
 		return v
 	}
+	v.begin, v.clicks = a.lastHour(), uint64(n)
 	v.confidence = 1 - 0.04*d.Share/share
-	v.summary = fmt.Sprintf("got %d clicks in an hour of which %s are from countries that it hardly ever has: the mix differs from the usual by %.2f bits", n, percent(share), bits)
-	v.figures = append(v.figures, figure("foreign_share", share, d.Foreign, d.Share), figure("divergence_bits", bits, 0, d.Divergence))
+	v.summary = fmt.Sprintf("got %d clicks in an hour of which %s are from countries that it hardly ever has, where %s are usual at this time of the day: the mix differs from the usual by %.2f bits", n, percent(share), percent(usual), bits)
+	v.figures = append(v.figures, figure("foreign_share", share, usual, least), figure("divergence_bits", bits, 0, d.Divergence))
 	return v
 }
 
 // viral says that what is new may be a link that has gone viral: most clicks are
 // on one link and from one country, which is not how it usually is, or they are
-// many times the usual.
+// many times the usual. Such a link is visited for hours.
 func (a *affiliate) viral(topCountry float64) bool {
 	link, n := a.linkBefore, a.nBefore
 	if a.window.n >= 30 {
-		link, n = float32(a.window.link.share(a.window.n)), a.window.n
+		link = float32(a.window.link.share(a.window.n))
 	}
-	if topCountry < 0.6 || link < 0.7 || n == 0 {
+	n = max(n, a.window.n)
+	if topCountry < 0.6 || link < 0.7 {
 		return false
 	}
-	usual := a.usual(a.bin / 6)
-	if len(usual) == 0 {
+	median := 0.0
+	if usual := a.usual(a.bin / 6); len(usual) > 0 {
+		median, _ = robust(usual)
+	}
+	switch {
+	case float64(n) > 5*6*median+30:
+		a.viralUntil = (a.bin + viralBins) * binSeconds
+		return true
+	case a.bin*binSeconds < a.viralUntil:
 		return true
 	}
-	median, _ := robust(usual)
-	return link > a.linkUsual+0.2 || float64(n) > 5*6*median
+	return link > a.linkUsual+0.2
 }
+
+// viralBins is for how long a link is visited that has gone viral.
+const viralBins = 36
+
+// lastHour is where the last six bins begin, in µs.
+func (a *affiliate) lastHour() int64 { return int64(a.bin-5) * binSeconds * 1e6 }

@@ -104,13 +104,18 @@ func (w *entropies) close(d *EntropySettings) (v verdict) {
 	worst := max(agents, networks)
 	if !known || worst < 1 {
 		w.low = 0
-		w.learn(&now, 1.0/16)
+		part := 1.0 / 16
+		if known && -off[entropyAgents] > d.Agents/2 {
+			part = 1.0 / 256 // apps' browsers, while something goes viral
+		}
+		w.learn(&now, part)
 		return v
 	}
 	w.learn(&now, 1.0/256) // what stays for long is usual in the end
 	if w.low++; w.low < 2 {
 		return v
 	}
+	v.begin, v.clicks = w.begin, entropyClicks
 	v.confidence = 0.96
 	if worst >= 2 {
 		v.confidence = 0.99

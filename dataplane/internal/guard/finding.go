@@ -14,6 +14,9 @@ type verdict struct {
 	confidence float64
 	summary    string // behind the subject's name
 	figures    []*clickv1.Figure
+	// What an affiliate's verdict rests on.
+	begin  int64 // µs
+	clicks uint64
 }
 
 func figure(name string, value, baseline, threshold float64) *clickv1.Figure {
@@ -34,6 +37,14 @@ func (e *Engine) sourceFinding(d detector, k kind, i int, f *features, at int64,
 	if !e.again(&s.found[d], at) {
 		return
 	}
+	about := span{f.begin, max(f.last, at), uint64(f.n), e.affiliates.name(f.affiliate.hash), s.samples[:min(s.taken, sourceSamples)]}
+	// What is said next rests on what comes next.
+	defer func() {
+		if f == &s.long {
+			s.hours = [24]uint16{}
+		}
+		*f = features{}
+	}()
 	var subject clickv1.Subject
 	key := e.sources[k].keys[i]
 	switch k {
@@ -44,7 +55,7 @@ func (e *Engine) sourceFinding(d detector, k kind, i int, f *features, at int64,
 	case kindASN:
 		subject.Subject = &clickv1.Subject_Asn{Asn: s.asn}
 	}
-	e.emit(d, &subject, key^uint64(k), span{f.begin, max(f.last, at), uint64(f.n), e.affiliates.name(f.affiliate.hash), s.samples[:min(s.taken, sourceSamples)]}, v)
+	e.emit(d, &subject, key^uint64(k), about, v)
 }
 
 // again says whether a detector may speak of a subject, and notes that it does.
@@ -127,14 +138,20 @@ func (e *Engine) lookShort(k kind, i int, at int64) {
 	s := &e.sources[k].slots[i]
 	e.say(detectAgents, k, i, &s.short, at, e.settings.ManyAgents.source(e, k, &s.short))
 	e.say(detectFlood, k, i, &s.short, at, e.settings.Flood.source(k, &s.short, false))
-	e.say(detectTiming, k, i, &s.short, at, e.settings.Timing.source(k, &s.short))
+	e.say(detectTiming, k, i, &s.short, at, e.settings.Timing.source(k, &s.short, s.again(detectTiming, at)))
 }
 
 func (e *Engine) lookLong(k kind, i int, at int64) {
 	s := &e.sources[k].slots[i]
-	e.say(detectTiming, k, i, &s.long, at, e.settings.Timing.source(k, &s.long))
+	e.say(detectTiming, k, i, &s.long, at, e.settings.Timing.source(k, &s.long, s.again(detectTiming, at)))
 	e.say(detectTiming, k, i, &s.long, at, e.settings.Timing.night(k, &s.long, &s.hours))
-	e.say(detectLowAndSlow, k, i, &s.long, at, e.settings.LowAndSlow.source(e, k, &s.long, s))
+	e.say(detectLowAndSlow, k, i, &s.long, at, e.settings.LowAndSlow.source(e, k, &s.long, s, at))
+}
+
+// again says whether a detector has found a source in the last day: then a
+// quarter of the evidence is enough to find it again.
+func (s *source) again(d detector, at int64) bool {
+	return s.found[d] > 0 && at < int64(s.found[d])*1e6+longWindow
 }
 
 func (e *Engine) say(d detector, k kind, i int, f *features, at int64, v verdict) {

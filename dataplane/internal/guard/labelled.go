@@ -52,6 +52,7 @@ func (d *LabelledSettings) affiliate(a *affiliate) (v verdict) {
 	if share < max(d.Share, d.Times*usual, usual+4*math.Sqrt(usual*(1-usual)/float64(n))) {
 		return v
 	}
+	v.begin, v.clicks = a.lastHour(), uint64(n)
 	v.confidence = 1 - 0.04*d.Share/share
 	v.summary = fmt.Sprintf("got %d clicks in an hour of which the nodes labelled %s, where %s are usual", n, percent(share), percent(usual))
 	v.figures = append(v.figures, figure("labelled_share", share, usual, max(d.Share, d.Times*usual)))

@@ -46,26 +46,29 @@ func (d *LowAndSlowSettings) setDefaults() {
 	setDefault(&d.AgentShare, 0.95)
 }
 
-func (d *LowAndSlowSettings) source(e *Engine, k kind, f *features, of *source) (v verdict) {
+func (d *LowAndSlowSettings) source(e *Engine, k kind, f *features, of *source, at int64) (v verdict) {
 	switch k {
 	case kindNetwork, kindASN:
-		return d.network(e, k, f, of)
+		return d.network(e, k, f, of, at)
 	case kindAgent:
-		return d.agent(e, f)
+		return d.agent(e, f, of.again(detectLowAndSlow, at))
 	}
 	return v
 }
 
-func (d *LowAndSlowSettings) network(e *Engine, k kind, f *features, of *source) (v verdict) {
+func (d *LowAndSlowSettings) network(e *Engine, k kind, f *features, of *source, at int64) (v verdict) {
 	clicks, links := d.Clicks, d.Links
-	inside := false
-	if k == kindNetwork && of.asn != 0 {
-		// In an autonomous system that was found, a fourth is enough.
-		if as := e.sources[kindASN].peek(asnKey(of.asn)); as != nil && as.found[detectLowAndSlow] > 0 && as.long.n > 0 {
-			inside, clicks, links = true, clicks/4, links/4
-		}
+	// A quarter is enough of what was found before, and of a network in an
+	// autonomous system that was.
+	known := of.again(detectLowAndSlow, at)
+	if k == kindNetwork && of.asn != 0 && !known {
+		as := e.sources[kindASN].peek(asnKey(of.asn))
+		known = as != nil && as.again(detectLowAndSlow, at)
 	}
-	if f.n < clicks || f.seconds() < d.Hours*3600 && !inside {
+	if known {
+		clicks, links = clicks/4, links/4
+	}
+	if f.n < clicks || f.seconds() < d.Hours*3600 && !known {
 		return v
 	}
 	many := f.links.count()
@@ -81,18 +84,22 @@ func (d *LowAndSlowSettings) network(e *Engine, k kind, f *features, of *source)
 	return v
 }
 
-func (d *LowAndSlowSettings) agent(e *Engine, f *features) (v verdict) {
-	if f.n < d.AgentClicks {
+func (d *LowAndSlowSettings) agent(e *Engine, f *features, again bool) (v verdict) {
+	clicks, least := d.AgentClicks, d.AgentNetworks
+	if again {
+		clicks, least = clicks/4, least/4
+	}
+	if f.n < clicks {
 		return v
 	}
 	networks, share := f.peers.count(), f.affiliate.share(f.n)
 	usual := e.fleet.words[wordAffiliate].share(f.affiliate.hash)
-	if networks < d.AgentNetworks || share < d.AgentShare || usual > 0.5 || f.affiliate.hash == 0 {
+	if networks < least || share < d.AgentShare || usual > 0.5 || f.affiliate.hash == 0 {
 		return v
 	}
-	v.confidence = 1 - 0.04*float64(d.AgentClicks)/float64(f.n)
+	v.confidence = 1 - 0.04*float64(clicks)/float64(f.n)
 	v.summary = fmt.Sprintf("came from %.0f networks in %.1f h with %d clicks, %s of them for one affiliate, which has %s of the fleet's: a browser that nobody else's visitors use",
 		math.Round(networks), f.seconds()/3600, f.n, percent(share), percent(usual))
-	v.figures = append(v.figures, figure("networks", math.Round(networks), 0, d.AgentNetworks), figure("affiliate_share", share, usual, d.AgentShare))
+	v.figures = append(v.figures, figure("networks", math.Round(networks), 0, least), figure("affiliate_share", share, usual, d.AgentShare))
 	return v
 }

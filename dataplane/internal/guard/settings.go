@@ -41,7 +41,8 @@ type Settings struct {
 	Addresses, Networks, Agents, ASNs, Affiliates int
 
 	// Again is the time of the stream after which the same is said again of a
-	// subject, if it goes on. Default: 30 min.
+	// subject, if it goes on. Default: 50 min, so that a block of an hour is renewed
+	// before it ends.
 	Again time.Duration
 
 	Flood      FloodSettings
@@ -60,7 +61,7 @@ func (s *Settings) setDefaults() {
 	setDefault(&s.Agents, 1<<13)
 	setDefault(&s.ASNs, 1<<12)
 	setDefault(&s.Affiliates, 1<<14)
-	setDefault(&s.Again, 30*time.Minute)
+	setDefault(&s.Again, 50*time.Minute)
 	s.Flood.setDefaults()
 	s.LowAndSlow.setDefaults()
 	s.Entropy.setDefaults()

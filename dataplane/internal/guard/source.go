@@ -34,12 +34,12 @@ type source struct {
 	prefix [18]byte
 	asn    uint32
 
-	second  uint32     // the latest of ring
-	ring    [16]uint16 // clicks by second
-	hours   [24]uint16 // clicks by hour of day, in the long window
-	looked  [3]uint32  // seconds
-	found   [numDetectors]uint32
-	taken   uint32 // samples
+	second  uint32               // the latest of ring
+	ring    [16]uint16           // clicks by second
+	hours   [24]uint16           // clicks by hour of day, in the long window
+	looked  [3]uint32            // seconds
+	found   [numDetectors]uint32 // seconds
+	taken   uint32               // samples
 	samples [sourceSamples]sample
 
 	fast, short, long features
@@ -111,6 +111,7 @@ type table struct {
 	slots   []source // none where somebody else has what belongs to a key
 	names   []string // of user agents, and affiliates
 	evicted uint64
+	victim  uint64 // who went for the last new key; 0: nobody
 }
 
 // meta is what says who has to go.
@@ -156,7 +157,7 @@ func (t *table) get(key uint64, minute uint32) (i int, isNew bool) {
 			weakest, least = i, w
 		}
 	}
-	if t.keys[weakest] != 0 {
+	if t.victim = t.keys[weakest]; t.victim != 0 {
 		t.evicted++
 	}
 	t.keys[weakest] = key
@@ -220,10 +221,10 @@ func (e *Engine) source(k kind, key uint64, ev *event) {
 	if fast && s.fast.n >= busy {
 		e.lookFast(k, i, ev.at)
 	}
-	if short && s.short.n >= 20 {
+	if short && s.short.n >= 8 {
 		e.lookShort(k, i, ev.at)
 	}
-	if long && s.long.n >= 20 {
+	if long && s.long.n >= 8 {
 		e.lookLong(k, i, ev.at)
 	}
 }

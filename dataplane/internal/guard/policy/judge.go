@@ -67,6 +67,8 @@ func (j *Judge) Decide(p *Policy, f *clickv1.Finding, now time.Time) Verdict {
 		return refuse(clickv1.Verdict_VERDICT_FINDING_ONLY, "the policy lets no affiliate be blocked for %s", f.GetDetector())
 	case f.GetConfidence() < least:
 		return refuse(clickv1.Verdict_VERDICT_NOT_SURE, "the confidence is %.3f, and the policy asks for %.3f", f.GetConfidence(), least)
+	case now.Sub(f.GetTo().AsTime()) > ttl:
+		return refuse(clickv1.Verdict_VERDICT_FINDING_ONLY, "its last click is older than a block would stand")
 	case prefix.IsValid() && p.allowed(prefix), agent != nil && p.agents[string(agent)], affiliate != "" && p.affiliates[affiliate]:
 		return refuse(clickv1.Verdict_VERDICT_ALLOWED, "an allow-list of the policy has it")
 	case prefix.IsValid() && p.tooWide(prefix):

@@ -124,7 +124,7 @@ func newRoot(a *app) *cobra.Command {
 	for _, n := range nouns {
 		root.AddCommand(n.command(a))
 	}
-	root.AddCommand(newApply(a), newImport(a), newExport(a), newExplain(a), newNodes(a), newFleet(a), newClicks(a), newStats(a), newDoctor(a),
+	root.AddCommand(newApply(a), newImport(a), newExport(a), newExplain(a), newNodes(a), newFleet(a), newClicks(a), newStats(a), newFraud(a), newDoctor(a),
 		newContext(a), newVersion(a), exitCodesTopic, connectionTopic)
 	setHelp(root)
 	a.markStart(root)

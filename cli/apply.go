@@ -50,9 +50,10 @@ func newApply(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "apply -f FILE", Short: "Make resources what files say",
 		Long: `Make resources what YAML or JSON files say: a document has a kind (Link, Domain,
-Affiliate, Block, or List with items) and the fields of its message. Everything
-that is wrong with the files is said first, with lines, and nothing is written
-then. --prune also deletes the links of --domain or --label that no file has.`,
+Affiliate, Block, Policy, or List with items) and the fields of its message.
+Everything that is wrong with the files is said first, with lines, and nothing
+is written then. --prune also deletes the links of --domain or --label that no
+file has.`,
 		Example: `  affctl apply -f links.yaml --dry-run
   affctl apply -f links/ --wait
   affctl apply -f links/ --prune --domain go.example.com

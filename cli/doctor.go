@@ -23,9 +23,10 @@ import (
 func newDoctor(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Check the fleet for what is unsafe",
-		Long: `Check the control plane, the nodes, NATS and the stream of clicks. What is wrong
-or unsafe is said in a line each, with what it can cost; then the exit code
-is 1. What cannot be found out is said too, and is no fault.
+		Long: `Check the control plane, the nodes, NATS, the stream of clicks and what is done
+about fraud. What is wrong or unsafe is said in a line each, with what it can
+cost; then the exit code is 1. What cannot be found out is said too, and is no
+fault.
 
 How often NATS writes to its disk is known to its monitoring port, which is
 looked for at port 8222 of the server unless --monitor names it.`,
@@ -44,6 +45,7 @@ looked for at port 8222 of the server unless --monitor names it.`,
 			return err
 		}
 		d.control(cmd.Context())
+		d.policy(cmd.Context())
 		d.clicks(cmd.Context())
 		if err := cmd.Context().Err(); err != nil {
 			return err
@@ -149,6 +151,7 @@ func (d *doctor) clicks(ctx context.Context) {
 	d.stream(conn, info)
 	d.sync(ctx, conn, info.Config.Replicas)
 	d.consumers(ctx, js)
+	d.findings(ctx, js)
 }
 
 // stream checks the settings of the stream, and how full it is.

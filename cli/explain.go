@@ -24,6 +24,7 @@ type explainFlags struct {
 	at, ip, agent, geoHeaders string
 	headers, geoip            []string
 	bots, file, node          string
+	datacenters               []string
 	out                       format
 }
 
@@ -31,10 +32,11 @@ func newExplain(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain URL", Short: "Say where a request would go, and why",
 		Long: `Say where a request would go, and why: which links and domains were looked up,
-what each rule said, which variant was drawn, where each parameter comes from,
-and the answer. It is decided by the code that the nodes run: on what the
-control plane holds, on a file (--from-file), or by a node itself on what it
-serves (--node). Nothing is recorded, and no cap is touched.`,
+which blocks match, which labels speak against the request and what policies say
+about them, what each rule said, which variant was drawn, where each parameter
+comes from, and the answer. It is decided by the code that the nodes run: on
+what the control plane holds, on a file (--from-file), or by a node itself on
+what it serves (--node). Nothing is recorded or counted, and no cap is touched.`,
 		Example: `  affctl explain http://go.example.com/summer
   affctl explain /go/sale --at 2026-12-25
   affctl explain /go/sale --ip 192.0.2.1 --geoip city.mmdb
@@ -51,6 +53,7 @@ serves (--node). Nothing is recorded, and no cap is touched.`,
 	fs.StringArrayVar(&f.geoip, "geoip", nil, "a MaxMind database `FILE` that knows where addresses are; may be repeated")
 	fs.StringVar(&f.geoHeaders, "geo-headers", "", "`HEADERS` that say where the client is, as affnode's flag: cloudflare")
 	fs.StringVar(&f.bots, "bots", "", "a list of bots, as affnode's flag: a `FILE`")
+	fs.StringArrayVar(&f.datacenters, "datacenters", nil, "a list of networks of data centres, as affnode's flag: a `FILE`; may be repeated")
 	fs.StringVar(&f.file, "from-file", "", "decide on this export or YAML `FILE` instead of the control plane")
 	fs.StringVar(&f.node, "node", "", "ask a node, by the `HOST:PORT` of its --admin address")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "node")
@@ -108,7 +111,7 @@ func (f *explainFlags) explain(ctx context.Context, a *app, req *explain.Request
 	if req.GeoHeaders, err = visitor.ParseGeoHeaders(f.geoHeaders); err != nil {
 		return nil, usagef("", "--geo-headers: %s", err)
 	}
-	if req.Sources, err = visitor.Open(visitor.Config{Geo: f.geoip, Bots: f.bots}); err != nil {
+	if req.Sources, err = visitor.Open(visitor.Config{Geo: f.geoip, Bots: f.bots, Datacenters: f.datacenters}); err != nil {
 		return nil, err
 	}
 	e, err := explain.New(req)
@@ -128,7 +131,11 @@ func (f *explainFlags) explain(ctx context.Context, a *app, req *explain.Request
 	if err := look.look(ctx); err != nil {
 		return nil, err
 	}
-	return e, e.Decide(&look.match, req)
+	book, err := from.book(ctx, e, &look.match, req)
+	if err != nil {
+		return nil, err
+	}
+	return e, e.Decide(&look.match, book, req)
 }
 
 // resources are where links and what goes with them are looked up.
@@ -138,6 +145,8 @@ type resources interface {
 	// same gives the link that the name of a candidate stands for under a
 	// policy, nil if there is none.
 	same(ctx context.Context, name string, policy link.Policy) (*linkv1.Resource, error)
+	// book gives the blocks and policies that may have a say about a request.
+	book(ctx context.Context, e *explain.Explanation, m *link.Match, req *explain.Request) (*explain.Book, error)
 }
 
 // looker looks up what a node has in its table.

@@ -21,7 +21,7 @@ import (
 
 // askNode lets a node explain.
 func (f *explainFlags) askNode(ctx context.Context, req *explain.Request) (*explain.Explanation, error) {
-	for flag, set := range map[string]bool{"--geoip": f.geoip != nil, "--bots": f.bots != "", "--geo-headers": f.geoHeaders != ""} {
+	for flag, set := range map[string]bool{"--geoip": f.geoip != nil, "--bots": f.bots != "", "--datacenters": f.datacenters != nil, "--geo-headers": f.geoHeaders != ""} {
 		if set {
 			return nil, usagef("leave out "+flag, "%s and --node: a node knows what it knows", flag)
 		}
@@ -100,4 +100,15 @@ func (f fileResources) same(_ context.Context, name string, policy link.Policy) 
 		}
 	}
 	return best, nil
+}
+
+// book has all blocks and policies of the file.
+func (f fileResources) book(context.Context, *explain.Explanation, *link.Match, *explain.Request) (*explain.Book, error) {
+	b := new(explain.Book)
+	for _, r := range f {
+		if err := b.Add(r); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
 }

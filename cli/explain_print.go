@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/affleet/affleet/cli/internal/document"
 	"github.com/affleet/affleet/proto/explain"
@@ -115,6 +116,8 @@ func (a *app) printSteps(e *explain.Explanation) {
 			label = ""
 		}
 	}
+	lines("blocks", blockLines(a, e))
+	lines("labels", labelLines(a, e))
 	var rules []string
 	for _, r := range e.Rules {
 		rules = append(rules, ruleLine(a, r))
@@ -166,6 +169,50 @@ func (a *app) printSteps(e *explain.Explanation) {
 		recorded = append(recorded, printable(p))
 	}
 	lines("recorded", recorded)
+}
+
+// blockLines are the blocks that match.
+func blockLines(a *app, e *explain.Explanation) (all []string) {
+	for _, b := range e.Blocks {
+		line := fmt.Sprintf("%s, of %s, says %s: %s", b.Name, printable(b.Matches), b.Action, printable(b.Reason))
+		switch {
+		case !b.Counts && b.Ends != nil && !b.Ends.After(e.At):
+			line += "; it has ended at " + b.Ends.Format(time.RFC3339)
+		case !b.Counts:
+			line += "; its label is off"
+		case b.Ends != nil:
+			line = a.paint(a.stdout, bold, line) + "; it ends at " + b.Ends.Format(time.RFC3339)
+		default:
+			line = a.paint(a.stdout, bold, line)
+		}
+		all = append(all, line)
+	}
+	return all
+}
+
+// labelLines are the labels of the request, and what comes of them and of the
+// blocks. Without any, there is nothing to say.
+func labelLines(a *app, e *explain.Explanation) (all []string) {
+	for _, l := range e.Labels {
+		line := fmt.Sprintf("%s, by %s: ", l.Label, printable(l.Reason))
+		if l.Policy == "" {
+			line += "no policy says what is done"
+		} else {
+			line += l.Policy + " says " + l.Action
+		}
+		all = append(all, line)
+	}
+	if len(e.Labels)+len(e.Blocks) == 0 {
+		return nil
+	}
+	if e.KillSwitch {
+		all = append(all, "policies/* is off: every label and block only labels")
+	}
+	all = append(all, a.paint(a.stdout, bold, "treated as "+e.Treatment))
+	if len(e.NotCounted) > 0 {
+		all = append(all, "not counted: "+strings.Join(e.NotCounted, ", "))
+	}
+	return all
 }
 
 func ruleLine(a *app, r explain.Rule) string {

@@ -115,3 +115,29 @@ func (s *search) consider(l *linkv1.Link) {
 		s.best = l
 	}
 }
+
+// book reads the policies that hold for the request, and all blocks, if there is
+// anything that one could match: which do, only their texts say.
+func (r *remote) book(ctx context.Context, e *explain.Explanation, m *link.Match, req *explain.Request) (*explain.Book, error) {
+	b := new(explain.Book)
+	scopes := []string{link.AnyHost, link.Domains.Prefix() + e.Host, link.Domains.Prefix() + link.AnyHost}
+	affiliate := ""
+	if m.Value != nil {
+		if affiliate = string(m.Link.Affiliate(m.Value)); affiliate != "" {
+			scopes = append(scopes, link.Affiliates.Prefix()+affiliate)
+		}
+	}
+	for _, scope := range scopes {
+		policy, err := r.stored(ctx, link.Policies.Prefix()+scope)
+		if err == nil && policy != nil {
+			err = b.Add(policy)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !req.Address.IsValid() && len(req.Headers["User-Agent"]) == 0 && affiliate == "" {
+		return b, nil
+	}
+	return b, r.list(ctx, &adminv1.Filter{Kind: adminv1.Kind_KIND_BLOCK}, 0, b.Add)
+}

@@ -18,7 +18,8 @@ func newExport(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export", Short: "Read everything, at one version",
 		Long: `Read everything that matches, at one version, in a form that import and apply
-read: affiliates, domains, then links. CSV holds one kind.`,
+read: affiliates, domains, links, blocks, then policies. CSV holds one kind. A
+block with a ttl has its expire_time: written back, it ends when it would have.`,
 		Example: `  affctl export > backup.ndjson
   affctl export --domain go.example.com -o yaml --file links.yaml
   affctl export -o csv --kind link --label team=eu`,
@@ -29,7 +30,7 @@ read: affiliates, domains, then links. CSV holds one kind.`,
 	var file string
 	var out format
 	cmd.Flags().StringArrayVar(&domains, "domain", nil, "only this `HOST` and its links; may be repeated")
-	cmd.Flags().StringArrayVar(&kinds, "kind", nil, "only this `KIND`: link, domain, affiliate; may be repeated")
+	cmd.Flags().StringArrayVar(&kinds, "kind", nil, "only this `KIND`: link, domain, affiliate, block, policy; may be repeated")
 	flags.addTo(cmd, []string{"affiliate", "label", "prefix"})
 	cmd.Flags().StringVar(&file, "file", "", "write to this `FILE`, which appears when it is complete")
 	out.addTo(cmd, "ndjson", "yaml", "csv")
@@ -94,7 +95,7 @@ func exportFilters(kinds []*noun, domains []string, flags filterFlags) ([]*admin
 			if err != nil {
 				return nil, err
 			}
-			if n == affiliateNoun {
+			if n != linkNoun && n != domainNoun {
 				filter.Domain = ""
 			}
 			filters = append(filters, filter)

@@ -31,7 +31,7 @@ of a link; or "link" for DOMAIN/PATH in one. FILE may be - for stdin.`,
 	var f importFlags
 	var domain, kind, comma string
 	columns := map[string]string{}
-	cmd.Flags().StringVar(&kind, "kind", "link", "`KIND` of the rows: link, domain or affiliate")
+	cmd.Flags().StringVar(&kind, "kind", "link", "`KIND` of the rows: link, domain, affiliate, block or policy")
 	cmd.Flags().StringVar(&domain, "domain", "", "`HOST` of links whose row has none")
 	cmd.Flags().StringToStringVar(&columns, "map", nil, "`COLUMN=FIELD`: what a column is; no field: ignore it")
 	cmd.Flags().StringVar(&comma, "comma", ",", "`CHARACTER` between cells; tab for a tab")
@@ -56,7 +56,7 @@ of a link; or "link" for DOMAIN/PATH in one. FILE may be - for stdin.`,
 // nounNamed finds a kind of resource.
 func nounNamed(name string) (*noun, error) {
 	var names []string
-	for _, n := range nouns {
+	for _, n := range allNouns {
 		if n.name == name || n.plural == name {
 			return n, nil
 		}

@@ -63,6 +63,8 @@ func appendKey(dst []byte, r *linkv1.Resource) []byte {
 		return append(append(dst, "affiliates/"...), k.Affiliate.GetId()...)
 	case *linkv1.Resource_Block:
 		return append(append(dst, "blocks/"...), k.Block.GetId()...)
+	case *linkv1.Resource_Policy:
+		return append(append(dst, "policies/"...), k.Policy.GetScope()...)
 	}
 	return dst
 }

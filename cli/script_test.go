@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"fleet": startFleet, "visit": visit, "shows": shows, "exits": exits, "nats": startNATS, "lose": lose,
+			"fleet": startFleet, "visit": visit, "shows": shows, "exits": exits, "nats": startNATS, "lose": lose, "guard": guardReports,
 		},
 		RequireExplicitExec: false,
 	})
@@ -98,6 +98,7 @@ var varying = []struct {
 	pattern *regexp.Regexp
 	instead string
 }{
+	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`), "DATE TIME"},
 	{regexp.MustCompile(`\bversion \d+`), "version N"},
 	{regexp.MustCompile(`"version": \d+`), `"version": N`},
 	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s|µs)\b`), "TIME"},

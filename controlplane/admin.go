@@ -220,6 +220,7 @@ var storeKinds = map[adminv1.Kind]link.Kind{
 	adminv1.Kind_KIND_DOMAIN:      link.Domains,
 	adminv1.Kind_KIND_AFFILIATE:   link.Affiliates,
 	adminv1.Kind_KIND_BLOCK:       link.Blocks,
+	adminv1.Kind_KIND_POLICY:      link.Policies,
 }
 
 // storeFilter checks a filter. A kind that this release does not know is 0,

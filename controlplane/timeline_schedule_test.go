@@ -8,6 +8,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/affleet/affleet/controlplane/internal/store"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -70,17 +74,31 @@ func (l *timeline) next(b store.Batch) map[string]string {
 	return state
 }
 
-// keyCount is how many different links there may be.
-const keyCount = 14
+// keyCount is how many different resources there may be: the last are blocks and
+// a policy.
+const keyCount = 16
 
-// write makes a revision of some changes; takeDown: links are deleted or disabled.
+const firstBlock = 13
+
+func scheduleKey(i int) string {
+	switch {
+	case i == keyCount-1:
+		return "policies/*"
+	case i >= firstBlock:
+		return fmt.Sprintf("blocks/%d", i)
+	}
+	return fmt.Sprintf("links/go.test/%d", i)
+}
+
+// write makes a revision of some changes; takeDown: links are deleted or disabled,
+// and anything is done to blocks and policies.
 func (l *timeline) write(takeDown bool) {
 	l.change(func() {
 		var b store.Batch
 		seen := map[string]bool{}
 		for n := range 1 + l.rng.IntN(4) {
 			i := l.rng.IntN(keyCount)
-			key := fmt.Sprintf("links/go.test/%d", i)
+			key := scheduleKey(i)
 			if seen[key] {
 				continue
 			}
@@ -88,9 +106,11 @@ func (l *timeline) write(takeDown bool) {
 			_, there := l.states[l.revision][key]
 			c := store.Change{Name: key}
 			switch {
-			case takeDown && !there:
+			case takeDown && !there && i < firstBlock:
 				continue
 			case takeDown && l.rng.IntN(2) == 0, !takeDown && there && l.rng.IntN(3) == 0:
+			case i >= firstBlock:
+				c.Value = fraudValue(i, fmt.Sprintf("%d-%d", l.revision+1, n), l.rng.IntN(3))
 			default:
 				c.Value = linkValue(i, fmt.Sprintf("%d-%d", l.revision+1, n), takeDown)
 			}
@@ -104,6 +124,25 @@ func linkValue(i int, to string, disabled bool) []byte {
 	value, err := link.Marshal(&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
 		Domain: "go.test", Path: fmt.Sprintf("/%d", i), Destination: "https://x.test/" + to, Disabled: disabled,
 	}}})
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+// fraudValue is a block or a policy, that one written often differs.
+func fraudValue(i int, reason string, n int) []byte {
+	r := &linkv1.Resource{Kind: &linkv1.Resource_Policy{Policy: &linkv1.Policy{
+		Scope: "*", Off: n == 0, Guard: &linkv1.GuardPolicy{AllowAffiliates: []string{reason}},
+	}}}
+	if i < keyCount-1 {
+		b := &linkv1.Block{Id: fmt.Sprint(i), Match: &linkv1.Block_Prefix{Prefix: "192.0.2.1"}, Reason: reason}
+		if n > 0 { // one of these has ended when it is written
+			b.Ttl, b.ExpireTime = durationpb.New(time.Hour), &timestamppb.Timestamp{Seconds: 1 << (30 + n)}
+		}
+		r = &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: b}}
+	}
+	value, err := link.Marshal(r)
 	if err != nil {
 		panic(err)
 	}

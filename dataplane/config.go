@@ -13,7 +13,9 @@ import (
 
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/feed"
+	"github.com/affleet/affleet/dataplane/internal/label"
 	"github.com/affleet/affleet/dataplane/internal/redirect"
+	"github.com/affleet/affleet/proto/link"
 	"github.com/affleet/affleet/proto/visitor"
 )
 
@@ -61,6 +63,16 @@ type Config struct {
 	GeoHeaders string   // in which TrustedProxies say where the client is: cloudflare, cloudfront, fastly, or country=HEADER,asn=HEADER. Default: none
 	Bots       string   // file of regular expressions of user agents of bots, one per line, read again when it is replaced. Default: the list that comes with the program
 
+	Datacenters []string // lists of the networks of data centres, one CIDR prefix per line, read again when they are replaced. Default: none
+
+	LabelOff         string        // labels that are never given, separated by commas. Default: none
+	LabelMemory      int64         // bytes for all that labels remember, 1 MiB to 1 GiB. Default: 32 MiB
+	LabelRateWindow  time.Duration // of the label rate. Default: 1 min
+	LabelRate        int           // requests of one address in that time that are not labelled. Default: 600
+	LabelRatePerLink int           // of these for one link. Default: 120
+	LabelDuplicate   time.Duration // how long after another a click is a duplicate. Default: 30 s
+	LabelReplay      time.Duration // how long after another the same click id is a replay. Default: 1 h
+
 	// Share the addresses with another process that does so too (Linux only).
 	// They open when the node is ready to answer, and from then on the newer
 	// process has all new connections, so that it takes over from an older one
@@ -90,6 +102,13 @@ func (c *Config) Validate() error {
 		return errors.New("drain, flush: they must not be negative")
 	}
 	if err := c.validateListeners(); err != nil {
+		return err
+	}
+	labels, err := c.labels()
+	if err != nil {
+		return err
+	}
+	if err := labels.Validate(); err != nil {
 		return err
 	}
 	if err := feed.ParseBootstrap(c.Bootstrap); err != nil {
@@ -174,6 +193,18 @@ func (c *Config) validateListeners() error {
 		return errors.New("trusted-proxies: say how they name a client, with --proxy-protocol or --forwarded-header")
 	}
 	return nil
+}
+
+// labels are the settings of labels.
+func (c *Config) labels() (label.Config, error) {
+	off, err := link.ParseLabelSet(c.LabelOff)
+	if err != nil {
+		return label.Config{}, fmt.Errorf("label-off: %w", err)
+	}
+	return label.Config{
+		Memory: c.LabelMemory, Off: off, RateWindow: c.LabelRateWindow, Rate: c.LabelRate, RatePerLink: c.LabelRatePerLink,
+		Duplicate: c.LabelDuplicate, Replay: c.LabelReplay,
+	}, nil
 }
 
 // guard is what is not taken from a control plane.

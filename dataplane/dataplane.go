@@ -34,6 +34,7 @@ import (
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/click/publish"
 	"github.com/affleet/affleet/dataplane/internal/feed"
+	"github.com/affleet/affleet/dataplane/internal/label"
 	"github.com/affleet/affleet/dataplane/internal/redirect"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
@@ -53,6 +54,7 @@ type Node struct {
 	redirects *redirect.Server
 	sources   *visitor.Sources
 	caps      *caps.Leases
+	judge     *label.Judge
 	draining  atomic.Bool
 	rate      rate
 }
@@ -107,12 +109,16 @@ func dialOptions() []grpc.DialOption {
 
 // openDecisions opens what decisions depend on beside the table.
 func (n *Node) openDecisions() (err error) {
-	n.sources, err = visitor.Open(visitor.Config{Geo: n.cfg.GeoIP, Bots: n.cfg.Bots})
+	n.sources, err = visitor.Open(visitor.Config{Geo: n.cfg.GeoIP, Bots: n.cfg.Bots, Datacenters: n.cfg.Datacenters})
 	if err != nil {
-		return fmt.Errorf("geoip, bots: %w", err)
+		return fmt.Errorf("geoip, bots, datacenters: %w", err)
+	}
+	labels, _ := n.cfg.labels() // Validate has seen it
+	if n.judge, err = label.New(labels); err != nil {
+		return err
 	}
 	if n.cfg.Registerer != nil {
-		if err := n.cfg.Registerer.Register(sourcesCollector{n.sources}); err != nil {
+		if err := n.cfg.Registerer.Register(sourcesCollector{n.sources, n.judge}); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
@@ -141,6 +147,7 @@ func (n *Node) redirectConfig() redirect.Config {
 		Sources:         n.sources,
 		GeoHeaders:      geo,
 		Caps:            n.caps,
+		Judge:           n.judge,
 		Registerer:      n.cfg.Registerer,
 		Report:          func(err error) { n.cfg.Log.Error("redirects", "reason", err) },
 	}

@@ -54,7 +54,7 @@ func (n *Node) explain(q url.Values) (*explain.Explanation, int, error) {
 	if m.Value != nil {
 		e.Link = link.LinkName(string(m.Link.Domain(m.Value)), string(m.Link.Path(m.Value)))
 	}
-	if err := e.Decide(&m, req); err != nil {
+	if err := e.Decide(&m, t, req); err != nil {
 		return nil, http.StatusInternalServerError, err
 	}
 	return e, http.StatusOK, nil
@@ -91,6 +91,7 @@ func (n *Node) explainRequest(q url.Values) (req *explain.Request, err error) {
 		req.Headers["User-Agent"] = []string{agent}
 	}
 	req.Caps = capLooker{n.caps, req.At.UnixMicro()}
+	req.Off = n.judge.Off()
 	return req, nil
 }
 

@@ -54,7 +54,7 @@ var rules = []struct {
 		because: "links and clicks fail apart from each other",
 	},
 	{
-		from:    []string{"/dataplane/internal/table", "/dataplane/internal/redirect"},
+		from:    []string{"/dataplane/internal/table", "/dataplane/internal/label", "/dataplane/internal/redirect"},
 		never:   []string{"google.golang.org/grpc", "github.com/nats-io/", "encoding/json", "log/slog"},
 		because: "the redirect path decides in memory, without reflection and logs",
 	},

@@ -40,6 +40,14 @@ func because(d *link.Decision, e *Explanation, m *link.Match, winner *linkv1.Lin
 		if int(d.Rule) <= len(e.Rules) && e.Rules[d.Rule-1].Outcome == "not_found" {
 			return state + asIf + without(d)
 		}
+	case link.IsBlocked:
+		state = "it is treated as " + e.Treatment
+		switch e.Treatment {
+		case link.TreatRefuse.String():
+			return state
+		case link.TreatNoAffiliate.String():
+			return served(e, m, winner) + "; " + state
+		}
 	default:
 		return d.Outcome.String()
 	}
@@ -50,7 +58,7 @@ func because(d *link.Decision, e *Explanation, m *link.Match, winner *linkv1.Lin
 		return state + asIf + without(d)
 	case winner.GetFallback() != "":
 		return state + ": its fallback is taken"
-	case d.Outcome == link.IsSuspended && m.Affiliate.HasFallback():
+	case (d.Outcome == link.IsSuspended || d.Outcome == link.IsBlocked) && m.Affiliate.HasFallback():
 		return state + ": the affiliate's fallback is taken"
 	}
 	return state + asIf + without(d)

@@ -28,11 +28,12 @@ type Request struct {
 	URL     string
 	At      time.Time
 	Address netip.Addr          // of the client; the zero Addr is not known
-	Headers map[string][]string // by canonical name
+	Headers map[string][]string // by canonical name; a User-Agent that is not there was left out, one that is empty was not sent
 
 	Sources    *visitor.Sources   // of facts. Required
 	GeoHeaders visitor.GeoHeaders // that say where the client is, as if a trusted proxy had sent them
 	Caps       link.Caps          // is asked for room, and must not count; nil: there is room
+	Off        link.LabelSet      // labels that are never given
 }
 
 // Explanation is how a request is decided.
@@ -45,6 +46,11 @@ type Explanation struct {
 	Node       string      `json:"node,omitempty"`
 	Visitor    Visitor     `json:"visitor"`
 	Candidates []Candidate `json:"candidates"`
+	Blocks     []Block     `json:"blocks,omitempty"` // that match
+	Labels     []Label     `json:"labels,omitempty"`
+	NotCounted []string    `json:"not_counted"`           // labels that take memory, which is not looked at
+	KillSwitch bool        `json:"kill_switch,omitempty"` // the policy of everything says off: labels and blocks only label
+	Treatment  string      `json:"treatment"`             // label, no_affiliate, fallback or refuse
 	Link       string      `json:"link,omitempty"`
 	Affiliate  string      `json:"affiliate,omitempty"`
 	Campaign   string      `json:"campaign,omitempty"`
@@ -89,6 +95,25 @@ type Candidate struct {
 	Found  bool   `json:"found"`
 	Used   bool   `json:"used"`
 	State  string `json:"state,omitempty"`
+}
+
+// Block is a block that matches the request.
+type Block struct {
+	Name    string     `json:"name"`
+	Matches string     `json:"matches"`
+	Label   string     `json:"label"`
+	Action  string     `json:"action"`
+	Reason  string     `json:"reason"`
+	Ends    *time.Time `json:"ends,omitempty"`
+	Counts  bool       `json:"counts"` // false: it has ended, or its label is off
+}
+
+// Label is a label that speaks against the request.
+type Label struct {
+	Label  string `json:"label"`
+	Reason string `json:"reason"`
+	Action string `json:"action"`           // that policies say
+	Policy string `json:"policy,omitempty"` // whose; empty: none says anything
 }
 
 // Rule is a rule that was looked at.
@@ -164,9 +189,11 @@ func splitURL(raw string) (host, path, query string) {
 	return rest[:i], rest[i:], query
 }
 
-// Decide decides the request with the match that was found for it, and fills in
-// all but what New and the search have.
-func (e *Explanation) Decide(m *link.Match, req *Request) error {
+// Decide decides the request with the match that was found for it, and the
+// blocks and policies that there are, and fills in all but what New and the
+// search have. Nothing is counted: not even a node knows whether the request would
+// have the labels rate, duplicate and replay.
+func (e *Explanation) Decide(m *link.Match, book link.Rulebook, req *Request) error {
 	_, _, query := splitURL(req.URL)
 	headers := headersOf(req)
 	var who visitor.Visitor
@@ -177,6 +204,14 @@ func (e *Explanation) Decide(m *link.Match, req *Request) error {
 		Address: req.Address, UserAgent: headers[visitor.UserAgent], Random: rand.Uint64(),
 		Visitor: &who, Caps: req.Caps, Trace: &trace,
 	}
+	var verdict link.Verdict
+	verdict.Off = req.Off
+	if headers[visitor.UserAgent] == nil {
+		verdict.Off |= link.Of(link.LabelNoUserAgent) // it was left out
+	}
+	who.Label(&verdict.Labels, false, isSecure(req.URL))
+	verdict.Judge(book, m, &asks)
+	asks.Treatment = verdict.Treatment
 	var d link.Decision
 	link.Resolve(m, &asks, &d)
 	winner, err := Winner(m)
@@ -185,9 +220,40 @@ func (e *Explanation) Decide(m *link.Match, req *Request) error {
 	}
 	e.Visitor = visitorOf(&who, req.Address)
 	e.answer(&d)
+	e.judge(&trace, req.Off)
 	e.trace(&trace)
 	e.Because = because(&d, e, m, winner)
 	return nil
+}
+
+// isSecure says whether a URL is asked for over TLS. It must say so.
+func isSecure(url string) bool { return len(url) > 8 && strings.EqualFold(url[:8], "https://") }
+
+// judge fills in what is held against the request.
+func (e *Explanation) judge(t *link.Trace, off link.LabelSet) {
+	for _, b := range t.Blocks {
+		block := Block{
+			Name: link.Blocks.Prefix() + b.Block.ID, Matches: b.Block.Matches(), Label: b.Label.String(), Action: b.Treatment.String(),
+			Reason: b.Block.Reason(), Counts: b.Counts,
+		}
+		if end := b.Block.Ends(); !end.IsZero() {
+			block.Ends = &end
+		}
+		e.Blocks = append(e.Blocks, block)
+	}
+	for _, l := range t.Labels {
+		label := Label{Label: l.Label.String(), Reason: l.Reason, Action: l.Treatment.String()}
+		if l.Scope != "" {
+			label.Policy = link.Policies.Prefix() + l.Scope
+		}
+		e.Labels = append(e.Labels, label)
+	}
+	for _, l := range []link.Label{link.LabelRate, link.LabelDuplicate, link.LabelReplay} {
+		if !off.Has(l) {
+			e.NotCounted = append(e.NotCounted, l.String())
+		}
+	}
+	e.KillSwitch, e.Treatment = t.Off, t.Treatment.String()
 }
 
 // headersOf are those of a request that something is known from.

@@ -21,7 +21,7 @@ func (d *Decision) send(m *Match, req *Request, destination []byte) bool {
 	}
 	query, mode := m.forwarding()
 	forwards := mode != linkv1.QueryMode_QUERY_MODE_DROP && len(req.Query) > 0
-	adds := m.Affiliate != nil && len(m.Affiliate.params) > 0
+	adds := req.Treatment == TreatLabel && m.Affiliate != nil && len(m.Affiliate.params) > 0
 	if len(rest) == 0 && !forwards && !adds && req.Trace == nil {
 		return d.sendAlone(m, req, destination)
 	}
@@ -154,7 +154,7 @@ func (d *Decision) composeQuery(b []byte, m *Match, req *Request, own []byte, q 
 		theirs = req.Query
 	}
 	if theirs != nil && len(own) > 0 {
-		b = d.composeOwn(b, req, own, q, theirs)
+		b = d.composeOwn(b, m, req, own, q, theirs)
 	} else if b = d.expand(b, own, inQuery); req.Trace != nil && len(own) > 0 {
 		for p, rest := nextParam(b[start+1:]); p.text != nil; p, rest = nextParam(rest) {
 			req.Trace.query(p.text, OfDestination, "")
@@ -162,7 +162,7 @@ func (d *Decision) composeQuery(b []byte, m *Match, req *Request, own []byte, q 
 	}
 	if m.Affiliate != nil {
 		for _, p := range m.Affiliate.params {
-			b = composeParam(b, start, req.Trace, param(p), OfAffiliate, d.whyNotAffiliate(param(p), own, q, theirs))
+			b = composeParam(b, start, req.Trace, param(p), OfAffiliate, whyNotAffiliate(param(p), req, own, q, theirs))
 		}
 	}
 	if q == nil && req.Trace == nil {
@@ -172,18 +172,18 @@ func (d *Decision) composeQuery(b []byte, m *Match, req *Request, own []byte, q 
 		if len(b) > MaxLocation {
 			break
 		}
-		b = composeParam(b, start, req.Trace, p, OfRequest, whyNotRequest(p, m, own, q, mode))
+		b = composeParam(b, start, req.Trace, p, OfRequest, whyNotRequest(p, m, req, own, q, mode))
 	}
 	return b
 }
 
 // composeOwn appends the destination's own parameters, of which there are some, but for those that the
 // request has.
-func (d *Decision) composeOwn(b []byte, req *Request, own []byte, q *queryPolicy, theirs []byte) []byte {
+func (d *Decision) composeOwn(b []byte, m *Match, req *Request, own []byte, q *queryPolicy, theirs []byte) []byte {
 	b = append(b, own[0])
 	start := len(b)
 	for p, rest := nextParam(own[1:]); p.text != nil; p, rest = nextParam(rest) {
-		if overrides(theirs, p.name(), q) {
+		if overrides(theirs, p.name(), q) && (req.Treatment == TreatLabel || !m.Affiliate.has(p.name())) {
 			if req.Trace != nil {
 				req.Trace.query(p.text, OfDestination, wonByRequest)
 			}
@@ -212,10 +212,13 @@ func overrides(theirs, name []byte, q *queryPolicy) bool {
 const (
 	wonByRequest     = "the request has it"
 	wonByDestination = "the destination has it"
+	noAffiliate      = "the request is treated as no_affiliate"
 )
 
-func (d *Decision) whyNotAffiliate(p param, own []byte, q *queryPolicy, theirs []byte) string {
+func whyNotAffiliate(p param, req *Request, own []byte, q *queryPolicy, theirs []byte) string {
 	switch {
+	case req.Treatment != TreatLabel:
+		return noAffiliate
 	case len(own) > 1 && hasName(own[1:], p.name()):
 		return wonByDestination
 	case overrides(theirs, p.name(), q):
@@ -224,9 +227,12 @@ func (d *Decision) whyNotAffiliate(p param, own []byte, q *queryPolicy, theirs [
 	return ""
 }
 
-func whyNotRequest(p param, m *Match, own []byte, q *queryPolicy, mode linkv1.QueryMode) string {
+func whyNotRequest(p param, m *Match, req *Request, own []byte, q *queryPolicy, mode linkv1.QueryMode) string {
 	if mode == linkv1.QueryMode_QUERY_MODE_DROP {
 		return "the query policy is drop"
+	}
+	if req.Treatment != TreatLabel && m.Affiliate.has(p.name()) {
+		return noAffiliate // what the affiliate earns by, sent by whom it may not earn from
 	}
 	if why := q.withholds(p.name()); why != "" || mode != linkv1.QueryMode_QUERY_MODE_KEEP {
 		return why
@@ -234,14 +240,23 @@ func whyNotRequest(p param, m *Match, own []byte, q *queryPolicy, mode linkv1.Qu
 	if len(own) > 1 && hasName(own[1:], p.name()) {
 		return wonByDestination
 	}
-	if m.Affiliate != nil {
-		for _, a := range m.Affiliate.params {
-			if sameName(param(a).name(), p.name()) {
-				return "the affiliate has it"
+	if m.Affiliate.has(p.name()) {
+		return "the affiliate has it"
+	}
+	return ""
+}
+
+// has says whether the affiliate has a parameter of an escaped name. A nil one
+// has none.
+func (a *Affiliate) has(name []byte) bool {
+	if a != nil {
+		for _, p := range a.params {
+			if sameName(param(p).name(), name) {
+				return true
 			}
 		}
 	}
-	return ""
+	return false
 }
 
 // composeParam appends a parameter if there is no reason not to; start is where

@@ -1,6 +1,9 @@
 package link
 
-import "strings"
+import (
+	"math/bits"
+	"strings"
+)
 
 // Label is what a node thinks of a request. The numbers stay on their node: on
 // the wire, and in policies, labels have names.
@@ -39,3 +42,6 @@ func ParseLabel(name string) (l Label, hint string, ok bool) {
 	}
 	return 0, "do you mean " + nearest(name, labelNames[:]) + "? Labels are " + strings.Join(labelNames[:], ", "), false
 }
+
+// first is the label with the smallest number of a set that has one.
+func (s LabelSet) first() Label { return Label(bits.TrailingZeros16(uint16(s))) }

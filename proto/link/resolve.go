@@ -15,7 +15,7 @@ const (
 	IsSuspended                  // affiliate suspended: the link's or affiliate's fallback, or as if there were no link
 	IsCapped                     // over its cap: the fallback, or as if there were no link
 	ByRule                       // a rule says: the fallback, or as if there were no link
-	_                            // clickv1.Outcome_OUTCOME_BLOCKED
+	IsBlocked                    // blocks or policies say: 403, a fallback, or the destination without its affiliate
 	ToRoot                       // no link at "/": the domain's root
 )
 
@@ -24,7 +24,7 @@ const ToRobots Outcome = 255
 
 var outcomeNames = map[Outcome]string{
 	ToDestination: "destination", ToNotFound: "not_found", IsDisabled: "disabled", IsNotYet: "not_yet",
-	IsExpired: "expired", IsSuspended: "suspended", IsCapped: "capped", ByRule: "rule", ToRoot: "root", ToRobots: "robots",
+	IsExpired: "expired", IsSuspended: "suspended", IsCapped: "capped", ByRule: "rule", IsBlocked: "blocked", ToRoot: "root", ToRobots: "robots",
 }
 
 // String is the outcome for people: "expired".
@@ -48,6 +48,7 @@ type Request struct {
 	Address    netip.Addr // the client's, not a proxy's
 	UserAgent  []byte     // the header
 	Random     uint64     // a number drawn for this request
+	Treatment  Treatment  // how it is treated: see Verdict
 
 	Visitor Visitor // nil: nothing is known
 	Caps    Caps    // nil: there is room under every cap
@@ -104,6 +105,10 @@ func Resolve(m *Match, req *Request, d *Decision) {
 		d.Status, d.Body = 200, m.Domain.robotsTxt
 		return
 	}
+	if req.Treatment == TreatRefuse {
+		d.refuse(m, req)
+		return
+	}
 	if m.Value == nil || !d.withLink(m, req) {
 		errors := d.RuleErrors
 		d.begin(m.Domain, ToNotFound)
@@ -112,7 +117,24 @@ func Resolve(m *Match, req *Request, d *Decision) {
 		}
 		d.withoutLink(m, req)
 	}
+	if req.Treatment != TreatLabel {
+		d.CacheControl = noStore // others are not treated so
+	}
 	if len(req.Query) > 0 && d.Location != nil {
+		q, _ := m.forwarding()
+		d.recordParams(req.Query, q)
+	}
+}
+
+// refuse answers with 403 whatever link there is.
+func (d *Decision) refuse(m *Match, req *Request) {
+	d.begin(nil, IsBlocked)
+	d.Status = 403
+	if c := &m.Link; m.Value != nil {
+		d.Domain, d.Path = c.Domain(m.Value), c.Path(m.Value)
+		d.Affiliate, d.Campaign = c.Affiliate(m.Value), c.Campaign(m.Value)
+	}
+	if len(req.Query) > 0 {
 		q, _ := m.forwarding()
 		d.recordParams(req.Query, q)
 	}
@@ -142,6 +164,9 @@ func (d *Decision) withLink(m *Match, req *Request) bool {
 	d.begin(m.Domain, c.outcome(m, req.UnixMicro))
 	d.Domain, d.Path = c.Domain(m.Value), c.Path(m.Value)
 	d.Affiliate, d.Campaign = c.Affiliate(m.Value), c.Campaign(m.Value)
+	if d.Outcome == ToDestination && req.Treatment == TreatFallback {
+		d.Outcome = IsBlocked
+	}
 	if d.Outcome == ToDestination {
 		destination := c.Destination(m.Value)
 		if c.flags&(flagPlan|flagCap) != 0 {
@@ -149,6 +174,9 @@ func (d *Decision) withLink(m *Match, req *Request) bool {
 		}
 		if d.Outcome == ToDestination {
 			d.Status = c.statusCode(m.Domain)
+			if req.Treatment == TreatNoAffiliate && len(d.Affiliate) > 0 {
+				d.Outcome = IsBlocked
+			}
 			return d.send(m, req, destination)
 		}
 	}
@@ -158,7 +186,7 @@ func (d *Decision) withLink(m *Match, req *Request) bool {
 		d.withoutLink(m, req)
 	case c.fallback.len > 0:
 		return d.sendAlone(m, req, c.fallback.in(m.Value))
-	case d.Outcome == IsSuspended && len(m.Affiliate.fallback) > 0:
+	case (d.Outcome == IsSuspended || d.Outcome == IsBlocked) && m.Affiliate.HasFallback():
 		return d.sendAlone(m, req, m.Affiliate.fallback)
 	case d.Outcome == IsExpired:
 		d.Status = 410

@@ -233,6 +233,9 @@ func (d *Decision) macroValue(m *macro) ([]byte, form) {
 	case macroDomain:
 		return f.req.Host, plainText
 	case macroAffiliate:
+		if f.req.Treatment != TreatLabel {
+			return nil, plainText // it must not earn
+		}
 		return d.Affiliate, plainText
 	case macroCampaign:
 		return d.Campaign, plainText

@@ -13,12 +13,33 @@ import (
 // Trace is how a request was decided, for people. Resolve adds to the one of its
 // Request; what is in it stays valid.
 type Trace struct {
+	Blocks    []BlockStep // those that match, whether they count or not
+	Labels    []LabelStep
+	Off       bool // the kill switch: every label and block only labels
+	Treatment Treatment
+
 	Rules    []RuleStep
 	Splits   []SplitStep // of the split that decided
 	SplitKey string      // what the split is sticky by, in words
 	Cap      *CapStep    // nil: no cap was asked for
 	Macros   []MacroStep
 	Query    []QueryStep
+}
+
+// BlockStep is a block that matches the request.
+type BlockStep struct {
+	Block     *Block
+	Label     Label
+	Treatment Treatment
+	Counts    bool // false: it has expired, or its label is off
+}
+
+// LabelStep is a label of the request.
+type LabelStep struct {
+	Label     Label
+	Reason    string
+	Treatment Treatment
+	Scope     string // of the policy that says so; empty when none does
 }
 
 // RuleStep is a rule that was looked at. Those behind the one that matched were
@@ -74,6 +95,23 @@ const (
 	OfAffiliate   Origin = "affiliate"
 	OfRequest     Origin = "request"
 )
+
+func (t *Trace) block(b *Block, counts bool) {
+	t.Blocks = append(t.Blocks, BlockStep{b, b.label, b.treatment, counts})
+}
+
+func (t *Trace) verdict(v *Verdict, p *InForce, off bool) {
+	for s := v.set; s != 0; s &= s - 1 {
+		l := s.first()
+		step := LabelStep{Label: l, Reason: string(v.reasons[l])}
+		var by *LabelPolicies
+		if step.Treatment, by = p.about(l); by != nil {
+			step.Scope = by.Scope
+		}
+		t.Labels = append(t.Labels, step)
+	}
+	t.Off, t.Treatment = off, v.Treatment
+}
 
 func (t *Trace) rule(i int, r *rule, p *Plan, f *facts, a answer) {
 	step := RuleStep{

@@ -46,18 +46,32 @@ func parseAgent(agent string) link.Agent {
 // and 300 bytes as a rule.
 const agentSlots = 1 << 13
 
+// userAgent is what is known of a user agent.
+type userAgent struct {
+	link.Agent
+	botList string // which list says that it is a bot, with its version; empty if it is none
+	preview string // likewise, that it fetches previews of links
+	claim   claim
+}
+
 // agentCache belongs to one list of bots.
 type agentCache struct {
 	bots  *bots
-	cache *cache[link.Agent]
-	parse func(string) link.Agent // made once: a method value is an allocation
+	cache *cache[userAgent]
+	parse func(string) userAgent // made once: a method value is an allocation
 }
 
 func newAgentCache(b *bots) *agentCache {
-	c := &agentCache{bots: b, cache: newCache[link.Agent](agentSlots)}
-	c.parse = func(agent string) link.Agent {
-		a := parseAgent(agent)
-		if a.Bot = a.Device == deviceBot || c.bots.match(agent); a.Bot && a.Device == "" {
+	c := &agentCache{bots: b, cache: newCache[userAgent](agentSlots)}
+	c.parse = func(agent string) userAgent {
+		a := userAgent{Agent: parseAgent(agent), preview: previewer(agent), claim: claimOf(agent)}
+		switch {
+		case c.bots.match(agent):
+			a.botList = b.name
+		case a.Device == deviceBot:
+			a.botList = parserName
+		}
+		if a.Bot = a.botList != ""; a.Bot && a.Device == "" {
 			a.Device = deviceBot
 		}
 		return a
@@ -65,15 +79,18 @@ func newAgentCache(b *bots) *agentCache {
 	return c
 }
 
+// parserName is the parser, which knows bots too, with its version.
+const parserName = "go-useragent v1.1.0"
+
 // get gives what a User-Agent header says.
-func (c *agentCache) get(agent []byte) *link.Agent {
+func (c *agentCache) get(agent []byte) *userAgent {
 	if len(agent) == 0 {
 		return &noAgent
 	}
 	return c.cache.get(agent[:min(len(agent), maxAgent)], c.parse)
 }
 
-var noAgent link.Agent
+var noAgent userAgent
 
 // Hints are the client hints of a request, as it sent them; nil where it did
 // not.

@@ -28,6 +28,7 @@ const (
 // bots are the patterns of user agents of bots. A pattern is looked at only
 // where a string is found that it cannot match without.
 type bots struct {
+	name     string // with its version: the reason of a label
 	patterns int
 	grams    [1 << 13 / 64]uint64  // bits of the hashes of the keys of byGram
 	byGram   map[gram][]botPattern // by the first three bytes of the string
@@ -52,7 +53,7 @@ func parseBots(name string, text []byte) (*bots, error) {
 	if len(text) > maxBotsBytes {
 		return nil, fmt.Errorf("%s: takes %d bytes, and at most %d are allowed", name, len(text), maxBotsBytes)
 	}
-	b := &bots{byGram: map[gram][]botPattern{}, hints: map[string]struct{}{}}
+	b := &bots{name: listName(name, text), byGram: map[gram][]botPattern{}, hints: map[string]struct{}{}}
 	var problems []error
 	line := 0
 	for pattern := range strings.Lines(string(text)) {
@@ -192,5 +193,6 @@ var loadBuiltinBots = sync.OnceValue(func() *bots {
 	if err != nil {
 		panic("BUG: " + err.Error())
 	}
+	b.name = "crawler-user-agents " + BotsVersion
 	return b
 })

@@ -17,6 +17,10 @@ import (
 type Config struct {
 	Geo  []string // MaxMind databases; of several, the first that knows a fact says it
 	Bots string   // a list of bots: a regular expression per line. Default: the one that comes with the program
+
+	// Lists of the networks of data centres: an address or a prefix in CIDR form
+	// per line, IPv4 or IPv6.
+	Datacenters []string
 }
 
 // Sources is where facts about requests come from.
@@ -24,8 +28,10 @@ type Sources struct {
 	every time.Duration
 	geo   []*source[database]
 	bots  *source[agentCache] // nil: the list that comes with the program
+	lists []*source[networks]
 
 	agents    atomic.Pointer[agentCache]
+	centres   atomic.Pointer[centres] // of all lists; nil: there is none
 	languages *cache[Languages]
 	referrers *cache[string]
 	places    *cache[link.Place] // of what proxies say
@@ -56,6 +62,12 @@ func Open(cfg Config) (*Sources, error) {
 		}}
 	} else {
 		s.agents.Store(newAgentCache(loadBuiltinBots()))
+	}
+	if len(cfg.Datacenters) > MaxDatacenters {
+		return nil, fmt.Errorf("%d lists of data centres: at most %d are allowed", len(cfg.Datacenters), MaxDatacenters)
+	}
+	for _, path := range cfg.Datacenters {
+		s.lists = append(s.lists, &source[networks]{path: path, limit: maxNetworksBytes, parse: parseNetworks})
 	}
 	if errs := s.read(); errs != nil {
 		return nil, errors.Join(errs...)
@@ -104,6 +116,15 @@ func (s *Sources) read() (errs []error) {
 			s.agents.Store(s.bots.current.Load())
 		}
 	}
+	changed := false
+	for _, l := range s.lists {
+		loaded, err := l.read()
+		note(loaded, err)
+		changed = changed || loaded
+	}
+	if changed {
+		s.centres.Store(joinNetworks(s.lists))
+	}
 	return errs
 }
 
@@ -116,6 +137,15 @@ type Stats struct {
 	LookupErrors uint64    // addresses whose record could not be read
 	BotPatterns  int       // that are in use
 	Oldest       time.Time // when the oldest database in use was built; zero: there is none
+	Lists        []List    // that requests are labelled by
+}
+
+// List is a list that requests are labelled by.
+type List struct {
+	Label   link.Label
+	Name    string // with its version
+	Entries int    // patterns, words or prefixes
+	Broken  bool   // what the file holds now cannot be used: this is what it held before
 }
 
 // Stats sums up.
@@ -133,11 +163,25 @@ func (s *Sources) Stats() Stats {
 			st.Oldest = built
 		}
 	}
+	bots := List{link.LabelBot, s.agents.Load().bots.name, st.BotPatterns, false}
 	if s.bots != nil {
 		st.Files++
-		if s.bots.broken.Load() {
+		if bots.Broken = s.bots.broken.Load(); bots.Broken {
 			st.Broken++
 		}
+	}
+	st.Lists = append(st.Lists, bots, List{link.LabelPreview, previews().name, len(previews().words), false})
+	for _, l := range s.lists {
+		st.Files++
+		n := l.current.Load()
+		if n == nil {
+			continue // New has failed
+		}
+		list := List{link.LabelDatacenter, n.name, len(n.prefixes), l.broken.Load()}
+		if list.Broken {
+			st.Broken++
+		}
+		st.Lists = append(st.Lists, list)
 	}
 	return st
 }
@@ -177,7 +221,7 @@ func (s *Sources) PlaceFrom(said *GeoValues, addr netip.Addr) link.Place {
 
 // Agent gives what a User-Agent header and client hints say.
 func (s *Sources) Agent(agent []byte, hints *Hints) link.Agent {
-	a := *s.agents.Load().get(agent)
+	a := s.agents.Load().get(agent).Agent
 	hints.apply(&a)
 	return a
 }

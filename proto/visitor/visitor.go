@@ -25,6 +25,8 @@ const (
 	Brands
 	Mobile
 	Platform
+	Accept
+	SecFetchMode
 	GeoCountry
 	GeoRegion
 	GeoCity
@@ -37,6 +39,7 @@ var HeaderNames = [GeoCountry]string{
 	UserAgent: "User-Agent", Referrer: "Referer", AcceptLanguage: "Accept-Language",
 	SecPurpose: "Sec-Purpose", Purpose: "Purpose", XMoz: "X-Moz", SecGPC: "Sec-Gpc",
 	Brands: "Sec-Ch-Ua", Mobile: "Sec-Ch-Ua-Mobile", Platform: "Sec-Ch-Ua-Platform",
+	Accept: "Accept", SecFetchMode: "Sec-Fetch-Mode",
 }
 
 // Headers are the values of headers, nil for those that are missing.
@@ -52,6 +55,7 @@ type Visitor struct {
 	hasPlace, hasAgent, hasID bool
 	place                     link.Place
 	agent                     link.Agent
+	known                     *userAgent // what the user agent says alone; nil: nobody has asked
 	id                        [ClickIDLen]byte
 }
 
@@ -60,6 +64,7 @@ type Visitor struct {
 func (v *Visitor) Reset(s *Sources, addr netip.Addr, headers *Headers) {
 	v.sources, v.addr, v.headers = s, addr, headers
 	v.hasPlace, v.hasAgent, v.hasID = false, false, false
+	v.known = nil
 }
 
 // Place gives where the address is.
@@ -81,10 +86,19 @@ func (v *Visitor) Place() *link.Place {
 func (v *Visitor) Agent() *link.Agent {
 	if !v.hasAgent {
 		h := v.headers
-		v.agent = v.sources.Agent(h[UserAgent], &Hints{h[Brands], h[Mobile], h[Platform]})
+		v.agent = v.userAgent().Agent
+		(&Hints{h[Brands], h[Mobile], h[Platform]}).apply(&v.agent)
 		v.hasAgent = true
 	}
 	return &v.agent
+}
+
+// userAgent gives what the user agent says, looked up once.
+func (v *Visitor) userAgent() *userAgent {
+	if v.known == nil {
+		v.known = v.sources.agents.Load().get(v.headers[UserAgent])
+	}
+	return v.known
 }
 
 // Languages gives what Accept-Language says.

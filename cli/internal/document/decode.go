@@ -214,6 +214,8 @@ func (p *parser) scalar(node *yaml.Node, fd protoreflect.FieldDescriptor, path s
 		fits = fits && node.Tag == "!!bool"
 	case protoreflect.Int32Kind, protoreflect.Uint32Kind:
 		fits = fits && node.Tag == "!!int"
+	case protoreflect.DoubleKind:
+		fits = fits && (node.Tag == "!!float" || node.Tag == "!!int")
 	case protoreflect.EnumKind:
 		fits = fits && node.Tag == "!!str"
 	}

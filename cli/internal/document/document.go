@@ -130,7 +130,7 @@ func (p *parser) yamlProblem(err error) *Problem {
 	return problem
 }
 
-var kindNames = []string{"Link", "Domain", "Affiliate", "Block", "List"}
+var kindNames = []string{"Link", "Domain", "Affiliate", "Block", "Policy", "List"}
 
 // document takes one document, or the items of a list, in.
 func (p *parser) document(node *yaml.Node) {
@@ -243,6 +243,8 @@ func Blank(kind string) *linkv1.Resource {
 		return &linkv1.Resource{Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{}}}
 	case "Block":
 		return &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{}}}
+	case "Policy":
+		return &linkv1.Resource{Kind: &linkv1.Resource_Policy{Policy: &linkv1.Policy{}}}
 	}
 	return nil
 }
@@ -259,6 +261,8 @@ func Message(r *linkv1.Resource) protoreflect.Message {
 		return k.Affiliate.ProtoReflect()
 	case *linkv1.Resource_Block:
 		return k.Block.ProtoReflect()
+	case *linkv1.Resource_Policy:
+		return k.Policy.ProtoReflect()
 	}
 	return nil
 }
@@ -292,7 +296,7 @@ func ParseRow(text []byte) (*linkv1.Resource, []*Problem) {
 	}
 	r := Blank(name)
 	if r == nil {
-		p.problem(1, "", "kind: there is no %q%s", name, didYouMean(name, kindNames[:4]))
+		p.problem(1, "", "kind: there is no %q%s", name, didYouMean(name, kindNames[:5]))
 		return nil, p.problems
 	}
 	p.message(nodes[0], Message(r), "")

@@ -106,11 +106,11 @@ state: susspended
 		`bad.yaml:6: disabled must be true or false, not the string "maybe"`,
 		`bad.yaml:7: campaign must be a string, not the number 2026 | put it in quotes`,
 		`bad.yaml:8: labels must be a mapping, not a list`,
-		`bad.yaml:10: kind: there is no "Lnk"; did you mean "Link"? | it is one of Link, Domain, Affiliate, Block, List`,
+		`bad.yaml:10: kind: there is no "Lnk"; did you mean "Link"? | it is one of Link, Domain, Affiliate, Block, Policy, List`,
 		`bad.yaml:17: path is set twice: first in line 15`,
 		`bad.yaml:18: expires_at must be a time such as 2026-12-24T18:00:00Z or 2026-12-24, not "tomorrow"`,
 		`bad.yaml:20: a document must be a mapping, not the number 1 | it starts with "kind: Link"`,
-		`bad.yaml:22: kind is missing | it is one of Link, Domain, Affiliate, Block, List`,
+		`bad.yaml:22: kind is missing | it is one of Link, Domain, Affiliate, Block, Policy, List`,
 		`bad.yaml:26: state must be one of ACTIVE, SUSPENDED, not "susspended"; did you mean "SUSPENDED"?`,
 	}
 	if d := cmp.Diff(want, problems(t, "bad.yaml", text)); d != "" {

@@ -50,6 +50,8 @@ func scalar(fd protoreflect.FieldDescriptor) protoreflect.Value {
 		return protoreflect.ValueOfUint32(7)
 	case protoreflect.Uint64Kind:
 		return protoreflect.ValueOfUint64(1 << 60)
+	case protoreflect.DoubleKind:
+		return protoreflect.ValueOfFloat64(0.25)
 	case protoreflect.EnumKind:
 		return protoreflect.ValueOfEnum(1)
 	}

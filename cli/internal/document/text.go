@@ -31,6 +31,8 @@ func want(fd protoreflect.FieldDescriptor) string {
 		return "true or false"
 	case protoreflect.StringKind, protoreflect.BytesKind:
 		return "a string"
+	case protoreflect.DoubleKind:
+		return "a number"
 	case protoreflect.EnumKind:
 		return "one of " + strings.Join(enumNames(fd.Enum()), ", ")
 	case protoreflect.MessageKind:
@@ -141,6 +143,10 @@ func scalarValue(fd protoreflect.FieldDescriptor, text string) (v protoreflect.V
 		var n uint64
 		n, err = strconv.ParseUint(text, 0, 64)
 		v = protoreflect.ValueOfUint64(n)
+	case protoreflect.DoubleKind:
+		var f float64
+		f, err = strconv.ParseFloat(text, 64)
+		v = protoreflect.ValueOfFloat64(f)
 	case protoreflect.EnumKind:
 		return enumValue(fd.Enum(), text)
 	default:

@@ -199,7 +199,7 @@ func (l *Log) extend(next *View, s step) {
 			l.served = s.before()
 		}
 	}
-	if down, deletes := takenDown(s.changes, s.olds); len(down) > 0 {
+	if down, deletes := takenDown(s.changes, s.olds, r.at); len(down) > 0 {
 		if l.lane.admit(len(down), deletes, next.hold != nil, r.at) {
 			next.downs = withDown(next.downs, newTakeDown(next.epoch, r.revision, s.changes, down))
 			l.metrics.downs.Add(1)

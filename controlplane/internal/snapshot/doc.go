@@ -12,7 +12,8 @@
 // What a Guard does not let pass is held back: the records are in the log behind
 // View.Head, which stays before them, until an operator releases them (kept in
 // etcd, so that every replica learns of it) or their writer has allowed it.
-// What takes links down goes ahead of all that as a TakeDown. An audit compares
+// What takes links down, and what is written about blocks and policies, goes
+// ahead of all that as a TakeDown. An audit compares
 // the state with the source now and then, and has it read anew when they
 // differ.
 //

@@ -74,9 +74,11 @@ func (l *lane) admit(n, deletes int, held bool, now time.Time) bool {
 }
 
 // takenDown finds what changes take down: links that are deleted or become
-// disabled, affiliates that become suspended. It gives their indexes, and how
-// many are deletions.
-func takenDown(changes []change, olds []entry) (down []int, deletes int) {
+// disabled, affiliates that become suspended. Blocks and policies go with them,
+// whatever was done to them: what is blocked by mistake must be free as soon as
+// what is sold by mistake is gone. It gives their indexes, and how many are
+// deletions of links.
+func takenDown(changes []change, olds []entry, now time.Time) (down []int, deletes int) {
 	for i := range changes {
 		c := &changes[i]
 		switch {
@@ -93,6 +95,9 @@ func takenDown(changes []change, olds []entry) (down []int, deletes int) {
 			if c.entry != "" && suspended(c.entry) && (olds[i] == "" || !suspended(olds[i])) {
 				down = append(down, i)
 			}
+		case strings.HasPrefix(c.key, policyPrefix),
+			strings.HasPrefix(c.key, blockPrefix) && (c.entry != "" || !ended(olds[i], now)):
+			down = append(down, i)
 		}
 	}
 	return down, deletes
@@ -101,6 +106,8 @@ func takenDown(changes []change, olds []entry) (down []int, deletes int) {
 var (
 	linkPrefix      = link.Links.Prefix()
 	affiliatePrefix = link.Affiliates.Prefix()
+	blockPrefix     = link.Blocks.Prefix()
+	policyPrefix    = link.Policies.Prefix()
 )
 
 // Field numbers of aff.link.v1 that are read by hand, of entries that need not
@@ -108,9 +115,32 @@ var (
 const (
 	fieldResourceLink      = 1
 	fieldResourceAffiliate = 3
+	fieldResourceBlock     = 4
 	fieldLinkDisabled      = 15
 	fieldAffiliateState    = 2
+	fieldBlockExpireTime   = 9
+	fieldSeconds           = 1 // of a google.protobuf.Timestamp
 )
+
+// endSlack is how far the clocks of this replica and of whoever wrote a block may
+// be apart.
+const endSlack = 5 * time.Second
+
+// ended says whether a block that is deleted had come to its end. Nodes have let
+// go of it by themselves, so that its deletion, which may be one of many
+// thousands of a list, need not overtake anything.
+func ended(e entry, now time.Time) bool {
+	if e == "" {
+		return true // there was none
+	}
+	_, value := e.split()
+	end := bytesField(bytesField(bytesOf(value), fieldResourceBlock), fieldBlockExpireTime)
+	if len(end) == 0 {
+		return false
+	}
+	seconds := int64(varint(end, fieldSeconds)) //nolint:gosec // as protobuf writes negative ones
+	return time.Unix(seconds, 0).Before(now.Add(endSlack))
+}
 
 func disabled(e entry) bool {
 	_, value := e.split()

@@ -2,10 +2,15 @@ package snapshot
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -88,6 +93,91 @@ func TestWhatIsTakenDownIsOnlyThat(t *testing.T) {
 			if wholly := l.View().IsTakeDown(at); wholly != (len(step.changes) == 1 && step.want != "map[]") {
 				t.Errorf("%v is wholly a take-down: %v", step.changes, wholly)
 			}
+		}
+	})
+}
+
+func blockValue(t *testing.T, reason string, end time.Time) string {
+	b := &linkv1.Block{Id: "b", Match: &linkv1.Block_Prefix{Prefix: "192.0.2.1"}, Reason: reason}
+	if !end.IsZero() {
+		b.Ttl, b.ExpireTime = durationpb.New(time.Hour), timestamppb.New(end)
+	}
+	return value(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: b}})
+}
+
+func TestEveryWriteOfABlockOrPolicyOvertakesButNotTheEndOfABlock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(map[string]string{"blocks/mistake": blockValue(t, "r", time.Time{}), "policies/*": "1"})
+		l := start(t, src, Config{})
+		now := time.Now()
+		for _, step := range []struct {
+			changes map[string]string
+			want    string
+		}{
+			{map[string]string{"policies/*": "off"}, "map[policies/*:true]"},
+			{map[string]string{"blocks/mistake": "", "domains/a": "1"}, "map[blocks/mistake:false]"},
+			{map[string]string{"blocks/ends": blockValue(t, "r", now.Add(time.Hour)), "blocks/stands": blockValue(t, "r", time.Time{})}, "map[blocks/ends:true blocks/stands:true]"},
+			{map[string]string{"blocks/ends": blockValue(t, "other", now.Add(time.Minute))}, "map[blocks/ends:true]"},
+			{map[string]string{"blocks/ended": blockValue(t, "r", now.Add(time.Second))}, "map[blocks/ended:true]"},
+			{map[string]string{"blocks/ended": ""}, "map[]"}, // by its lease
+			{map[string]string{"blocks/ends": "", "policies/*": ""}, "map[blocks/ends:false policies/*:false]"},
+			{map[string]string{"blocks/stands": ""}, "map[blocks/stands:false]"},
+		} {
+			at := src.write(step.changes)
+			synctest.Wait()
+			got := "map[]"
+			if downs := l.View().TakeDowns(at - 1); len(downs) > 0 {
+				got = fmt.Sprint(decoded(t, downs[0]))
+			}
+			if got != step.want {
+				t.Errorf("%v overtakes as %s, want %s", slices.Sorted(maps.Keys(step.changes)), got, step.want)
+			}
+		}
+	})
+}
+
+// TestKillSwitchOvertakesALongListOfBlocks writes a list faster than the lane takes
+// it, and lets it end; a policy is written into each.
+func TestKillSwitchOvertakesALongListOfBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.forgets = true
+		src.write(map[string]string{"domains/a": "1"})
+		l := start(t, src, Config{})
+		end := time.Now().Add(time.Minute)
+		written := func(text string) {
+			t.Helper()
+			at := src.write(map[string]string{"policies/*": text})
+			synctest.Wait()
+			downs := l.View().TakeDowns(0)
+			total := 0
+			for _, d := range downs {
+				total += d.entries
+			}
+			if last := downs[len(downs)-1]; last.Revision != at || total > maxDowns {
+				t.Fatalf("the last of %d take-downs of %d resources is of revision %d, want %d", len(downs), total, last.Revision, at)
+			}
+		}
+		for i := range 200 {
+			part := make(map[string]string)
+			for j := range 100 {
+				part[fmt.Sprintf("blocks/%d", i*100+j)] = blockValue(t, "r", end)
+			}
+			src.write(part)
+		}
+		written("on")
+		if l.metrics.downsSkipped.Load() == 0 {
+			t.Fatal("all of the list went by the lane")
+		}
+		time.Sleep(time.Minute)
+		before := len(l.View().TakeDowns(0))
+		for i := range 20_000 {
+			src.write(map[string]string{fmt.Sprintf("blocks/%d", i): ""})
+		}
+		written("off")
+		if n := len(l.View().TakeDowns(0)); n != before+1 {
+			t.Fatalf("%d take-downs after the blocks have ended, want %d", n, before+1)
 		}
 	})
 }

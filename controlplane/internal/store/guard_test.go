@@ -98,7 +98,7 @@ func TestLinkIsNotWrittenOnceItsAffiliateIsDeletedInBetween(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tx.workOut(); err != nil {
+	if err := tx.workOut(s.now()); err != nil {
 		t.Fatal(err)
 	}
 	compares, ops, err := tx.guard(t.Context())

@@ -81,6 +81,7 @@ type row struct {
 	name      string
 	value     []byte
 	affiliate string
+	timed     *linkv1.Resource // a block whose end is worked out when it is written; else nil
 	invalid   error
 
 	// What comes of it, if the transaction succeeds.
@@ -150,6 +151,9 @@ func (c *chunk) validate() {
 		to.name, _ = link.Name(r) // Encode says what is wrong with it
 		if to.value, to.invalid = link.Encode(r); to.invalid == nil {
 			to.affiliate = r.GetLink().GetAffiliate()
+			if r.GetBlock().GetTtl() != nil {
+				to.timed = r
+			}
 		}
 	}
 	c.resources = nil

@@ -100,10 +100,10 @@ func (im *importer) commit(ctx context.Context, b *batch) (err error) {
 			return nil
 		}
 		got, err := im.put(ctx, b, v, puts, guarded)
-		if err != nil {
+		if err != nil && !leaseGone(err) {
 			return err
 		}
-		if got.Succeeded {
+		if err == nil && got.Succeeded {
 			b.revision = got.Header.Revision
 			return nil
 		}
@@ -147,6 +147,7 @@ func (im *importer) read(ctx context.Context, b *batch) ([]stored, error) {
 type put struct {
 	slot  int
 	value []byte
+	end   *timestamppb.Timestamp // of a block; nil: none
 }
 
 // evaluate works out each row in order, against the view and what the rows
@@ -156,9 +157,11 @@ func (im *importer) evaluate(b *batch, v view) (puts []put, guarded bool) {
 	written := make([]*put, len(b.names))
 	puts = make([]put, 0, len(b.names))
 	b.end = len(b.rows)
+	now := im.s.now()
 	for i := range b.rows {
 		r := &b.rows[i]
 		r.outcome, r.failed, r.since = 0, r.invalid, 0
+		end := im.timed(r, v, now)
 		if r.failed == nil {
 			r.outcome, r.failed = im.outcome(b, r, v, written)
 		}
@@ -174,12 +177,24 @@ func (im *importer) evaluate(b *batch, v view) (puts []put, guarded bool) {
 			puts = append(puts, put{slot: r.slot})
 			written[r.slot] = &puts[len(puts)-1]
 		}
-		written[r.slot].value = r.value
+		written[r.slot].value, written[r.slot].end = r.value, end
 		if im.overlay != nil {
 			im.overlay[xxh3.HashString128(r.name)] = xxh3.Hash128(r.value)
 		}
 	}
 	return puts, guarded
+}
+
+// timed works out the end of a row that is a block, if it has one.
+func (im *importer) timed(r *row, v view, now time.Time) *timestamppb.Timestamp {
+	if r.timed == nil || r.failed != nil {
+		return nil
+	}
+	var whole *linkv1.Resource
+	if whole, r.failed = due(r.timed, v.state[r.slot], now); r.failed == nil {
+		r.value, r.failed = link.Marshal(whole)
+	}
+	return whole.GetBlock().GetExpireTime()
 }
 
 // outcome works out one row.
@@ -223,6 +238,7 @@ func (im *importer) put(ctx context.Context, b *batch, v view, puts []put, guard
 	ops := make([]clientv3.Op, 0, len(puts))
 	now := timestamppb.New(im.s.now().Truncate(time.Millisecond))
 	record := linkv1.Record{UpdateTime: now, UpdatedBy: im.who}
+	held := leases{s: im.s}
 	for _, p := range puts {
 		key, old := resources+b.names[p.slot], v.state[p.slot]
 		record.Resource, record.CreateTime = p.value, createTime(old.record, now)
@@ -230,13 +246,20 @@ func (im *importer) put(ctx context.Context, b *batch, v view, puts []put, guard
 		if err != nil {
 			return nil, &link.Error{Kind: link.Invalid, Field: "updated_by", Message: "is not valid UTF-8", Err: err}
 		}
+		op, err := held.put(ctx, key, string(value), old, p.end)
+		if err != nil {
+			held.done(ctx, false, nil)
+			return nil, err
+		}
 		compares = append(compares, unchangedSince(key, old.revision))
-		ops = append(ops, clientv3.OpPut(key, string(value)))
+		ops = append(ops, op)
 	}
 	if guarded {
 		compares = append(compares, unchangedSince(guardKey, v.guard.revision))
 	}
-	return im.s.txn(ctx, compares, ops, nil)
+	got, err := im.s.txn(ctx, compares, ops, nil)
+	held.done(ctx, err == nil && got.Succeeded, err)
+	return got, err
 }
 
 // affiliatesOf gives the affiliates of the batch's links that exist at the

@@ -20,7 +20,7 @@ type Filter struct {
 	Domain     string            // links and domains: the host, byte for byte
 	PathPrefix string            // links; needs a domain
 	Affiliate  string            // links and blocks
-	Labels     map[string]string // not for blocks; an empty value matches any
+	Labels     map[string]string // not for blocks and policies; an empty value matches any
 }
 
 // Check says what is wrong with a filter.
@@ -29,22 +29,22 @@ func (f Filter) Check() error {
 		return &link.Error{Kind: link.Invalid, Field: "filter." + field, Message: message}
 	}
 	switch {
-	case f.Kind < link.Links || f.Kind > link.Blocks:
+	case f.Kind < link.Links || f.Kind > link.Policies:
 		return bad("kind", "is not a kind of resource")
 	case f.Domain != "" && f.Kind != link.Links && f.Kind != link.Domains:
-		return bad("domain", f.Kind.String()+"s have no domain")
+		return bad("domain", f.Kind.Plural()+" have no domain")
 	case strings.Contains(f.Domain, "/"):
 		return bad("domain", "is a host, without a path")
 	case f.PathPrefix != "" && f.Kind != link.Links:
-		return bad("path_prefix", f.Kind.String()+"s have no path")
+		return bad("path_prefix", f.Kind.Plural()+" have no path")
 	case f.PathPrefix != "" && f.Domain == "":
 		return bad("path_prefix", "needs a domain")
 	case f.PathPrefix != "" && f.PathPrefix[0] != '/':
 		return bad("path_prefix", "does not start with a slash")
 	case f.Affiliate != "" && f.Kind != link.Links && f.Kind != link.Blocks:
-		return bad("affiliate", f.Kind.String()+"s have no affiliate")
-	case len(f.Labels) > 0 && f.Kind == link.Blocks:
-		return bad("labels", "blocks have no labels")
+		return bad("affiliate", f.Kind.Plural()+" have no affiliate")
+	case len(f.Labels) > 0 && (f.Kind == link.Blocks || f.Kind == link.Policies):
+		return bad("labels", f.Kind.Plural()+" have no labels of their own")
 	}
 	return nil
 }

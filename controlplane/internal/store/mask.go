@@ -17,6 +17,7 @@ var (
 	readOnlyFields = []protoreflect.Name{"revision", "create_time", "update_time", "updated_by"}
 	keyFields      = map[link.Kind][]protoreflect.Name{
 		link.Links: {"domain", "path"}, link.Domains: {"host"}, link.Affiliates: {"id"}, link.Blocks: {"id"},
+		link.Policies: {"scope"},
 	}
 )
 
@@ -33,8 +34,13 @@ func merge(kind link.Kind, old, update *linkv1.Resource, mask []string) (*linkv1
 			return nil, err
 		}
 	}
+	if b := merged.GetBlock(); b != nil && slices.ContainsFunc(mask, namesTTL) {
+		b.ExpireTime = nil // it counts anew
+	}
 	return merged, nil
 }
+
+func namesTTL(path string) bool { return path == "ttl" || strings.HasPrefix(path, "ttl.") }
 
 // inner is the message inside a resource, of whatever kind.
 func inner(r *linkv1.Resource) protoreflect.Message {
@@ -52,6 +58,8 @@ func copyField(kind link.Kind, dst, src protoreflect.Message, path string) error
 			return maskError(fmt.Sprintf("%s has no field %q", kind, path))
 		case depth == 0 && slices.Contains(readOnlyFields, fd.Name()):
 			return maskError(fmt.Sprintf("%s is read-only", path))
+		case depth == 0 && kind == link.Blocks && fd.Name() == "expire_time":
+			return maskError(path + " is worked out from ttl")
 		case depth == 0 && slices.Contains(keyFields[kind], fd.Name()):
 			return maskError(fmt.Sprintf("%s is part of the name, which cannot change", path))
 		case !nested && src.Has(fd):

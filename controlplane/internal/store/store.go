@@ -188,6 +188,7 @@ type stored struct {
 	revision int64
 	record   []byte
 	value    []byte
+	lease    clientv3.LeaseID // 0: none
 }
 
 func (s stored) exists() bool { return s.revision != 0 }
@@ -197,7 +198,10 @@ func storedFrom(kvs []*mvccpb.KeyValue) stored {
 	if len(kvs) == 0 {
 		return stored{}
 	}
-	return stored{revision: kvs[0].ModRevision, record: kvs[0].Value, value: recordValue(kvs[0].Value)}
+	return stored{
+		revision: kvs[0].ModRevision, record: kvs[0].Value, value: recordValue(kvs[0].Value),
+		lease: clientv3.LeaseID(kvs[0].Lease),
+	}
 }
 
 // unchangedSince is true in a transaction while the key is as it was read.

@@ -201,7 +201,7 @@ func (t *transaction) try(ctx context.Context) ([]Result, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := t.workOut(); err != nil {
+	if err := t.workOut(t.s.now()); err != nil {
 		return nil, 0, err
 	}
 	compares, ops, err := t.guard(ctx)
@@ -218,14 +218,16 @@ func (t *transaction) try(ctx context.Context) ([]Result, int64, error) {
 // compares do, together with ops.
 func (t *transaction) commit(ctx context.Context, read int64, compares []clientv3.Cmp, ops []clientv3.Op) ([]Result, int64, error) {
 	record := linkv1.Record{UpdateTime: timestamppb.New(t.s.now().Truncate(time.Millisecond)), UpdatedBy: t.who}
+	held := leases{s: t.s}
 	for i := range t.changes {
 		c := &t.changes[i]
 		compares = append(compares, unchangedSince(resources+c.name, c.old.revision))
 		if c.outcome == Unchanged {
 			continue
 		}
-		op, err := c.op(&record)
+		op, err := c.op(ctx, &record, &held)
 		if err != nil {
+			held.done(ctx, false, nil)
 			return nil, 0, err
 		}
 		ops = append(ops, op)
@@ -237,11 +239,12 @@ func (t *transaction) commit(ctx context.Context, read int64, compares []clientv
 		ops = append(ops, allowShrink(t.shrinks))
 	}
 	got, err := t.s.txn(ctx, compares, ops, nil)
+	held.done(ctx, err == nil && got.Succeeded, err)
+	if leaseGone(err) || err == nil && !got.Succeeded {
+		return nil, 0, errRaced
+	}
 	if err != nil {
 		return nil, 0, err
-	}
-	if !got.Succeeded {
-		return nil, 0, errRaced
 	}
 	if t.held != nil && len(t.deletedAffiliates()) > 0 {
 		t.held.over = true // that was part of the transaction
@@ -266,17 +269,17 @@ func (t *transaction) read(ctx context.Context) (int64, error) {
 }
 
 // workOut finds what comes of each write, and all problems.
-func (t *transaction) workOut() error {
+func (t *transaction) workOut(now time.Time) error {
 	var problems []error
 	for i := range t.changes {
-		if err := t.changes[i].workOut(); err != nil {
+		if err := t.changes[i].workOut(now); err != nil {
 			problems = append(problems, err)
 		}
 	}
 	return errors.Join(problems...)
 }
 
-func (c *change) workOut() error {
+func (c *change) workOut(now time.Time) error {
 	if err := c.checkState(); err != nil {
 		return err
 	}
@@ -306,6 +309,9 @@ func (c *change) workOut() error {
 		}
 	}
 	var err error
+	if c.next, err = due(c.next, c.old, now); err != nil {
+		return err
+	}
 	if c.value, err = link.Marshal(c.next); err != nil {
 		return err
 	}
@@ -433,8 +439,9 @@ func (t *transaction) checkAffiliates(ctx context.Context, deleted []string) (*i
 }
 
 // op is the change as an operation of etcd; record has the time and who.
-func (c *change) op(record *linkv1.Record) (clientv3.Op, error) {
+func (c *change) op(ctx context.Context, record *linkv1.Record, held *leases) (clientv3.Op, error) {
 	if c.outcome == Deleted {
+		held.leave(c.old)
 		return clientv3.OpDelete(resources + c.name), nil
 	}
 	record.CreateTime = createTime(c.old.record, record.UpdateTime)
@@ -443,7 +450,7 @@ func (c *change) op(record *linkv1.Record) (clientv3.Op, error) {
 	if err != nil {
 		return clientv3.Op{}, &link.Error{Kind: link.Invalid, Field: "updated_by", Message: "is not valid UTF-8", Err: err}
 	}
-	return clientv3.OpPut(resources+c.name, string(b)), nil
+	return held.put(ctx, resources+c.name, string(b), c.old, c.next.GetBlock().GetExpireTime())
 }
 
 // createTime gives the time of creation from a stored record; now if there is

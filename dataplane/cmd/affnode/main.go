@@ -58,6 +58,17 @@ func main() {
 			fs.StringVar(&geoip, "geoip", "", "MaxMind database `files` (city, country, ASN), separated by commas; the first that knows wins; re-read when replaced")
 			fs.StringVar(&cfg.GeoHeaders, "geo-headers", "", "`headers` in which trusted proxies say where the client is: cloudflare, cloudfront, fastly or country=CF-IPCountry,asn=X-ASN")
 			fs.StringVar(&cfg.Bots, "bots", "", "`file` of regular expressions of user agents of bots, one per line, re-read when replaced; default: a built-in list")
+			fs.Func("datacenters", "`file` of networks of data centres, one CIDR prefix per line, re-read when replaced; may be repeated", func(path string) error {
+				cfg.Datacenters = append(cfg.Datacenters, path)
+				return nil
+			})
+			fs.StringVar(&cfg.LabelOff, "label-off", "", "`labels` that requests are never given, separated by commas: bot, datacenter, prefetch, preview, head, no_ua, odd_headers, rate, duplicate, replay, blocked")
+			fs.Int64Var(&cfg.LabelMemory, "label-memory", 32<<20, "`bytes` for all that labels remember, whatever the traffic")
+			fs.DurationVar(&cfg.LabelRateWindow, "label-rate-window", time.Minute, "`time` over which requests are counted for the label rate")
+			fs.IntVar(&cfg.LabelRate, "label-rate", 600, "`requests` of one address in that time from which on they are labelled")
+			fs.IntVar(&cfg.LabelRatePerLink, "label-rate-per-link", 120, "`requests` of one address for one link, likewise")
+			fs.DurationVar(&cfg.LabelDuplicate, "label-duplicate", 30*time.Second, "`time` after which the same address, user agent and link are no duplicate any more")
+			fs.DurationVar(&cfg.LabelReplay, "label-replay", time.Hour, "`time` after which the same click id (gclid, fbclid, ...) of a link is no replay any more")
 			fs.BoolVar(&cfg.ReusePort, "reuse-port", false, "take the addresses over, when ready, from a process that also says so")
 			fs.DurationVar(&cfg.Drain, "drain", 10*time.Second, "`time` to answer what is in flight at the end")
 			fs.DurationVar(&cfg.Flush, "flush", 10*time.Second, "`time` to publish what is in the spool at the end")

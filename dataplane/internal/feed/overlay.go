@@ -23,7 +23,8 @@ const (
 // Nothing is asked of it when a request is answered. The table that is live is
 // an edit of the verified one, made whenever one of the two changes, and what
 // answers for a link that was taken down is exactly what will be in the version
-// that holds it. The version of a click is that of the verified table.
+// that holds it. So it is for blocks and policies, of which every write is told
+// like a take-down. The version of a click is that of the verified table.
 type overlay struct {
 	refusals map[string]refusal // by key
 	size     int
@@ -32,7 +33,7 @@ type overlay struct {
 // refusal is what is known about one resource.
 type refusal struct {
 	version table.Version // that has taken it down
-	value   []byte        // what is shown instead; nil: nothing
+	value   []byte        // what is shown instead; empty: nothing
 }
 
 // over gives the table to show for a verified one.
@@ -58,7 +59,7 @@ func later(v, than table.Version) bool { return v.Epoch == than.Epoch && v.Revis
 
 // apply shows a refusal.
 func (r *refusal) apply(b *table.Builder, key string) {
-	if r.value == nil || b.Put([]byte(key), r.value) != nil {
+	if len(r.value) == 0 || b.Put([]byte(key), r.value) != nil {
 		b.Delete([]byte(key))
 	}
 }
@@ -132,12 +133,16 @@ func (a *applier) takeDown(m *feedv1.TakeDown) outcome {
 }
 
 // refuse gives what is shown instead of something that was taken down. Nothing
-// verifies a take-down, so it can only refuse: a value that is not that of a
-// disabled link, or of a suspended affiliate, is not shown.
+// verifies a take-down, so of links and affiliates it can only refuse: a value
+// that is not that of a disabled link, or of a suspended affiliate, is not shown.
+// Blocks and policies send nobody anywhere, and are shown as they are.
 func refuse(e *feedv1.Entry) (value []byte, ok bool) {
 	key := e.GetKey()
 	if id, is := strings.CutPrefix(key, link.Affiliates.Prefix()); is {
 		return suspended(key, id, e.GetValue()), true
+	}
+	if strings.HasPrefix(key, link.Blocks.Prefix()) || strings.HasPrefix(key, link.Policies.Prefix()) {
+		return e.GetValue(), len(e.GetValue()) == 0 || compiles(key, e.GetValue())
 	}
 	if !strings.HasPrefix(key, link.Links.Prefix()) {
 		return nil, false
@@ -148,6 +153,14 @@ func refuse(e *feedv1.Entry) (value []byte, ok bool) {
 		}
 	}
 	return nil, true
+}
+
+// compiles says whether the value of a block or a policy can be served. One that
+// cannot, perhaps of a later release, is left to the version that holds it: what
+// it replaces stands until then.
+func compiles(key string, value []byte) bool {
+	r, err := link.Unmarshal(key, value)
+	return err == nil && link.Validate(r) == nil
 }
 
 // suspended gives the affiliate as it is if it is suspended, and else one that

@@ -236,6 +236,70 @@ func TestTakeDownFollowsPrefixesAndPolicies(t *testing.T) {
 	wantAnswer(t, live, "/shop/other", "", link.ToNotFound)
 }
 
+// shownOf gives what the live table has of blocks and policies: the reason of a
+// block, and whether a policy is off.
+func shownOf(live *table.Live) map[string]string {
+	shown := map[string]string{}
+	for key, value := range live.Load().All() {
+		if r, err := link.Unmarshal(string(key), value); err != nil {
+			shown[string(key)] = "damaged"
+		} else if r.GetBlock() != nil {
+			shown[string(key)] = r.GetBlock().GetReason()
+		} else if r.GetPolicy() != nil {
+			shown[string(key)] = fmt.Sprint("off: ", r.GetPolicy().GetOff())
+		}
+	}
+	return shown
+}
+
+func blockEntry(t testing.TB, id, reason string) *feedv1.Entry {
+	t.Helper()
+	return resource(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{
+		Id: id, Match: &linkv1.Block_Prefix{Prefix: "192.0.2.0/24"}, Action: linkv1.BlockAction_BLOCK_ACTION_REFUSE, Reason: reason,
+	}}})
+}
+
+func policyEntry(t testing.TB, off bool) *feedv1.Entry {
+	t.Helper()
+	return resource(t, &linkv1.Resource{Kind: &linkv1.Resource_Policy{Policy: &linkv1.Policy{Scope: "*", Off: off}}})
+}
+
+func TestBlocksAndPoliciesOvertakeAsTheyAre(t *testing.T) {
+	live := &table.Live{}
+	a := newApplier(live, Guard{})
+	for _, f := range snapshotOf(version(10), blockEntry(t, "a", "flood"), blockEntry(t, "b", "by mistake"), policyEntry(t, false)) {
+		a.take(wire(t, f))
+	}
+	verified := live.Load()
+	for _, step := range []struct {
+		entries []*feedv1.Entry
+		want    string
+	}{
+		{[]*feedv1.Entry{policyEntry(t, true)}, "map[blocks/a:flood blocks/b:by mistake policies/*:off: true]"},
+		{[]*feedv1.Entry{{Key: "blocks/b"}, blockEntry(t, "c", "new")}, "map[blocks/a:flood blocks/c:new policies/*:off: true]"},
+		{[]*feedv1.Entry{blockEntry(t, "a", "changed"), {Key: "blocks/none"}}, "map[blocks/a:changed blocks/c:new policies/*:off: true]"},
+		// What cannot be served changes nothing: what stands goes on.
+		{[]*feedv1.Entry{
+			{Key: "blocks/a", Value: []byte("nonsense")}, {Key: "policies/*", Value: []byte{0xff}},
+			{Key: "blocks/d", Value: blockEntry(t, "a", "of another").GetValue()},
+			resource(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{Id: "e", Reason: "blocks nothing"}}}),
+			resource(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{Id: "f", Reason: "all", Match: &linkv1.Block_Prefix{Prefix: "0.0.0.0/0"}}}}),
+		}, "map[blocks/a:changed blocks/c:new policies/*:off: true]"},
+		{[]*feedv1.Entry{{Key: "policies/*"}, {Key: "blocks/c"}}, "map[blocks/a:changed]"},
+	} {
+		revision := int64(11 + len(a.down.refusals))
+		if o := a.take(wire(t, takeDown(revision, step.entries...))); o.takenDown == nil {
+			t.Fatalf("outcome %+v", o)
+		}
+		if got := fmt.Sprint(shownOf(live)); got != step.want {
+			t.Errorf("revision %d shows %s, want %s", revision, got, step.want)
+		}
+	}
+	if live.Load().Verified() != verified {
+		t.Error("what was verified has changed")
+	}
+}
+
 func TestTakeDownOfAnotherEpochWaitsForIt(t *testing.T) {
 	live := &table.Live{}
 	a := newApplier(live, Guard{})
@@ -344,6 +408,7 @@ func FuzzTakeDown(f *testing.F) {
 		{entry("/a", "https://y.test/")},
 		{{Key: "affiliates/x"}},
 		{linkEntry(f, &linkv1.Link{Domain: "go.test", Path: "/b", Destination: "https://x.test/b", Disabled: true})},
+		{blockEntry(f, "a", "flood"), policyEntry(f, true), {Key: "blocks/b"}},
 	} {
 		b, _ := proto.Marshal(&feedv1.TakeDown{Version: version(11), Entries: e})
 		f.Add(b)

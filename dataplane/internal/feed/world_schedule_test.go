@@ -32,7 +32,34 @@ func (c contents) hash() (h link.SetHash) {
 	return h
 }
 
-func keyOf(i int) string { return fmt.Sprintf("links/go.test/%d", i) }
+// keys is how many different resources there may be, the last of which are blocks
+// and a policy; floor is the number of links from which on the guard looks.
+const keys, firstBlock, floor = 16, 13, 6
+
+func keyOf(i int) string {
+	switch {
+	case i == keys-1:
+		return "policies/*"
+	case i >= firstBlock:
+		return fmt.Sprintf("blocks/%d", i)
+	}
+	return fmt.Sprintf("links/go.test/%d", i)
+}
+
+// fraudValue is a block or a policy.
+func fraudValue(i int, reason string) string {
+	r := &linkv1.Resource{Kind: &linkv1.Resource_Policy{Policy: &linkv1.Policy{Scope: "*", Guard: &linkv1.GuardPolicy{AllowAffiliates: []string{reason}}}}}
+	if i < keys-1 {
+		r = &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{
+			Id: fmt.Sprint(i), Match: &linkv1.Block_Prefix{Prefix: "192.0.2.1"}, Reason: reason,
+		}}}
+	}
+	value, err := link.Marshal(r)
+	if err != nil {
+		panic(err)
+	}
+	return string(value)
+}
 
 // valueOf is a link's value; a disabled one is what a take-down shows.
 func valueOf(i int, to string, disabled bool) string {
@@ -44,10 +71,6 @@ func valueOf(i int, to string, disabled bool) string {
 	}
 	return string(value)
 }
-
-// keys is how many different links there may be, and floor the number from which
-// on the guard looks.
-const keys, floor = 14, 6
 
 // world is the store and the replicas as a schedule has made them. What nodes are
 // told is taken from it, and what they hold is compared with it.
@@ -72,7 +95,8 @@ type world struct {
 	applied, rejected, guarded, poisoned, refused int
 }
 
-// takenDown is a link that a write has disabled or deleted.
+// takenDown is a link that a write has disabled or deleted, or a block or policy
+// that one has changed.
 type takenDown struct {
 	revision int64
 	key      string
@@ -119,6 +143,12 @@ func (w *world) write(takeDown bool) {
 		key := keyOf(i)
 		_, there := next[key]
 		switch {
+		case i >= firstBlock:
+			delete(next, key)
+			if w.rng.IntN(3) > 0 {
+				put(key, fraudValue(i, fmt.Sprint(revision, "-", n)))
+			}
+			w.downs = append(w.downs, takenDown{revision, key, next[key]})
 		case takeDown && !there:
 		case takeDown && w.rng.IntN(2) == 0, !takeDown && there && w.rng.IntN(3) == 0:
 			delete(next, key)
@@ -150,13 +180,17 @@ func (w *world) at(least, most int64) int64 {
 
 // holdsBack says whether the guard stops a change.
 func holdsBack(before, after contents) bool {
-	removed := 0
+	links, removed := 0, 0
 	for key := range before {
+		if !strings.HasPrefix(key, "links/") {
+			continue
+		}
+		links++
 		if _, ok := after[key]; !ok {
 			removed++
 		}
 	}
-	return len(before) >= floor && removed > len(before)*20/100
+	return links >= floor && removed > links*20/100
 }
 
 // pipe is one stream between the node and a replica: messages in flight, and what

@@ -10,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/affleet/affleet/dataplane/internal/label"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/explain"
 	"github.com/affleet/affleet/proto/link"
@@ -93,6 +97,32 @@ func (w world) link() *linkv1.Resource {
 	return &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: l}}
 }
 
+func (w world) block() *linkv1.Resource {
+	b := &linkv1.Block{Id: fmt.Sprint("b", w.IntN(5)), Reason: w.of("one", "two"), Action: linkv1.BlockAction(w.IntN(5)), Label: w.of("", "blocked", "datacenter")}
+	switch w.IntN(3) {
+	case 0:
+		b.Match = &linkv1.Block_Prefix{Prefix: w.of("192.0.2.0/24", "192.0.2.1", "192.0.0.0/8", "2001:db8::/32")}
+	case 1:
+		b.Match = &linkv1.Block_UserAgent{UserAgent: w.of(phoneAgent, deskAgent)}
+	default:
+		b.Match = &linkv1.Block_Affiliate{Affiliate: w.of("aff_1", "aff_2", "aff_3")}
+	}
+	if w.IntN(4) == 0 {
+		b.Ttl, b.ExpireTime = durationpb.New(time.Hour), timestamppb.New(time.Now().Add(time.Duration(w.IntN(3)-1)*time.Hour))
+	}
+	return &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: b}}
+}
+
+func (w world) policy(scope string) *linkv1.Resource {
+	p := &linkv1.Policy{Scope: scope, Off: scope == "*" && w.IntN(3) == 0}
+	for l := range link.NumLabels {
+		if w.IntN(4) == 0 {
+			p.Labels = append(p.Labels, &linkv1.LabelPolicy{Label: l.String(), Action: linkv1.BlockAction(1 + w.IntN(4))})
+		}
+	}
+	return &linkv1.Resource{Kind: &linkv1.Resource_Policy{Policy: p}}
+}
+
 // table is a table of valid resources at random, and these by name.
 func (w world) resources() map[string]*linkv1.Resource {
 	all := map[string]*linkv1.Resource{}
@@ -103,6 +133,14 @@ func (w world) resources() map[string]*linkv1.Resource {
 	}
 	for range 1 + w.IntN(12) {
 		add(w.link())
+	}
+	for range w.IntN(4) {
+		add(w.block())
+	}
+	for _, scope := range []string{"*", "domains/*", "domains/go.example", "affiliates/aff_1"} {
+		if w.IntN(3) == 0 {
+			add(w.policy(scope))
+		}
 	}
 	for _, id := range []string{"aff_1", "aff_2"} {
 		a := &linkv1.Affiliate{Id: id, Parameters: []*linkv1.Parameter{{Name: "ref", Value: id}, {Name: "a", Value: "é &"}}}
@@ -136,7 +174,7 @@ func (w world) request() (host, target string, headers map[string][]string) {
 	headers = map[string][]string{"X-Forwarded-For": {w.of("192.0.2.1", "192.0.2.200", "198.51.100.7", "2001:db8::1")}}
 	for name, values := range map[string][]string{
 		"User-Agent": {phoneAgent, deskAgent, "Googlebot/2.1"}, "Accept-Language": {"de", "fr-FR,de;q=0.5"}, "Cf-Ipcountry": {"DE", "XX"},
-		"Referer": {"https://news.example/a", "x"}, "Sec-Ch-Ua-Platform": {`"iOS"`},
+		"Referer": {"https://news.example/a", "x"}, "Accept": {"*/*"}, "Purpose": {"preview", "prefetch"}, "Sec-Ch-Ua-Platform": {`"iOS"`},
 	} {
 		if w.IntN(2) == 0 {
 			headers[name] = []string{w.of(values...)}
@@ -211,12 +249,18 @@ func TestExplainAndTheNodeAgree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	n := startNode(t, 0, withPlaces(t))
+	// What is counted, explain does not know.
+	counted := link.Of(link.LabelRate, link.LabelDuplicate, link.LabelReplay)
+	judge, err := label.New(label.Config{Memory: label.MinMemory, Off: counted})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := startNode(t, 0, withPlaces(t), func(c *Config) { c.Judge = judge })
 	c := &conn{srv: n.Server, group: &group{srv: n.Server}, believed: true}
 	seed := uint64(time.Now().UnixNano())
 	rnd := world{rand.New(rand.NewPCG(seed, 1))}
 	w := n.newWork().(*work)
-	outcomes, rules, redirects := map[string]int{}, 0, 0
+	outcomes, treated, rules, redirects := map[string]int{}, map[string]int{}, 0, 0
 	for i := 0; i < pairs; {
 		all := rnd.resources()
 		var list []*linkv1.Resource
@@ -235,7 +279,10 @@ func TestExplainAndTheNodeAgree(t *testing.T) {
 			refused := w.decide(c)
 			req := &explain.Request{
 				URL: "http://" + host + target, At: time.UnixMicro(w.wall), Address: w.request.Address, Headers: headers,
-				Sources: n.cfg.Sources, GeoHeaders: n.cfg.GeoHeaders,
+				Sources: n.cfg.Sources, GeoHeaders: n.cfg.GeoHeaders, Off: counted,
+			}
+			if headers["User-Agent"] == nil {
+				headers["User-Agent"] = []string{""}
 			}
 			e, err := explain.New(req)
 			if refused != accepted {
@@ -245,7 +292,7 @@ func TestExplainAndTheNodeAgree(t *testing.T) {
 				continue
 			}
 			if err == nil {
-				err = e.Decide(lookUp(t, all, e), req)
+				err = e.Decide(lookUp(t, all, e), bookOf(t, all), req)
 			}
 			if err != nil {
 				t.Fatalf("seed %d: %s: %v", seed, target, err)
@@ -256,6 +303,17 @@ func TestExplainAndTheNodeAgree(t *testing.T) {
 				t.Fatalf("seed %d: http://%s%s %v\nnode:    %d %s %s rule %d %s\nexplain: %d %s %s rule %d %s\n%v", seed, host, target, headers,
 					d.Status, d.Location, d.Outcome, d.Rule, d.Variant, e.Status, e.Location, e.Outcome, e.Rule, e.Variant, all)
 			}
+			var labels, said []string
+			for _, l := range w.labels {
+				labels = append(labels, string(l.Name)+" "+string(l.Value))
+			}
+			for _, l := range e.Labels {
+				said = append(said, l.Label+" "+l.Reason)
+			}
+			if fmt.Sprint(labels) != fmt.Sprint(said) || w.verdict.Treatment.String() != e.Treatment {
+				t.Fatalf("seed %d: http://%s%s %v\nnode:    %q %v\nexplain: %q %s\n%v", seed, host, target, headers, labels, w.verdict.Treatment, said, e.Treatment, all)
+			}
+			treated[e.Treatment]++
 			if d.Location != nil {
 				checkLocation(t, d.Location)
 				redirects++
@@ -264,9 +322,21 @@ func TestExplainAndTheNodeAgree(t *testing.T) {
 			rules += min(1, int(d.Rule))
 		}
 	}
-	if len(outcomes) < 7 || rules < pairs/50 || redirects < pairs/4 {
-		t.Errorf("too little is seen of the world: %v, %d by rules, %d redirects", outcomes, rules, redirects)
+	if len(outcomes) < 8 || len(treated) < 4 || rules < pairs/50 || redirects < pairs/4 {
+		t.Errorf("too little is seen of the world: %v, %v, %d by rules, %d redirects", outcomes, treated, rules, redirects)
 	}
+}
+
+// bookOf has the blocks and policies among resources.
+func bookOf(t *testing.T, all map[string]*linkv1.Resource) *explain.Book {
+	t.Helper()
+	b := new(explain.Book)
+	for _, r := range all {
+		if err := b.Add(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
 }
 
 // checkLocation checks what no request may make of a Location.

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/label"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	"github.com/affleet/affleet/proto/link"
 	"github.com/affleet/affleet/proto/visitor"
@@ -51,6 +52,8 @@ type Config struct {
 	GeoHeaders visitor.GeoHeaders
 	// Keeps the count of links with a cap. Default: there is room under every cap.
 	Caps Caps
+	// Labels requests. Default: one with the default settings.
+	Judge *label.Judge
 
 	Registerer prometheus.Registerer // optional
 	Report     func(error)           // what an operator should look at, each once. Optional
@@ -115,6 +118,12 @@ func (c *Config) setDefaults() error {
 	if c.Sources == nil {
 		var err error
 		if c.Sources, err = visitor.Open(visitor.Config{}); err != nil {
+			return err
+		}
+	}
+	if c.Judge == nil {
+		var err error
+		if c.Judge, err = label.New(label.Config{}); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,8 @@ const (
 	purpose        = visitor.Purpose
 	xMoz           = visitor.XMoz
 	secGPC         = visitor.SecGPC
+	accept         = visitor.Accept
+	secFetchMode   = visitor.SecFetchMode
 )
 
 // headerNames is how net/http calls the headers that are kept.
@@ -247,7 +249,10 @@ func (h *head) setHeader(name, value []byte, s *seen) refusal {
 			h.keep(xMoz, value)
 		}
 	case 6:
-		if isName(name, "Expect", "expect") && !isName(value, "100-continue", "100-continue") {
+		switch {
+		case isName(name, "Accept", "accept"):
+			h.keep(accept, value)
+		case isName(name, "Expect", "expect") && !isName(value, "100-continue", "100-continue"):
 			return badExpect
 		}
 	case 7:
@@ -278,6 +283,9 @@ func (h *head) setHeader(name, value []byte, s *seen) refusal {
 			h.keep(secPurpose, value)
 		}
 	case 14:
+		if isName(name, "Sec-Fetch-Mode", "sec-fetch-mode") {
+			h.keep(secFetchMode, value)
+		}
 		if isName(name, "Content-Length", "content-length") {
 			if s.length || string(value) != "0" {
 				return hasBody

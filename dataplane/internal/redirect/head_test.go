@@ -41,6 +41,7 @@ func TestParserKeepsWhatIsReadLater(t *testing.T) {
 		referrer:       "https://www.example.org/articles/summer-deals",
 		acceptLanguage: "en-US,en;q=0.9,de;q=0.8",
 		visitor.Brands: `"Chromium";v="126", "Not/A)Brand";v="8"`, visitor.Mobile: "?0", visitor.Platform: `"Windows"`,
+		accept: "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", secFetchMode: "",
 		secPurpose: "prefetch", purpose: "prefetch", xMoz: "prefetch", secGPC: "1",
 	} {
 		if string(h.headers[i]) != want {

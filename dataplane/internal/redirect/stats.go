@@ -16,9 +16,12 @@ const (
 	countGone        = countNotFound + 1
 	countUnavailable = countGone + 1
 	countRobots      = countUnavailable + 1
-	countRuleErrors  = countRobots + 1     // not requests: rules
-	countRefused     = countRuleErrors + 1 // and a refusal
-	numCounts        = countRefused + int(numRefusals)
+	countRuleErrors  = countRobots + 1 // not requests: rules
+	countForbidden   = countRuleErrors + 1
+	countRefused     = countForbidden + 1                // and a refusal
+	countLabels      = countRefused + int(numRefusals)   // and a label; not requests: labels
+	countTreated     = countLabels + int(link.NumLabels) // and a treatment: requests that have a label
+	numCounts        = countTreated + int(link.NumTreatments)
 )
 
 // counts is one of several blocks of counters, so that cores do not share
@@ -44,12 +47,16 @@ type Stats struct {
 	Outcomes    map[string]uint64 // redirects by link.Outcome
 	NotFound    uint64            // answered with 404
 	Gone        uint64            // answered with 410
+	Forbidden   uint64            // answered with 403, as blocks or policies say; each is a click
 	Unavailable uint64            // answered with 503, for want of a table
 	Robots      uint64            // answered with a domain's robots.txt
 	Refused     uint64            // heads answered with an error, and the connection closed
 	Refusals    map[string]uint64 // Refused by reason
 
 	RuleErrors uint64 // rules that failed and were passed over
+
+	Labels  map[string]uint64 // labels that were given, by name
+	Treated map[string]uint64 // requests with a label, by link.Treatment
 
 	Open          int    // connections now
 	Accepted      uint64 // connections that were served
@@ -73,7 +80,7 @@ type Stats struct {
 
 // Requests is the number of all answers.
 func (s *Stats) Requests() uint64 {
-	return s.Redirects + s.NotFound + s.Gone + s.Unavailable + s.Robots + s.Refused
+	return s.Redirects + s.NotFound + s.Gone + s.Unavailable + s.Robots + s.Refused + s.Forbidden
 }
 
 // Stats sums up the counters. It may miss what happens meanwhile.
@@ -87,7 +94,8 @@ func (s *Server) Stats() Stats {
 	c := &s.conns
 	st := Stats{
 		NotFound: n[countNotFound], Gone: n[countGone], Unavailable: n[countUnavailable], Robots: n[countRobots], RuleErrors: n[countRuleErrors],
-		Outcomes: map[string]uint64{}, Refusals: map[string]uint64{},
+		Forbidden: n[countForbidden],
+		Outcomes:  map[string]uint64{}, Refusals: map[string]uint64{}, Labels: map[string]uint64{}, Treated: map[string]uint64{},
 		Open:     s.limits.open(),
 		Accepted: c.accepted.Load(), OverLimit: c.overLimit.Load(), OverAddrLimit: c.overAddrLimit.Load(),
 		HeadTimeouts: c.headTimeouts.Load(), IdleTimeouts: c.idleTimeouts.Load(), WriteTimeouts: c.writeTimeouts.Load(),
@@ -105,6 +113,12 @@ func (s *Server) Stats() Stats {
 			st.Outcomes[name] = k
 		}
 	}
+	for l := range link.NumLabels {
+		st.Labels[l.String()] = n[countLabels+int(l)]
+	}
+	for t := range link.NumTreatments {
+		st.Treated[t.String()] = n[countTreated+int(t)]
+	}
 	for why := badRequestLine; why < numRefusals; why++ {
 		k := n[countRefused+int(why)]
 		st.Refused += k
@@ -115,11 +129,15 @@ func (s *Server) Stats() Stats {
 
 var (
 	requestsDesc = prometheus.NewDesc("aff_redirect_requests_total",
-		"Requests answered, by outcome: those of redirects, not_found_page, gone_page, robots_txt, unavailable.", []string{"outcome"}, nil)
+		"Requests answered, by outcome: those of redirects, not_found_page, gone_page, robots_txt, forbidden_page, unavailable.", []string{"outcome"}, nil)
 	refusedDesc = prometheus.NewDesc("aff_redirect_refused_total",
 		"Request heads answered with an error and a closed connection, by reason.", []string{"reason"}, nil)
 	ruleErrorsDesc = prometheus.NewDesc("aff_redirect_rule_errors_total",
 		"Rules that failed for a request and were passed over.", nil, nil)
+	labelsDesc = prometheus.NewDesc("aff_labels_total",
+		"Labels that requests were given.", []string{"label"}, nil)
+	treatedDesc = prometheus.NewDesc("aff_treated_total",
+		"Requests that have a label, by what was done about them: label, no_affiliate, fallback, refuse.", []string{"action"}, nil)
 	openDesc = prometheus.NewDesc("aff_redirect_connections",
 		"Connections now.", nil, nil)
 	acceptedDesc = prometheus.NewDesc("aff_redirect_connections_accepted_total",
@@ -140,7 +158,7 @@ var (
 type collector struct{ s *Server }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, labelsDesc, treatedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
 		ch <- d
 	}
 }
@@ -157,6 +175,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(requestsDesc, st.Gone, "gone_page")
 	count(requestsDesc, st.Unavailable, "unavailable")
 	count(requestsDesc, st.Robots, "robots_txt")
+	count(requestsDesc, st.Forbidden, "forbidden_page")
+	for l, v := range st.Labels {
+		count(labelsDesc, v, l)
+	}
+	for action, v := range st.Treated {
+		count(treatedDesc, v, action)
+	}
 	count(ruleErrorsDesc, st.RuleErrors)
 	for reason, v := range st.Refusals {
 		count(refusedDesc, v, reason)

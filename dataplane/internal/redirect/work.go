@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/label"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	"github.com/affleet/affleet/proto/link"
 	"github.com/affleet/affleet/proto/visitor"
@@ -29,6 +30,9 @@ type work struct {
 	request  link.Request
 	visitor  visitor.Visitor
 	caps     capTaker
+	judged   label.Request
+	verdict  link.Verdict
+	labels   []link.Param // of the click
 	decision link.Decision
 	params   []link.Param // of the click
 	page     *page        // the answer; nil when it is the redirect that was decided
@@ -69,6 +73,9 @@ func (w *work) forget() {
 	w.head = head{geo: w.head.geo}
 	w.request, w.caps = link.Request{}, capTaker{}
 	w.visitor.Reset(nil, netip.Addr{}, nil)
+	w.judged = label.Request{}
+	w.verdict.Reset()
+	clear(w.labels)
 	clear(w.params)
 }
 
@@ -97,7 +104,7 @@ func (w *work) write() {
 }
 
 // decide finds the answer to the head w.head: w.page, or when that is nil
-// w.decision, which it has recorded then if it is a redirect. It is the one meaning of a
+// w.decision. It has recorded what is a redirect or refused by a block. It is the one meaning of a
 // request, whatever it came by; c only says by whom.
 func (w *work) decide(c *conn) refusal {
 	h := &w.head
@@ -114,6 +121,7 @@ func (w *work) decide(c *conn) refusal {
 	}
 	w.ask(c)
 	w.table.Lookup(w.host, w.path, &w.match)
+	w.judge(c)
 	d := &w.decision
 	link.Resolve(&w.match, &w.request, d)
 	if d.RuleErrors > 0 {
@@ -122,6 +130,10 @@ func (w *work) decide(c *conn) refusal {
 	switch {
 	case d.Location != nil:
 		w.page = nil
+		w.record(c)
+		w.counts.add(int(d.Outcome))
+	case d.Status == 403:
+		w.show(countForbidden, &forbiddenPage)
 		w.record(c)
 	case d.Body != nil:
 		w.page = nil
@@ -150,7 +162,7 @@ func (w *work) ask(c *conn) {
 		Visitor: &w.visitor,
 	}
 	if s.cfg.Caps != nil {
-		w.caps = capTaker{caps: s.cfg.Caps, visitor: &w.visitor, unixMicro: w.wall, isHead: h.isHead}
+		w.caps = capTaker{caps: s.cfg.Caps, labels: &w.verdict.Labels, unixMicro: w.wall}
 		w.request.Caps = &w.caps
 	}
 }
@@ -161,14 +173,13 @@ var clickIDName = []byte("click_id")
 // capTaker takes one request's share of a cap: a link.Caps.
 type capTaker struct {
 	caps      Caps
-	visitor   *visitor.Visitor
+	labels    *link.Labels
 	unixMicro int64
-	isHead    bool
 }
 
 // Take says whether there is room. Only what may be a person's click takes some.
 func (t *capTaker) Take(m *link.Match, limit link.Cap) bool {
-	counts := !t.isHead && !t.visitor.IsPreview() && !t.visitor.Agent().Bot
+	counts := t.labels.Set()&machines == 0
 	return t.caps.Take(m.Link.Domain(m.Value), m.Link.Path(m.Value), limit, t.unixMicro, counts)
 }
 
@@ -178,7 +189,7 @@ func (w *work) show(count int, p *page) {
 	w.page = p
 }
 
-// record makes the click of the decided redirect.
+// record makes the click of the decided redirect, or refusal.
 func (w *work) record(c *conn) {
 	h, d, e := &w.head, &w.decision, &w.event
 	v := w.table.Version()
@@ -207,6 +218,7 @@ func (w *work) record(c *conn) {
 		Path:      h.path,
 
 		Parameters: d.Params,
+		Labels:     w.labels,
 		GPC:        string(h.headers[secGPC]) == "1",
 	}
 	if id := w.visitor.ClickID(); id != nil {
@@ -219,7 +231,6 @@ func (w *work) record(c *conn) {
 		e.ASN = place.ASN
 	}
 	c.srv.cfg.Clicks.Record(e)
-	w.counts.add(int(d.Outcome))
 }
 
 // refuse makes the page of a refusal the answer.

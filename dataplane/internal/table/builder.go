@@ -146,6 +146,10 @@ func (b *Builder) put(key, value []byte) error {
 		return b.putDomain(key, id, value)
 	case kind == link.Affiliates:
 		return b.putAffiliate(key, id, value)
+	case kind == link.Blocks:
+		return b.putOneBlock(key, id, value)
+	case kind == link.Policies:
+		return b.putPolicy(key, id, value)
 	}
 	return b.putOther(key, value)
 }
@@ -188,25 +192,14 @@ func (b *Builder) putAffiliate(key, id, value []byte) error {
 	return nil
 }
 
-// putOther keeps the bytes of what the node does not compile: blocks, and kinds
-// that only a newer release knows.
+// putOther keeps the bytes of kinds that only a newer release knows.
 func (b *Builder) putOther(key, value []byte) error {
-	opaque := isOpaque(key)
-	if !opaque {
-		if _, _, err := link.ParseName(string(key)); err != nil {
-			return err
-		}
-		if _, err := link.Unmarshal(string(key), value); err != nil {
-			return err
-		}
+	if !isOpaque(key) {
+		return errNoName
 	}
 	n := b.others.n
 	it := b.others.edit(b.id, nameHash(key), key)
-	isNew := b.others.n > n
-	if isNew && opaque {
-		b.opaque++
-	}
-	b.account(key, it.v, !isNew, value)
+	b.account(key, it.v, b.others.n == n, value)
 	it.v = append([]byte{}, value...)
 	return nil
 }
@@ -253,6 +246,10 @@ func (b *Builder) Delete(key []byte) bool {
 		}
 		b.discount(key, it.v.value)
 		b.affiliates.remove(b.id, it.hash, id)
+	case link.Blocks:
+		return b.deleteBlock(key, id)
+	case link.Policies:
+		return b.deletePolicy(key, id)
 	default:
 		it := b.others.get(nameHash(key), key)
 		if it == nil {
@@ -260,9 +257,6 @@ func (b *Builder) Delete(key []byte) bool {
 		}
 		b.discount(key, it.v)
 		b.others.remove(b.id, it.hash, key)
-		if isOpaque(key) {
-			b.opaque--
-		}
 	}
 	return true
 }
@@ -276,7 +270,7 @@ func (b *Builder) forget(it *item[host]) {
 
 // cutKind splits a key into its kind, 0 for one that is not compiled, and id.
 func cutKind(key []byte) (link.Kind, []byte) {
-	for _, k := range [...]link.Kind{link.Links, link.Domains, link.Affiliates} {
+	for _, k := range [...]link.Kind{link.Links, link.Domains, link.Affiliates, link.Blocks, link.Policies} {
 		if p := k.Prefix(); len(key) >= len(p) && string(key[:len(p)]) == p {
 			return k, key[len(p):]
 		}

@@ -92,6 +92,10 @@ func random(tb testing.TB, r *rand.Rand, paths int) (key, value string) {
 	}
 	to := fmt.Sprintf("https://shop.example/%0*d", 1+r.IntN(60), r.IntN(10))
 	switch n := r.IntN(100); {
+	case n < 8:
+		return aBlock(tb, r)
+	case n < 10:
+		return aPolicy(tb, r)
 	case n < 20:
 		return aLink(tb, host, foldedPaths[r.IntN(len(foldedPaths))], to, "")
 	case n < 45:
@@ -107,8 +111,11 @@ func random(tb testing.TB, r *rand.Rand, paths int) (key, value string) {
 	case n < 95:
 		return anAffiliate(tb, fmt.Sprintf("aff_%d", r.IntN(100)), to)
 	}
-	return fmt.Sprintf("policies/%d", r.IntN(20)), to
+	return fmt.Sprintf("%s/%d", unknownKind, r.IntN(20)), to
 }
+
+// unknownKind is one that only a later release knows.
+const unknownKind = "wonders"
 
 func (m model) hash() (h link.SetHash) {
 	for key, value := range m {
@@ -192,7 +199,7 @@ func (m model) check(tb testing.TB, t *Table) {
 	for key, value := range m {
 		size += len(key) + len(value)
 		_, ok := m.served(key)
-		if !ok || strings.HasPrefix(key, "policies/") {
+		if !ok || strings.HasPrefix(key, unknownKind) {
 			unserved++
 		}
 		if !ok && strings.HasPrefix(key, "links/") {
@@ -232,6 +239,7 @@ func (m model) check(tb testing.TB, t *Table) {
 			m.checkLookup(tb, t, f, host, path)
 		}
 	}
+	m.checkBlocks(tb, t)
 	checkShape(tb, t)
 }
 

@@ -39,10 +39,11 @@ type contents struct {
 	hosts      registry[host]      // by host, with "*": what has links or a domain
 	affiliates registry[affiliate] // by id
 	plans      registry[plan]      // by key: what links have in common
-	others     registry[[]byte]    // by name: the values of what is not compiled
-	held       registry[[]byte]    // by name: the values of what cannot be served
+	blocks     blocks
+	policies   policies
+	others     registry[[]byte] // by name: the values of kinds that this release does not know
+	held       registry[[]byte] // by name: the values of what cannot be served
 	domains    int
-	opaque     int
 	heldLinks  int
 	size       int // bytes of all keys and values
 }
@@ -68,7 +69,7 @@ func (t *Table) LinkEntries() int { return t.contents.links + t.contents.heldLin
 // Unserved is the number of entries that nobody can find: those of kinds that
 // this release does not know, and those that are only held. They count and are
 // hashed like the others, and nothing else.
-func (t *Table) Unserved() int { return t.contents.opaque + t.contents.held.n }
+func (t *Table) Unserved() int { return t.contents.others.n + t.contents.held.n }
 
 // Size is the number of bytes of all keys and values.
 func (t *Table) Size() int { return t.contents.size }
@@ -85,7 +86,9 @@ func (t *Table) Verified() *Table {
 // Hash is the set hash of all entries.
 func (t *Table) Hash() link.SetHash { return t.contents.hash }
 
-func (c *contents) len() int { return c.links + c.domains + c.affiliates.n + c.others.n + c.held.n }
+func (c *contents) len() int {
+	return c.links + c.domains + c.affiliates.n + c.blocks.byID.n + c.policies.len() + c.others.n + c.held.n
+}
 
 // has says whether there is an entry with a key.
 func (c *contents) has(key []byte) bool {
@@ -107,6 +110,10 @@ func (c *contents) has(key []byte) bool {
 		return it != nil && it.v.domain != nil
 	case link.Affiliates:
 		return c.affiliates.get(nameHash(id), id) != nil
+	case link.Blocks:
+		return c.blocks.byID.get(nameHash(id), id) != nil
+	case link.Policies:
+		return c.policies.get(id) != nil
 	}
 	return c.others.get(nameHash(key), key) != nil
 }
@@ -129,6 +136,12 @@ func (t *Table) All() iter.Seq2[[]byte, []byte] {
 		}) && c.affiliates.each(func(it *item[affiliate]) bool {
 			key = append(append(key[:0], link.Affiliates.Prefix()...), it.name...)
 			return yield(key, it.v.value)
+		}) && c.blocks.byID.each(func(it *item[block]) bool {
+			key = append(append(key[:0], link.Blocks.Prefix()...), it.name...)
+			return yield(key, it.v.value)
+		}) && c.policies.each(func(prefix, name string, value []byte) bool {
+			key = append(append(append(key[:0], link.Policies.Prefix()...), prefix...), name...)
+			return yield(key, value)
 		}) && c.others.each(func(it *item[[]byte]) bool {
 			key = append(key[:0], it.name...)
 			return yield(key, it.v)

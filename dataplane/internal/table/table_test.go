@@ -31,7 +31,7 @@ func small(tb testing.TB) (*Table, model) {
 		TrailingSlash: linkv1.TrailingSlashPolicy_TRAILING_SLASH_POLICY_IGNORE,
 	}}}))
 	add(anAffiliate(tb, "aff_1", "One"))
-	add("policies/x", "\xff\x00not to be read")
+	add(unknownKind+"/x", "\xff\x00not to be read")
 	b := NewBuilder(len(m))
 	for key, value := range m {
 		if err := b.Put([]byte(key), []byte(value)); err != nil {
@@ -86,7 +86,7 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 	for name, c := range map[string]struct{ key, value string }{
 		"empty key":              {"", linkValue},
 		"no kind":                {"/new", linkValue},
-		"no id":                  {"policies/", linkValue},
+		"no id":                  {unknownKind + "/", linkValue},
 		"kind alone":             {"links", linkValue},
 		"key of another link":    {"links/a.example/old", linkValue},
 		"key cut short":          {linkKey[:len(linkKey)-1], linkValue},
@@ -104,9 +104,11 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 		"noise for a domain":     {"domains/c.example", "\xff\xfe\xfd"},
 		"noise for an affiliate": {"affiliates/aff_9", "\xff\xfe\xfd"},
 		"noise for a block":      {"blocks/b", "\xff\xfe\xfd"},
+		"affiliate for a policy": {"policies/*", affiliateValue},
+		"policy of no scope":     {"policies/everybody", affiliateValue},
 		"rule of unknown names":  {linkKey, badRule},
-		"too long":               {"policies/y", strings.Repeat("x", link.MaxValue+1)},
-		"opaque key too long":    {"policies/" + strings.Repeat("y", maxOpaqueKey), "x"},
+		"too long":               {unknownKind + "/y", strings.Repeat("x", link.MaxValue+1)},
+		"opaque key too long":    {unknownKind + "/" + strings.Repeat("y", maxOpaqueKey), "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			table, m := small(t)
@@ -215,23 +217,6 @@ func TestTableOfBuildOverShowsOneThingAndVerifiesAnother(t *testing.T) {
 	if next.Verified() != next {
 		t.Fatal("the next version still shows something else")
 	}
-}
-
-func TestBlocksAreKeptAsTheyAre(t *testing.T) {
-	key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Block{Block: &linkv1.Block{
-		Id: "b1", Match: &linkv1.Block_Prefix{Prefix: "192.0.2.0/24"}, Reason: "test",
-	}}})
-	b := NewBuilder(0)
-	if err := b.Put([]byte(key), []byte(value)); err != nil {
-		t.Fatal(err)
-	}
-	table := b.Build(Version{})
-	model{key: value}.check(t, table)
-	b = table.Edit()
-	if !b.Delete([]byte(key)) || b.Delete([]byte(key)) {
-		t.Fatal("it was not deleted once")
-	}
-	model{}.check(t, b.Build(Version{}))
 }
 
 func TestHugeValuesSplitShardsByBytes(t *testing.T) {

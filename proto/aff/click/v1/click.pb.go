@@ -211,7 +211,9 @@ const (
 	Outcome_OUTCOME_CAPPED Outcome = 6
 	// A rule's fallback or not_found.
 	Outcome_OUTCOME_RULE Outcome = 7
-	// A block or a policy.
+	// Blocks or policies: refused (status 403, no destination), a fallback, or the
+	// link's destination without what its affiliate earns by. The affiliate is the
+	// link's all the same; it has earned nothing.
 	Outcome_OUTCOME_BLOCKED Outcome = 8
 	// The domain's root.
 	Outcome_OUTCOME_ROOT Outcome = 9
@@ -424,7 +426,7 @@ func (x *Batch) GetLedger() *Ledger {
 // everything recorded is in the stream.
 type Ledger struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Redirects answered.
+	// Redirects answered, and requests refused by a block or a policy.
 	Answered uint64 `protobuf:"varint,1,opt,name=answered,proto3" json:"answered,omitempty"`
 	// Clicks recorded: the highest sequence so far, less those that were lost
 	// after they had got one, which are in dropped.
@@ -549,7 +551,8 @@ func (x *Drop) GetClicks() uint64 {
 	return 0
 }
 
-// Click is one answered redirect, in the terms of its Batch.
+// Click is one answered redirect, or one request that was refused by a block or
+// a policy, in the terms of its Batch.
 type Click struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Microseconds after base_time_us, may be negative.

@@ -1299,8 +1299,10 @@ type Block struct {
 	Ttl *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// The label that its requests get: blocked or datacenter. Default: blocked.
 	Label string `protobuf:"bytes,8,opt,name=label,proto3" json:"label,omitempty"`
-	// When it ends, from ttl; set when it is written. Nodes that are cut off from
-	// the control plane keep to it.
+	// When it ends: ttl from when it is written, and set then. One that is given is
+	// kept, so that a block that is exported and written back ends when it would
+	// have; one that is over is refused. Nodes that are cut off from the control
+	// plane keep to it.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// The finding that it was made for. At most 128 bytes. Default: none.
 	Finding string `protobuf:"bytes,10,opt,name=finding,proto3" json:"finding,omitempty"`

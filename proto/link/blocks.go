@@ -1,0 +1,106 @@
+package link
+
+import (
+	"math"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+)
+
+// Block is the runtime form of a block. What it matches is one of Prefix,
+// UserAgent and Affiliate.
+type Block struct {
+	ID        string
+	Prefix    netip.Prefix // of client addresses; not valid if it matches something else
+	UserAgent string
+	Affiliate string
+
+	treatment Treatment
+	label     Label
+	until     int64  // µs since 1970
+	why       []byte // the reason of its label: its id and its reason
+}
+
+// Matches says what the block matches, for people: "prefix 203.0.113.0/24".
+func (b *Block) Matches() string {
+	switch {
+	case b.Prefix.IsValid():
+		return "prefix " + FormatPrefix(b.Prefix)
+	case b.UserAgent != "":
+		return "user agent " + b.UserAgent
+	}
+	return "affiliate " + b.Affiliate
+}
+
+// Reason is why, as it was written.
+func (b *Block) Reason() string { return string(b.why[len(b.ID)+len(": "):]) }
+
+// CompileBlock makes the runtime form of a stored block.
+func CompileBlock(value []byte) (*Block, error) {
+	r := new(linkv1.Resource)
+	if err := proto.Unmarshal(value, r); err != nil {
+		return nil, invalid("", "", "is damaged: %v", err)
+	}
+	if r.GetBlock() == nil {
+		return nil, invalid("", "", "is not a block")
+	}
+	if err := Validate(r); err != nil {
+		return nil, err
+	}
+	from := r.GetBlock()
+	b := &Block{
+		ID: from.GetId(), UserAgent: from.GetUserAgent(), Affiliate: from.GetAffiliate(),
+		treatment: treatmentOf(from.GetAction()), label: LabelBlocked, until: math.MaxInt64,
+		why: []byte(from.GetId() + ": " + from.GetReason()),
+	}
+	if text := from.GetPrefix(); text != "" {
+		b.Prefix, _ = ParsePrefix(text) // Validate has read it
+	}
+	if name := from.GetLabel(); name != "" {
+		b.label, _, _ = ParseLabel(name) // likewise
+	}
+	if end := from.GetExpireTime(); end != nil {
+		b.until = end.AsTime().UnixMicro()
+	}
+	return b, nil
+}
+
+// Ends is when the block counts no more; the zero time is never.
+func (b *Block) Ends() time.Time {
+	if b.until == math.MaxInt64 {
+		return time.Time{}
+	}
+	return time.UnixMicro(b.until).UTC()
+}
+
+// LabelPolicies is the runtime form of a policy: what it says about labels.
+type LabelPolicies struct {
+	Scope      string
+	says       LabelSet
+	treatments [NumLabels]Treatment
+	off        bool
+}
+
+// CompilePolicy makes the runtime form of a stored policy.
+func CompilePolicy(value []byte) (*LabelPolicies, error) {
+	r := new(linkv1.Resource)
+	if err := proto.Unmarshal(value, r); err != nil {
+		return nil, invalid("", "", "is damaged: %v", err)
+	}
+	if r.GetPolicy() == nil {
+		return nil, invalid("", "", "is not a policy")
+	}
+	if err := Validate(r); err != nil {
+		return nil, err
+	}
+	p := &LabelPolicies{Scope: r.GetPolicy().GetScope(), off: r.GetPolicy().GetOff()}
+	for _, l := range r.GetPolicy().GetLabels() {
+		label, _, _ := ParseLabel(l.GetLabel()) // Validate has seen it
+		p.says |= 1 << label
+		p.treatments[label] = treatmentOf(l.GetAction())
+	}
+	return p, nil
+}

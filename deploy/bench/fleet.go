@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -61,32 +60,16 @@ func measureFleet(ctx context.Context, b *bench, out string) error {
 // report.
 func saveFleet(out string, newer *reach.Result) error {
 	var all reach.Result
-	samples := filepath.Join(out, "fleet.json")
-	before, err := os.ReadFile(samples)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-	case err != nil:
+	if err := readResults(filepath.Join(out, "fleet.json"), &all); err != nil {
 		return err
-	default:
-		if err := json.Unmarshal(before, &all); err != nil {
-			return fmt.Errorf("%s: %w", samples, err)
-		}
 	}
 	all.Merge(newer, *fleetAppend)
 	text, err := json.MarshalIndent(&all, "", " ")
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
+	if err := writeResults(out, map[string]string{"fleet.json": string(text) + "\n", "fleet.md": all.Markdown(), "fleet.svg": all.SVG()}); err != nil {
 		return err
-	}
-	for name, content := range map[string]string{"fleet.json": string(text) + "\n", "fleet.md": all.Markdown(), "fleet.svg": all.SVG()} {
-		if content == "" {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(out, name), []byte(content), 0o644); err != nil {
-			return err
-		}
 	}
 	fmt.Print(all.Markdown())
 	return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -25,7 +26,7 @@ func measureFraud(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	cfg := fraud.Config{Bin: b.bin, Dir: dir, Rounds: b.rounds, Quick: b.quick, Judge: func(ctx context.Context) (fraud.Judge, error) { return judge(ctx, dir, b.rounds) }}
+	cfg := fraud.Config{Made: made(), Bin: b.bin, Dir: dir, Rounds: b.rounds, Quick: b.quick, Judge: func(ctx context.Context) (fraud.Judge, error) { return judge(ctx, dir, b.rounds) }}
 	if *fraudParts != "" {
 		cfg.Parts = strings.Split(*fraudParts, ",")
 	}
@@ -46,18 +47,30 @@ func measureFraud(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	report := r.Markdown(made())
-	fmt.Print(report)
 	if out == "" {
+		fmt.Print(r.Markdown())
 		return nil
 	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
+	return saveFraud(out, r)
+}
+
+// saveFraud puts what was measured in the place of what the folder has of it, and
+// writes the report.
+func saveFraud(out string, newer *fraud.Result) error {
+	var all fraud.Result
+	if err := readResults(filepath.Join(out, "fraud.json"), &all); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(out, "fraud.md"), []byte(report), 0o644); err != nil {
+	all.Merge(newer)
+	text, err := json.MarshalIndent(&all, "", " ")
+	if err != nil {
 		return err
 	}
-	return writeChart(filepath.Join(out, "fraud.svg"), r.SVG())
+	if err := writeResults(out, map[string]string{"fraud.json": string(text) + "\n", "fraud.md": all.Markdown(), "fraud.svg": all.SVG()}); err != nil {
+		return err
+	}
+	fmt.Print(all.Markdown())
+	return nil
 }
 
 // judge measures all labels of one request, with the package's own benchmark.
@@ -72,13 +85,4 @@ func judge(ctx context.Context, dir string, rounds int) (j fraud.Judge, err erro
 		return j, err
 	}
 	return fraud.Judge{Warm: warm.samples, Cold: cold.samples, Nothing: nothing.samples, Allocs: allocs.sorted()[len(allocs.samples)-1]}, nil
-}
-
-// writeChart leaves the chart as it is when the part that it shows was not
-// measured.
-func writeChart(file, chart string) error {
-	if chart == "" {
-		return nil
-	}
-	return os.WriteFile(file, []byte(chart), 0o644)
 }

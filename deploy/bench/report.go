@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,6 +49,38 @@ func (r *report) save(folder string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(folder, "system.md"), []byte(r.String()), 0o644)
+}
+
+// readResults reads what was measured before, if anything was.
+func readResults(file string, into any) error {
+	text, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
+}
+
+// writeResults writes files into the folder of the reports; what is empty, such
+// as a chart of what was not measured, stays as it is.
+func writeResults(out string, files map[string]string) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	for name, content := range files {
+		if content == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(out, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func commit() string {

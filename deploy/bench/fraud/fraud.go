@@ -1,8 +1,10 @@
 package fraud
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +32,7 @@ type Config struct {
 	Parts  []string
 	Rounds int
 	Quick  bool
+	Made   string   // how the figures come about, a sentence for the report
 	Tuning []uint64 // default: TuningSeeds
 	Held   []uint64 // default: HeldSeeds
 	// Judge runs the benchmark of dataplane/internal/label, which is private to it.
@@ -47,6 +50,7 @@ var parts = []part{
 	{"live", runLive},
 	{"capacity", runCapacity},
 	{"node", runNode},
+	{"labels", runLabels},
 }
 
 // Parts are the names of the measurements.
@@ -59,13 +63,31 @@ func Parts() (names []string) {
 
 // Result is a run's.
 type Result struct {
-	Config      Config
-	Took        time.Duration
-	PartTook    map[string]time.Duration
-	Evaluations []*evaluation
-	Live        *live
-	Capacity    *capacity
-	Node        *node
+	Parts       map[string]PartRun
+	Evaluations []*evaluation `json:",omitempty"`
+	Live        *live         `json:",omitempty"`
+	Capacity    *capacity     `json:",omitempty"`
+	Node        *node         `json:",omitempty"`
+	Labels      *labels       `json:",omitempty"`
+}
+
+// PartRun says how a part came about.
+type PartRun struct {
+	Made string
+	Took time.Duration
+}
+
+// Merge takes what newer has measured, in place of what was before.
+func (r *Result) Merge(newer *Result) {
+	if r.Parts == nil {
+		r.Parts = make(map[string]PartRun)
+	}
+	maps.Copy(r.Parts, newer.Parts)
+	if newer.Evaluations != nil {
+		r.Evaluations = newer.Evaluations
+	}
+	r.Live, r.Capacity = cmp.Or(newer.Live, r.Live), cmp.Or(newer.Capacity, r.Capacity)
+	r.Node, r.Labels = cmp.Or(newer.Node, r.Node), cmp.Or(newer.Labels, r.Labels)
 }
 
 func (c *Config) rounds() int {
@@ -94,8 +116,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	if err := build(ctx, cfg.Bin); err != nil {
 		return nil, err
 	}
-	r := &Result{Config: cfg, PartTook: make(map[string]time.Duration)}
-	begin := time.Now()
+	r := &Result{Parts: make(map[string]PartRun)}
 	for _, p := range parts {
 		if !slices.Contains(cfg.Parts, p.name) {
 			continue
@@ -104,10 +125,9 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		if err := p.run(ctx, &cfg, r); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
-		r.PartTook[p.name] = time.Since(from)
-		progress("%s took %.0f s", p.name, r.PartTook[p.name].Seconds())
+		r.Parts[p.name] = PartRun{cfg.Made, time.Since(from)}
+		progress("%s took %.0f s", p.name, time.Since(from).Seconds())
 	}
-	r.Took = time.Since(begin)
 	return r, nil
 }
 

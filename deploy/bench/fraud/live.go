@@ -51,14 +51,14 @@ type live struct {
 
 // flooded is one flood.
 type flooded struct {
-	rate   float64
-	served [traffic.Nodes]time.Duration // since the first click
-	clicks int
+	Rate   float64                      // clicks a second
+	Served [traffic.Nodes]time.Duration // by each node, since the first click
+	Clicks int
 }
 
 // every is when the last node refused.
 func (f *flooded) every() (last time.Duration) {
-	for _, d := range f.served {
+	for _, d := range f.Served {
 		last = max(last, d)
 	}
 	return last
@@ -175,7 +175,7 @@ func (l *live) run(ctx context.Context, f *processes.Fleet, t *traffic.Traffic, 
 	var all sync.WaitGroup
 	for i := range floods {
 		one := &l.Floods[i]
-		one.rate = floodSlow * math.Pow(float64(floodFast)/floodSlow, r.Float64())
+		one.Rate = floodSlow * math.Pow(float64(floodFast)/floodSlow, r.Float64())
 		aff := &t.Shop.Affiliates[r.IntN(len(t.Shop.Affiliates))]
 		c := traffic.Click{
 			Link: aff.Links[0], Address: floodAddress(i), Languages: "en-US,en;q=0.9",
@@ -241,7 +241,7 @@ func (f *flooded) run(fleet *processes.Fleet, request []byte) error {
 		}
 		defer conns[i].nc.Close()
 	}
-	tick := time.NewTicker(time.Duration(float64(time.Second) / f.rate))
+	tick := time.NewTicker(time.Duration(float64(time.Second) / f.Rate))
 	defer tick.Stop()
 	begin, left := time.Now(), traffic.Nodes
 	for i := 0; left > 0; i++ {
@@ -250,14 +250,14 @@ func (f *flooded) run(fleet *processes.Fleet, request []byte) error {
 		if err != nil {
 			return err
 		}
-		f.clicks++
+		f.Clicks++
 		since := time.Since(begin)
 		switch {
-		case status == http.StatusForbidden && f.served[node] == 0:
-			f.served[node] = since
+		case status == http.StatusForbidden && f.Served[node] == 0:
+			f.Served[node] = since
 			left--
 		case since > processes.Patience:
-			return fmt.Errorf("a flood of %.0f/s is not blocked within %v", f.rate, processes.Patience)
+			return fmt.Errorf("a flood of %.0f/s is not blocked within %v", f.Rate, processes.Patience)
 		}
 		<-tick.C
 	}

@@ -35,10 +35,12 @@ func (r *Result) goals() (all []goal) {
 			goal{fmt.Sprintf("its memory at %d addresses and %d affiliates, peak MB", c.Load.Addresses, c.Load.Affiliates), "at most 300", fmt.Sprintf("%.0f", memory), memory <= mostMemory})
 	}
 	if n := r.Node; n != nil {
-		more, judge := n.With.Peak-n.Without.Peak, spreadOf(n.Judge.Cold).median
-		all = append(all,
-			goal{fmt.Sprintf("the node's memory for labelling after %d addresses, MB", n.Addresses), "at most 64", fmt.Sprintf("%.0f", more), more <= mostLabelMemory},
-			goal{"all labels of one request, ns (allocations)", "at most 500 (0)", fmt.Sprintf("%.0f (%.0f)", judge, n.Judge.Allocs), judge <= mostJudge && n.Judge.Allocs == 0})
+		more := n.With.Peak - n.Without.Peak
+		all = append(all, goal{fmt.Sprintf("the node's memory for labelling after %d addresses, MB", n.Addresses), "at most 64", fmt.Sprintf("%.0f", more), more <= mostLabelMemory})
+	}
+	if l := r.Labels; l != nil {
+		judge := spreadOf(l.Judge.Cold).median
+		all = append(all, goal{"all labels of one request, ns (allocations)", "at most 500 (0)", fmt.Sprintf("%.0f (%.0f)", judge, l.Judge.Allocs), judge <= mostJudge && l.Judge.Allocs == 0})
 	}
 	return all
 }
@@ -53,11 +55,24 @@ func (e *evaluation) worst() (recall, precision float64) {
 	return recall, precision
 }
 
-// Markdown is the report. Made says how it came about, in one sentence.
-func (r *Result) Markdown(made string) string {
+// made says how each part came about.
+func (r *Result) made() string {
+	var b strings.Builder
+	took := time.Duration(0)
+	for _, p := range parts {
+		if run, ok := r.Parts[p.name]; ok {
+			took += run.Took
+			fmt.Fprintf(&b, "- %s: %s It took %s.\n", p.name, run.Made, short(run.Took))
+		}
+	}
+	return fmt.Sprintf("`make bench-fraud` repeats it; it takes %s.\n\n%s", short(took), b.String())
+}
+
+// Markdown is the report.
+func (r *Result) Markdown() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	p("# Fraud\n\n%s `make bench-fraud` repeats it; it took %s.\n\n![Recall and precision of each class of attacks, and how soon a flood is blocked everywhere](fraud.svg)\n", made, short(r.Took))
+	p("# Fraud\n\n%s\n![Recall and precision of each class of attacks, and how soon a flood is blocked everywhere](fraud.svg)\n", r.made())
 	p("\n## Goals\n\n| what | goal | figure | |\n|---|---|---|---|\n")
 	for _, g := range r.goals() {
 		p("| %s | %s | **%s** | %s |\n", g.what, g.limit, g.got, mark(g.reached))
@@ -76,6 +91,9 @@ func (r *Result) Markdown(made string) string {
 	}
 	if r.Node != nil {
 		r.Node.markdown(p)
+	}
+	if r.Labels != nil {
+		r.Labels.markdown(p)
 	}
 	return b.String()
 }
@@ -117,7 +135,7 @@ func (l *live) markdown(p func(string, ...any)) {
 	}{{"of the slower half of the range", func(v float64) bool { return v < 24.5 }}, {"of the faster half", func(v float64) bool { return v >= 24.5 }}} {
 		var times []time.Duration
 		for i := range l.Floods {
-			if half.of(l.Floods[i].rate) {
+			if half.of(l.Floods[i].Rate) {
 				times = append(times, l.Floods[i].every())
 			}
 		}
@@ -155,12 +173,15 @@ func (c *capacity) markdown(p func(string, ...any)) {
 }
 
 func (n *node) markdown(p func(string, ...any)) {
-	p("\n## What labels cost a node\n\nMemory: one request on behalf of each of %d addresses, VmRSS of `affnode` in MB, with labels as they are by default (--label-memory 32 MiB) and with none (--label-off). "+
+	p("\n## The memory that labels take of a node\n\nOne request on behalf of each of %d addresses, VmRSS of `affnode` in MB, with labels as they are by default (--label-memory 32 MiB) and with none (--label-off). "+
 		"Clicks go into a small spool without a broker, in both.\n\n| | ready | after | peak |\n|---|---|---|---|\n", n.Addresses)
 	p("| with labels | %.0f | %.0f | %.0f |\n| without | %.0f | %.0f | %.0f |\n", n.With.Ready, n.With.After, n.With.Peak, n.Without.Ready, n.Without.After, n.Without.Peak)
-	p("\nTime: the benchmark of dataplane/internal/label for all labels of one request, one address again and again (warm) or one of four million (cold), and the same loop without labels; "+
-		"and the CPU of the whole node per redirect, every click published, in the harness of `bench-decisions`: with and without labels by turns the first, on the same requests of many addresses, over %d rounds.\n\n", len(n.Labels.With))
-	p("| | median | lowest | highest |\n|---|---|---|---|\n| all labels, cold, ns | %s |\n| all labels, warm, ns | %s |\n| the loop without, ns | %s |\n", spreadOf(n.Judge.Cold).cells("%.0f"), spreadOf(n.Judge.Warm).cells("%.0f"), spreadOf(n.Judge.Nothing).cells("%.0f"))
-	p("| node with labels, µs of CPU per redirect | %s |\n| node without | %s |\n| with to without, in pairs | %s |\n", spreadOf(n.Labels.With).cells("%.2f"), spreadOf(n.Labels.Without).cells("%.2f"), spreadOf(n.Labels.Ratio).cells("%.3f"))
-	p("\nOther programs took %.0f%% of a core meanwhile (median).\n", 100*spreadOf(n.Labels.Foreign).median)
+}
+
+func (l *labels) markdown(p func(string, ...any)) {
+	p("\n## The time that labels take\n\nThe benchmark of dataplane/internal/label for all labels of one request, one address again and again (warm) or one of four million (cold), and the same loop without labels; "+
+		"and the CPU of the whole node per redirect, every click published, in the harness of `bench-decisions`: with and without labels by turns the first, on the same requests of many addresses, over %d rounds.\n\n", len(l.Node.With))
+	p("| | median | lowest | highest |\n|---|---|---|---|\n| all labels, cold, ns | %s |\n| all labels, warm, ns | %s |\n| the loop without, ns | %s |\n", spreadOf(l.Judge.Cold).cells("%.0f"), spreadOf(l.Judge.Warm).cells("%.0f"), spreadOf(l.Judge.Nothing).cells("%.0f"))
+	p("| node with labels, µs of CPU per redirect | %s |\n| node without | %s |\n| with to without, in pairs | %s |\n", spreadOf(l.Node.With).cells("%.2f"), spreadOf(l.Node.Without).cells("%.2f"), spreadOf(l.Node.Ratio).cells("%.3f"))
+	p("\nOther programs took %.0f%% of a core meanwhile (median).\n", 100*spreadOf(l.Node.Foreign).median)
 }

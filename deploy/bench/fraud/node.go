@@ -28,12 +28,16 @@ const (
 	mostJudge       = 500 // ns
 )
 
-// node is what labels cost a node.
+// node is the memory that labels take of a node.
 type node struct {
 	Addresses     int
 	With, Without nodeMemory
-	Labels        *contest.Labels
-	Judge         Judge
+}
+
+// labels is the time that labels take.
+type labels struct {
+	Node  *contest.Labels
+	Judge Judge
 }
 
 // nodeMemory is in MB.
@@ -49,31 +53,39 @@ type Judge struct {
 
 func runNode(ctx context.Context, cfg *Config, r *Result) error {
 	n := &node{Addresses: 10_000_000}
-	contestConfig := contest.Config{Bin: cfg.Bin, Dir: filepath.Join(cfg.Dir, "contest"), Rounds: cfg.rounds(), Links: 50_000, Warm: time.Second, Closed: 2 * time.Second}
 	if cfg.Quick {
-		n.Addresses, contestConfig.Links = 300_000, 5000
+		n.Addresses = 300_000
 	}
-	if err := os.Mkdir(contestConfig.Dir, 0o755); err != nil {
-		return err
-	}
-	var err error
-	if n.Judge, err = cfg.Judge(ctx); err != nil {
-		return err
-	}
-	if err := n.measureMemory(ctx, cfg); err != nil {
-		return err
-	}
-	if n.Labels, err = contest.RunLabels(ctx, contestConfig); err != nil {
+	if err := n.measure(ctx, cfg); err != nil {
 		return err
 	}
 	r.Node = n
 	return nil
 }
 
-// measureMemory lets a node with labels, and one without, answer one request of
+func runLabels(ctx context.Context, cfg *Config, r *Result) (err error) {
+	l := &labels{}
+	if l.Judge, err = cfg.Judge(ctx); err != nil {
+		return err
+	}
+	shape := contest.Config{Bin: cfg.Bin, Dir: filepath.Join(cfg.Dir, "contest"), Rounds: cfg.rounds(), Links: 20_000, Warm: time.Second, Closed: 2 * time.Second}
+	if cfg.Quick {
+		shape.Links = 5000
+	}
+	if err := os.Mkdir(shape.Dir, 0o755); err != nil {
+		return err
+	}
+	if l.Node, err = contest.RunLabels(ctx, shape); err != nil {
+		return err
+	}
+	r.Labels = l
+	return nil
+}
+
+// measure lets a node with labels, and one without, answer one request of
 // each of so many addresses. Clicks have a small spool and no broker: what they
 // take is the same for both.
-func (n *node) measureMemory(ctx context.Context, cfg *Config) error {
+func (n *node) measure(ctx context.Context, cfg *Config) error {
 	dir := filepath.Join(cfg.Dir, "memory")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err

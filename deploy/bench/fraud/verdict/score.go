@@ -21,8 +21,8 @@ type Score struct {
 	// Clicks of each class, and those under blocks and accusations.
 	Clicks, Blocked, Accused [traffic.NumClasses]int
 	Findings, NotSure        int
-	Hurt                     []*Accusation // wrong ones
-	Missed                   []*Attack
+	Hurt                     []*Accusation `json:"-"` // wrong ones
+	Missed                   []*Attack     `json:"-"`
 }
 
 // ClassScore is that of one class of attacks.

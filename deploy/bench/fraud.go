@@ -18,6 +18,7 @@ var frauds = measurement{name: "fraud", own: measureFraud, missing: fraud.Missin
 
 var (
 	fraudParts = flag.String("parts", "", "fraud: `names` of parts, separated by commas: "+strings.Join(fraud.Parts(), ", "))
+	fraudShort = flag.Bool("truncate", false, "fraud: with --seeds: nodes record addresses as /24 and /48")
 	fraudSeeds = flag.String("seeds", "", "fraud: `seeds` to evaluate in place of those of the report, separated by commas, for work on detectors")
 )
 
@@ -29,6 +30,10 @@ func measureFraud(ctx context.Context, b *bench, out string) error {
 	cfg := fraud.Config{Made: made(), Bin: b.bin, Dir: dir, Rounds: b.rounds, Quick: b.quick, Judge: func(ctx context.Context) (fraud.Judge, error) { return judge(ctx, dir, b.rounds) }}
 	if *fraudParts != "" {
 		cfg.Parts = strings.Split(*fraudParts, ",")
+	}
+	cfg.Truncate = *fraudShort
+	if *fraudSeeds == "" && *fraudShort {
+		return errors.New("--truncate is for --seeds: the report is of whole addresses")
 	}
 	if *fraudSeeds != "" {
 		if out != "" {

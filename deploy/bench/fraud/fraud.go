@@ -32,9 +32,11 @@ type Config struct {
 	Parts  []string
 	Rounds int
 	Quick  bool
-	Made   string   // how the figures come about, a sentence for the report
-	Tuning []uint64 // default: TuningSeeds
-	Held   []uint64 // default: HeldSeeds
+	// Truncate lets the nodes of the evaluation record addresses as /24 and /48.
+	Truncate bool
+	Made     string   // how the figures come about, a sentence for the report
+	Tuning   []uint64 // default: TuningSeeds
+	Held     []uint64 // default: HeldSeeds
 	// Judge runs the benchmark of dataplane/internal/label, which is private to it.
 	Judge func(ctx context.Context) (Judge, error)
 }
@@ -167,7 +169,7 @@ func (e *evaluation) run(ctx context.Context, cfg *Config) error {
 			if cfg.Quick {
 				shape.Baseline, shape.Attacks = 7*24*time.Hour, 4
 			}
-			if runs[i], err = Evaluate(ctx, cfg.Bin, shape, traffic.Batching{}); err != nil {
+			if runs[i], err = Evaluate(ctx, cfg.Bin, shape, traffic.Batching{Truncate: cfg.Truncate}); err != nil {
 				return fmt.Errorf("seed %d: %w", seed, err)
 			}
 			progress("seed %d: %.1f s", seed, time.Since(begin).Seconds())

@@ -134,7 +134,7 @@ func Reports(ctx context.Context, js jetstream.JetStream, options ReportOptions,
 }
 
 func reports(ctx context.Context, stream jetstream.Stream, options *ReportOptions, handle func(*Report) error) error {
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: options.subjects()}
+	config := jetstream.OrderedConsumerConfig{FilterSubjects: options.subjects(), InactiveThreshold: time.Minute}
 	switch {
 	case options.After > 0:
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, options.After+1
@@ -145,6 +145,11 @@ func reports(ctx context.Context, stream jetstream.Stream, options *ReportOption
 	if err != nil {
 		return fmt.Errorf("read findings: %w", err)
 	}
+	defer func() { // it would go by itself, later
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = stream.DeleteConsumer(last, consumer.CachedInfo().Name)
+	}()
 	if !options.Follow && consumer.CachedInfo().NumPending == 0 {
 		return nil
 	}

@@ -118,7 +118,7 @@ func (e *Engine) affiliate(ev *event) {
 		count(&b.labelled)
 		a.labels.labelled++
 	}
-	if a.where.add(&e.settings.Country, ev.country) {
+	if a.where.add(&e.settings.Country, ev.country, a.hour) {
 		count(&b.foreign)
 	}
 	a.window.add(ev, uint32(ev.prefixKey[kindNetwork]>>32))

@@ -38,7 +38,7 @@ func (d *AgentsSettings) setDefaults() {
 }
 
 func (d *AgentsSettings) source(e *Engine, k kind, f *features) (v verdict) {
-	if k != kindAddress && k != kindNetwork || f.n < d.Clicks {
+	if k != kindAddress && k != kindNetwork || f.n < d.Clicks || e.fleet.words[wordAgent].total < fleetKnown {
 		return v
 	}
 	agents := f.agents.count()

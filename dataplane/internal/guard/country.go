@@ -40,6 +40,9 @@ const (
 	countryClasses = 256
 	// countryBase is from how many clicks on it is known what is usual.
 	countryBase = 150
+	// countryDays is how long an affiliate must be known, in µs: each hour of the
+	// day has its own mix.
+	countryDays = 3 * 24 * 3600 * 1_000_000
 	// countryKnown is how many clicks must be known of an hour of the day.
 	countryKnown = 60
 )
@@ -48,17 +51,18 @@ const (
 // usual, where an hour counts sixteen times, and one that is out of the usual once.
 type countries struct {
 	now, past [countryClasses]uint16
-	base      [countryClasses]uint32
-	total     uint32
-	// What is usual of foreign clicks at each hour of the day: where an affiliate's
-	// own country sleeps, the rest of the world does not.
+	// By quarters of the day: where an affiliate's own country sleeps, the rest of
+	// the world does not.
+	base  [4][countryClasses]uint16
+	total [4]uint32
+	// What is usual of foreign clicks at each hour of the day.
 	hours [24]struct{ of, foreign float32 }
 }
 
 const (
 	usualWeight = 16
 	// countryMemory is how many clicks what is usual rests on.
-	countryMemory = 8000
+	countryMemory = 4000
 	// countryHour is how many clicks what is usual at an hour of the day rests on.
 	countryHour = 2000
 )
@@ -87,18 +91,38 @@ func countryClass(code uint16) int {
 }
 
 // add counts a click, and says whether its country is foreign.
-func (w *countries) add(d *CountrySettings, code uint16) bool {
+func (w *countries) add(d *CountrySettings, code uint16, hour uint32) bool {
 	if code == 0 {
 		return false
 	}
 	c := countryClass(code)
 	count(&w.now[c])
-	return w.total >= usualWeight*countryBase && float64(w.base[c]) < d.Foreign*float64(w.total)
+	if n, of := w.usual(c, hour); of == 0 || n >= d.Foreign*of {
+		return false
+	}
+	return true
+}
+
+// usual is how many clicks of a class there are of how many that count for an
+// hour of the day: those of its quarter, or where these are few, all. 0 of 0 when
+// all are few.
+func (w *countries) usual(c int, hour uint32) (n, of float64) {
+	if q := hour % 24 / 6; w.total[q] >= usualWeight*countryKnown {
+		return float64(w.base[q][c]), float64(w.total[q])
+	}
+	for q := range w.base {
+		n += float64(w.base[q][c])
+		of += float64(w.total[q])
+	}
+	if of < usualWeight*countryBase {
+		return 0, 0
+	}
+	return n, of
 }
 
 // learn ends an hour.
 func (w *countries) learn(odd bool, hour uint32, last []bin) {
-	if w.total >= usualWeight*countryBase {
+	if _, of := w.usual(0, hour); of > 0 {
 		part, h := float32(1), &w.hours[hour%24]
 		if odd {
 			part = 1.0 / usualWeight
@@ -116,34 +140,40 @@ func (w *countries) learn(odd bool, hour uint32, last []bin) {
 	if odd {
 		weight = 1
 	}
+	q := hour % 24 / 6
 	for c, n := range w.now {
-		w.base[c] += uint32(n) * weight
-		w.total += uint32(n) * weight
+		w.base[q][c] = uint16(min(uint32(w.base[q][c])+uint32(n)*weight, 1<<16-1))
 	}
-	if w.total > usualWeight*countryMemory {
-		w.total = 0
-		for c := range w.base {
-			w.base[c] /= 2
-			w.total += w.base[c]
+	sum := func() (total uint32) {
+		for _, n := range w.base[q] {
+			total += uint32(n)
 		}
+		return total
+	}
+	if w.total[q] = sum(); w.total[q] > usualWeight*countryMemory {
+		for c := range w.base[q] {
+			w.base[q][c] /= 2
+		}
+		w.total[q] = sum()
 	}
 	w.past, w.now = w.now, [countryClasses]uint16{}
 }
 
 // divergence is that of Jensen and Shannon between the last hours and what is
 // usual, in bits; top is the share of the first country in the last hours.
-func (w *countries) divergence() (bits, top float64) {
+func (w *countries) divergence(hour uint32) (bits, top float64) {
 	sum, most := 0.0, 0.0
 	for c := range w.now {
 		n := float64(w.now[c]) + float64(w.past[c])
 		sum += n
 		most = max(most, n)
 	}
-	if sum == 0 || w.total == 0 {
+	if _, of := w.usual(0, hour); sum == 0 || of == 0 {
 		return 0, 0
 	}
 	for c := range w.now {
-		p, q := (float64(w.now[c])+float64(w.past[c]))/sum, float64(w.base[c])/float64(w.total)
+		n, of := w.usual(c, hour)
+		p, q := (float64(w.now[c])+float64(w.past[c]))/sum, n/of
 		m := (p + q) / 2
 		if p > 0 {
 			bits += p / 2 * math.Log2(p/m)
@@ -157,7 +187,8 @@ func (w *countries) divergence() (bits, top float64) {
 
 // affiliate judges the last hour.
 func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
-	if a.where.total < usualWeight*countryBase {
+	hour := a.bin / 6
+	if _, of := a.where.usual(0, hour); of == 0 || int64(a.bin)*binSeconds*1e6 < a.first+countryDays {
 		return v
 	}
 	n, foreign, high, judged := 0, 0, 0, 0
@@ -176,8 +207,8 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 		return v
 	}
 	share := float64(foreign) / float64(n)
-	bits, top := a.where.divergence()
-	usual := a.where.foreign(a.bin / 6)
+	bits, top := a.where.divergence(hour)
+	usual := a.where.foreign(hour)
 	// Six standard deviations, and by a third: a gateway of another country can
 	// have many clicks of an hour.
 	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))

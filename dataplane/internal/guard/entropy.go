@@ -111,7 +111,9 @@ func (w *entropies) close(d *EntropySettings) (v verdict) {
 		w.learn(&now, part)
 		return v
 	}
-	w.learn(&now, 1.0/256) // what stays for long is usual in the end
+	for i := range now { // what stays for long is usual in the end
+		w.mean[i] -= float32(off[i] / 256)
+	}
 	if w.low++; w.low < 2 {
 		return v
 	}

@@ -24,6 +24,9 @@ const (
 // fleetHalfLife of what is usual, in µs.
 const fleetHalfLife = 6 * 3600 * 1_000_000
 
+// fleetKnown is from how many clicks on it is known what is usual.
+const fleetKnown = 5000
+
 const sketchWidth = 1 << 14
 
 type sketch struct {
@@ -57,7 +60,7 @@ func (f *fleet) add(ev *event) float32 {
 	f.words[wordReferrer].add(ev.referrer.small())
 	f.words[wordLanguages].add(ev.languages.small())
 	bits := math.Log2(float64(f.words[wordAgent].total) / float64(n))
-	f.bits += (bits - f.bits) / (1 << 14)
+	f.bits += (bits - f.bits) * max(1.0/(1<<14), 1/float64(f.words[wordAgent].total))
 	return float32(bits)
 }
 

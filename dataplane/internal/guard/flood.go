@@ -36,6 +36,9 @@ type FloodSettings struct {
 	// Clicks for each different user agent. Default: 4 within ten seconds, 8
 	// within ten minutes.
 	PerAgent, SlowPerAgent float64
+	// The most user agents: with more it is people, or what many_agents finds.
+	// Default: 8.
+	MostAgents float64
 	// Of an affiliate: robust z-score, times of the usual, and clicks in ten
 	// minutes. Default: 6, 2.5, 60.
 	Score, Times float64
@@ -48,6 +51,7 @@ func (d *FloodSettings) setDefaults() {
 	setDefault(&d.SlowRate, 0.4)
 	setDefault(&d.PerAgent, 4)
 	setDefault(&d.SlowPerAgent, 8)
+	setDefault(&d.MostAgents, 8)
 	setDefault(&d.Score, 6)
 	setDefault(&d.Times, 2.5)
 	setDefault(&d.Least, 60)
@@ -64,7 +68,7 @@ func (d *FloodSettings) source(k kind, f *features, fast bool) (v verdict) {
 		least, rate, each = d.Clicks, 1, d.PerAgent
 	}
 	agents := math.Round(f.agents.count())
-	if f.n < least || f.rate() < rate || float64(f.n) < each*agents {
+	if f.n < least || f.rate() < rate || agents > min(float64(f.n)/each, d.MostAgents) {
 		return v
 	}
 	v.confidence = 1 - 0.04*float64(least)/float64(f.n)

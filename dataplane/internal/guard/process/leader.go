@@ -26,8 +26,8 @@ type leader struct {
 	decider *decider
 	state   *state
 	found   []*clickv1.Finding // in the batch that is looked at
-	// Findings of clicks up to here are another one's: without a checkpoint, the
-	// past is read only to know what is usual.
+	// What was stored up to here is another one's to speak of: without a checkpoint,
+	// the past is read only to know what is usual.
 	quiet time.Time
 }
 
@@ -99,10 +99,10 @@ func (l *leader) batch(ctx context.Context, b *clickstream.Batch) error {
 	l.engine.Add(b)
 	found := l.found
 	l.found = l.found[:0]
+	if b.Stored.Before(l.quiet) {
+		return nil
+	}
 	for _, f := range found {
-		if !l.quiet.IsZero() && f.GetTo().AsTime().Before(l.quiet) {
-			continue
-		}
 		isNew, err := l.reports.finding(ctx, f)
 		if err != nil {
 			return err

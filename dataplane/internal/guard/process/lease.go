@@ -99,8 +99,16 @@ func (l *lease) try(ctx context.Context) (err error) {
 // bucket finds the bucket or makes it.
 func (l *lease) bucket(ctx context.Context) (jetstream.KeyValue, error) {
 	kv, err := l.js.KeyValue(ctx, leaseBucket)
-	if !errors.Is(err, jetstream.ErrBucketNotFound) {
+	switch {
+	case err == nil:
+		// Another process may have made it, with another time.
+		status, err := kv.Status(ctx)
+		if err == nil && status.TTL() > 0 {
+			l.ttl = min(l.ttl, status.TTL())
+		}
 		return kv, err
+	case !errors.Is(err, jetstream.ErrBucketNotFound):
+		return nil, err
 	}
 	return l.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: leaseBucket, Description: "Which of Affleet's fraud detectors leads", History: 1, TTL: l.ttl,

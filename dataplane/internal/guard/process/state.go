@@ -37,15 +37,17 @@ type state struct {
 	begin  clickstream.State // of the checkpoint that was read
 	saved  time.Time
 	told   bool
+	ended  context.Context // of the leader: behind its end comes a last call of Save
 }
 
 // open reads the last checkpoint.
 func (s *state) open(ctx context.Context) error {
-	s.saved = time.Now()
+	s.ended = ctx
 	log := s.leader.log
 	err := s.read(ctx)
 	switch {
 	case err == nil:
+		s.saved = time.Now()
 		log.Info("going on from a checkpoint", "stream_sequence", s.begin.Next, "stored", s.begin.Stored)
 		return nil
 	case errors.Is(err, jetstream.ErrBucketNotFound), errors.Is(err, jetstream.ErrObjectNotFound):
@@ -86,12 +88,13 @@ func (s *state) read(ctx context.Context) (err error) {
 // Load gives the place of the checkpoint.
 func (s *state) Load(context.Context) (clickstream.State, error) { return s.begin, nil }
 
-// Save writes a checkpoint when one is due, and always at the end.
+// Save writes a checkpoint when one is due: soon after the start when there is
+// none, and always at the end.
 func (s *state) Save(ctx context.Context, at clickstream.State) error {
 	if !s.leader.lease.valid() {
 		return errLease
 	}
-	if time.Since(s.saved) < s.every && s.leader.p.nc.Load().IsConnected() && !s.ending(ctx) {
+	if time.Since(s.saved) < s.every && s.ended.Err() == nil {
 		return nil
 	}
 	began := time.Now()
@@ -111,13 +114,6 @@ func (s *state) Save(ctx context.Context, at clickstream.State) error {
 	m.checkpoint.Set(float64(s.saved.Unix()))
 	m.checkpointTook.Set(time.Since(began).Seconds())
 	return nil
-}
-
-// ending says that this is the last call: Consume gives it a context with a
-// deadline, and others none.
-func (s *state) ending(ctx context.Context) bool {
-	_, last := ctx.Deadline()
-	return last
 }
 
 func (s *state) write(ctx context.Context, at clickstream.State) (err error) {

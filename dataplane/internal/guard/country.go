@@ -231,7 +231,7 @@ func (a *affiliate) viral(topCountry float64) bool {
 		link = float32(a.window.link.share(a.window.n))
 	}
 	n = max(n, a.window.n)
-	if topCountry < 0.6 || link < 0.7 {
+	if topCountry < 0.6 || link < 0.7 || a.steady() {
 		return false
 	}
 	median := 0.0
@@ -247,6 +247,22 @@ func (a *affiliate) viral(topCountry float64) bool {
 	}
 	return link > a.linkUsual+0.2
 }
+
+// steady says that clicks have come evenly for three hours. What goes viral does
+// not: its rate falls with a power of the time (Crane and Sornette, PNAS 2008, with
+// exponents above 1), so that of any hour no more than six tenths are left two
+// hours later. A farm that clicks for an affiliate with one link goes on.
+func (a *affiliate) steady() bool {
+	var last [3]float64
+	for i := range last {
+		h := a.hour - 1 - uint32(i)
+		last[i] = float64(a.weeks[h%hoursOfWeek][h/hoursOfWeek%weeksKept]) - 1
+	}
+	return last[2] >= steadyClicks && min(last[0], last[1]) >= 0.8*last[2]
+}
+
+// steadyClicks are the least of an hour by which that can be said.
+const steadyClicks = 60
 
 // viralBins is for how long a link is visited that has gone viral.
 const viralBins = 36

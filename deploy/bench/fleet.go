@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -49,28 +47,6 @@ func measureFleet(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	if out == "" {
-		fmt.Print(result.Markdown())
-		return nil
-	}
-	return saveFleet(out, result)
-}
-
-// saveFleet merges newer figures into those of the folder, and writes the
-// report.
-func saveFleet(out string, newer *reach.Result) error {
 	var all reach.Result
-	if err := readResults(filepath.Join(out, "fleet.json"), &all); err != nil {
-		return err
-	}
-	all.Merge(newer, *fleetAppend)
-	text, err := json.MarshalIndent(&all, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := writeResults(out, map[string]string{"fleet.json": string(text) + "\n", "fleet.md": all.Markdown(), "fleet.svg": all.SVG()}); err != nil {
-		return err
-	}
-	fmt.Print(all.Markdown())
-	return nil
+	return saveMerged(out, "fleet", result, &all, func() { all.Merge(result, *fleetAppend) })
 }

@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -52,30 +50,8 @@ func measureFraud(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	if out == "" {
-		fmt.Print(r.Markdown())
-		return nil
-	}
-	return saveFraud(out, r)
-}
-
-// saveFraud puts what was measured in the place of what the folder has of it, and
-// writes the report.
-func saveFraud(out string, newer *fraud.Result) error {
 	var all fraud.Result
-	if err := readResults(filepath.Join(out, "fraud.json"), &all); err != nil {
-		return err
-	}
-	all.Merge(newer)
-	text, err := json.MarshalIndent(&all, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := writeResults(out, map[string]string{"fraud.json": string(text) + "\n", "fraud.md": all.Markdown(), "fraud.svg": all.SVG()}); err != nil {
-		return err
-	}
-	fmt.Print(all.Markdown())
-	return nil
+	return saveMerged(out, "fraud", r, &all, func() { all.Merge(r) })
 }
 
 // judge measures all labels of one request, with the package's own benchmark.

@@ -51,35 +51,48 @@ func (r *report) save(folder string) error {
 	return os.WriteFile(filepath.Join(folder, "system.md"), []byte(r.String()), 0o644)
 }
 
-// readResults reads what was measured before, if anything was.
-func readResults(file string, into any) error {
-	text, err := os.ReadFile(file)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	}
-	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	return nil
+// result is what a measurement with a report of its own gives. It is kept as
+// JSON, so that parts can be measured again without the others.
+type result interface {
+	Markdown() string
+	SVG() string // empty: no chart
 }
 
-// writeResults writes files into the folder of the reports; what is empty, such
-// as a chart of what was not measured, stays as it is.
-func writeResults(out string, files map[string]string) error {
+// saveMerged reads what the folder has into all, lets merge put in what is new,
+// and writes all three files; without a folder what is new is printed only.
+func saveMerged(out, name string, newer, all result, merge func()) error {
+	if out == "" {
+		fmt.Print(newer.Markdown())
+		return nil
+	}
+	file := filepath.Join(out, name)
+	before, err := os.ReadFile(file + ".json")
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		if err := json.Unmarshal(before, all); err != nil {
+			return fmt.Errorf("%s.json: %w", file, err)
+		}
+	}
+	merge()
+	text, err := json.MarshalIndent(all, "", " ")
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	for name, content := range files {
-		if content == "" {
+	for ending, content := range map[string]string{".json": string(text) + "\n", ".md": all.Markdown(), ".svg": all.SVG()} {
+		if content == "" { // a chart of what was not measured stays as it is
 			continue
 		}
-		if err := os.WriteFile(filepath.Join(out, name), []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(file+ending, []byte(content), 0o644); err != nil {
 			return err
 		}
 	}
+	fmt.Print(all.Markdown())
 	return nil
 }
 

@@ -37,7 +37,7 @@ func measureFraud(ctx context.Context, b *bench, out string) error {
 		if out != "" {
 			return errors.New(`a report is made of its own seeds: with --seeds, say --out ""`)
 		}
-		cfg.Held = []uint64{}
+		cfg.Parts = []string{"tuned"}
 		for text := range strings.SplitSeq(*fraudSeeds, ",") {
 			seed, err := strconv.ParseUint(text, 10, 64)
 			if err != nil {

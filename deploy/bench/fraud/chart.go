@@ -32,10 +32,10 @@ const (
 // SVG is the chart: recall and precision of each class of attacks on the seeds
 // held out, and how many floods were blocked by when; "" without an evaluation.
 func (r *Result) SVG() string {
-	if len(r.Evaluations) == 0 {
+	if r.Held == nil {
 		return ""
 	}
-	classes := r.Evaluations[0].Score.Classes
+	classes := r.Held.Score.Classes
 	bottom := headHeight + rowHeight*len(classes)
 	height := bottom + 62
 	var b strings.Builder
@@ -56,7 +56,7 @@ func (r *Result) SVG() string {
 	for i := range classes {
 		row(p, &classes[i], headHeight+i*rowHeight+rowHeight/2)
 	}
-	p(`<text x="%d" y="%d" font-size="11">Dashed: goals. Seeds that no detector was tuned with: %s.</text>`, labelWidth, height-10, list(r.Evaluations[0].Seeds))
+	p(`<text x="%d" y="%d" font-size="11">Dashed: goals. Seeds that no detector was tuned with: %s.</text>`, labelWidth, height-10, list(r.Held.Seeds))
 	if r.Live != nil {
 		r.Live.chart(p, bottom)
 	}

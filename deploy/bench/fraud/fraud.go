@@ -48,7 +48,8 @@ type part struct {
 }
 
 var parts = []part{
-	{"evaluation", runEvaluation},
+	{"held", runHeld},
+	{"tuned", runTuned},
 	{"live", runLive},
 	{"capacity", runCapacity},
 	{"node", runNode},
@@ -65,12 +66,13 @@ func Parts() (names []string) {
 
 // Result is a run's.
 type Result struct {
-	Parts       map[string]PartRun
-	Evaluations []*evaluation `json:",omitempty"`
-	Live        *live         `json:",omitempty"`
-	Capacity    *capacity     `json:",omitempty"`
-	Node        *node         `json:",omitempty"`
-	Labels      *labels       `json:",omitempty"`
+	Parts    map[string]PartRun
+	Held     *evaluation `json:",omitempty"`
+	Tuned    *evaluation `json:",omitempty"`
+	Live     *live       `json:",omitempty"`
+	Capacity *capacity   `json:",omitempty"`
+	Node     *node       `json:",omitempty"`
+	Labels   *labels     `json:",omitempty"`
 }
 
 // PartRun says how a part came about.
@@ -85,9 +87,7 @@ func (r *Result) Merge(newer *Result) {
 		r.Parts = make(map[string]PartRun)
 	}
 	maps.Copy(r.Parts, newer.Parts)
-	if newer.Evaluations != nil {
-		r.Evaluations = newer.Evaluations
-	}
+	r.Held, r.Tuned = cmp.Or(newer.Held, r.Held), cmp.Or(newer.Tuned, r.Tuned)
 	r.Live, r.Capacity = cmp.Or(newer.Live, r.Live), cmp.Or(newer.Capacity, r.Capacity)
 	r.Node, r.Labels = cmp.Or(newer.Node, r.Node), cmp.Or(newer.Labels, r.Labels)
 }
@@ -143,18 +143,14 @@ func build(ctx context.Context, bin string) error {
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
-func runEvaluation(ctx context.Context, cfg *Config, r *Result) error {
-	for _, e := range []*evaluation{{What: "Held out", Seeds: cfg.Held}, {What: "Tuned with", Seeds: cfg.Tuning}} {
-		if len(e.Seeds) == 0 {
-			continue
-		}
-		if err := e.run(ctx, cfg); err != nil {
-			return err
-		}
-		r.Evaluations = append(r.Evaluations, e)
-		e.details(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format, args...) })
-	}
-	return nil
+func runHeld(ctx context.Context, cfg *Config, r *Result) error {
+	r.Held = &evaluation{What: "Held out", Seeds: cfg.Held}
+	return r.Held.run(ctx, cfg)
+}
+
+func runTuned(ctx context.Context, cfg *Config, r *Result) error {
+	r.Tuned = &evaluation{What: "Tuned with", Seeds: cfg.Tuning}
+	return r.Tuned.run(ctx, cfg)
 }
 
 // run evaluates the seeds, two at a time.
@@ -180,5 +176,6 @@ func (e *evaluation) run(ctx context.Context, cfg *Config) error {
 		return err
 	}
 	e.Score = verdict.Sum(runs)
+	e.details(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format, args...) })
 	return nil
 }

@@ -20,7 +20,7 @@ func (r *Result) goals() (all []goal) {
 		p99 := l.percentile(99)
 		all = append(all, goal{"from the first click of a flood to its Block served by every node, p99", "at most 5 s", short(p99), p99 <= mostUntilServed})
 	}
-	for _, e := range r.Evaluations[:min(1, len(r.Evaluations))] {
+	if e := r.Held; e != nil {
 		recall, precision := e.worst()
 		all = append(all,
 			goal{"recall of each attack class, the worst", "at least 0.95", fmt.Sprintf("%.3f", recall), recall >= leastRecall},
@@ -77,11 +77,14 @@ func (r *Result) Markdown() string {
 	for _, g := range r.goals() {
 		p("| %s | %s | **%s** | %s |\n", g.what, g.limit, g.got, mark(g.reached))
 	}
-	if len(r.Evaluations) > 0 {
+	if r.Held != nil || r.Tuned != nil {
 		p("\n## What is found, and who is hurt\n\n%s", counted)
 	}
-	for _, e := range r.Evaluations {
-		e.markdown(p)
+	if r.Held != nil {
+		r.Held.markdown(p)
+	}
+	if r.Tuned != nil {
+		r.Tuned.markdown(p)
 	}
 	if r.Live != nil {
 		r.Live.markdown(p)
@@ -143,7 +146,7 @@ func (l *live) markdown(p func(string, ...any)) {
 			p("| %s (%d floods) | %s | %s | %s |\n", half.name, len(times), short(percentile(times, 50)), short(percentile(times, 99)), short(percentile(times, 100)))
 		}
 	}
-	p("\nOf %d ordinary clicks, %d were refused.\n", l.Ordinary, l.Refused)
+	p("\nOf %d ordinary clicks, %d were refused. A flood that is slower takes longer: `affguard` speaks from a dozen clicks on.\n", l.Ordinary, l.Refused)
 }
 
 func (c *capacity) rates() (all []float64) {

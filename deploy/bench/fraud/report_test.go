@@ -25,10 +25,10 @@ func sample() *Result {
 	score.Clicks[traffic.Viral], score.Blocked[traffic.Viral] = 1000, 0
 	score.Clicks[traffic.NAT], score.Blocked[traffic.NAT] = 1000, 3
 	r := &Result{
-		Parts:       map[string]PartRun{"live": {"Made by a test.", 3 * time.Minute}},
-		Evaluations: []*evaluation{{What: "Held out", Seeds: []uint64{1001, 1002}, Score: score}},
-		Live:        &live{Ordinary: 1000, Rate: 290},
-		Capacity:    &capacity{Load: load{Clicks: 1_000_000, Bytes: 100_000_000, Addresses: 1_000_000, Affiliates: 10_000}, Decode: []float64{1e6}, Guard: []guardRun{{Wall: 2 * time.Second, CPU: 2 * time.Second, Peak: 250}}},
+		Parts:    map[string]PartRun{"live": {"Made by a test.", 3 * time.Minute}},
+		Held:     &evaluation{What: "Held out", Seeds: []uint64{1001, 1002}, Score: score},
+		Live:     &live{Ordinary: 1000, Rate: 290},
+		Capacity: &capacity{Load: load{Clicks: 1_000_000, Bytes: 100_000_000, Addresses: 1_000_000, Affiliates: 10_000}, Decode: []float64{1e6}, Guard: []guardRun{{Wall: 2 * time.Second, CPU: 2 * time.Second, Peak: 250}}},
 		Node: &node{
 			Addresses: 10_000_000, With: nodeMemory{50, 90, 95}, Without: nodeMemory{40, 60, 60},
 		},

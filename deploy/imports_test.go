@@ -65,6 +65,13 @@ var rules = []struct {
 		because: "recording a click needs no network; publishing it is a room of its own",
 	},
 	{
+		from:    []string{"/dataplane/internal/guard"},
+		notFrom: []string{"/dataplane/internal/guard/process"},
+		never:   []string{"google.golang.org/grpc", "github.com/nats-io/", "log/slog"},
+		except:  []string{module + "/dataplane/clickstream", module + "/proto/link"},
+		because: "what is found depends on the clicks alone; consuming and deciding is a room of its own",
+	},
+	{
 		from:    []string{"/proto/link"},
 		never:   []string{module + "/controlplane", module + "/dataplane", module + "/cli", module + "/deploy", "google.golang.org/grpc", "net/http", "log", "os"},
 		because: "what a link means is pure",

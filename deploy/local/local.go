@@ -40,6 +40,7 @@ type Options struct {
 	Samples bool         // write samples.yaml when the store is empty
 	Log     *slog.Logger // default: nothing is logged
 	Regions []string     // the nodes' regions, in turn; default: local
+	Guard   bool         // run a fraud detector too
 }
 
 // Fleet is a fleet that runs.
@@ -48,7 +49,7 @@ type Fleet struct {
 	Etcd    string   // URL
 	NATS    string   // URL
 	HTTP    []string // host:port of each node's redirects
-	Admin   []string // host:port: the control plane's, then each node's
+	Admin   []string // host:port: the control plane's, then each node's, then the fraud detector's
 	DataDir string
 
 	temporary      bool
@@ -124,6 +125,11 @@ func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 	}
 	if err := f.settle(ctx, len(nodes)); err != nil {
 		return nil, fmt.Errorf("wait for the nodes: %w", err)
+	}
+	if opts.Guard {
+		if err := f.startGuard(&opts); err != nil {
+			return nil, fmt.Errorf("guard: %w", err)
+		}
 	}
 	return f, nil
 }
@@ -240,6 +246,21 @@ func (f *Fleet) startNode(opts *Options, i int) (*dataplane.Node, error) {
 		Admin: admin, Healthy: node.Healthy, Metrics: metrics, Run: node.Run, Close: node.Close,
 		Pages: []service.Page{{Pattern: "GET /state", Handler: node.ServeState}, {Pattern: "GET /explain", Handler: node.Explain().ServeHTTP}},
 	})
+}
+
+func (f *Fleet) startGuard(opts *Options) error {
+	admin, err := nth(opts.Admin, opts.Nodes+1)
+	if err != nil {
+		return err
+	}
+	metrics := service.NewRegistry()
+	guard, err := dataplane.NewGuard(dataplane.GuardConfig{
+		Name: "guard", Control: []string{f.Control}, NATS: f.NATS, Registerer: metrics, Log: opts.Log.With("part", "guard"),
+	})
+	if err != nil {
+		return err
+	}
+	return f.startPart(&f.nodes, service.Part{Admin: admin, Healthy: guard.Healthy, Metrics: metrics, Run: guard.Run, Close: guard.Close})
 }
 
 // startPart runs a part of a tier and its admin address.

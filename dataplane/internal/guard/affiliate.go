@@ -79,7 +79,7 @@ func (a *affiliates) name(hash uint32) string {
 }
 
 func (a *affiliates) get(ev *event) int {
-	i, isNew := a.table.get(ev.affiliate.key, uint32(ev.at/60e6))
+	i, isNew := a.table.find(ev.affiliate.key, uint32(ev.at/60e6))
 	if isNew {
 		if old := (&word{key: a.table.victim}).small(); a.table.victim != 0 && a.byHash[old] == int32(i) {
 			delete(a.byHash, old)
@@ -126,7 +126,7 @@ func (e *Engine) affiliate(ev *event) {
 		e.affiliateFinding(detectBursts, i, ev.at, e.settings.Bursts.verdict(&a.burst, second))
 	}
 	if a.words.add(ev) {
-		v := a.words.close(&e.settings.Entropy)
+		v := a.words.close(&e.settings.Entropy, second/hourSeconds)
 		if v.confidence > 0 {
 			a.oddUntil = second + hourSeconds
 			e.affiliateFinding(detectEntropy, i, ev.at, v)
@@ -235,7 +235,7 @@ func (e *Engine) lookAffiliate(i int, at int64) {
 	if now < e.settings.Flood.Least {
 		return
 	}
-	odd := a.oddUntil > uint32(at/1e6)
+	odd := a.oddUntil > uint32(at/1e6) || a.scattered(e.settings.Flood.Least/2)
 	why := ""
 	if odd {
 		why = ", and countries or user agents are not as usual"
@@ -246,6 +246,19 @@ func (e *Engine) lookAffiliate(i int, at int64) {
 	}
 	v.begin, v.clicks = int64(a.bin)*binSeconds*1e6, uint64(now)
 	e.affiliateFinding(detectFlood, i, at, v)
+}
+
+// scattered says that the many clicks of the last half hour come from other
+// countries than usual, and from no country in particular: a link that goes viral
+// has one, and the scanners of a mail are through by then.
+func (a *affiliate) scattered(least float64) bool {
+	for j := range uint32(3) {
+		if float64(a.bins[(a.bin-j)%bins].n) < least {
+			return false
+		}
+	}
+	bits, top := a.where.divergence(a.bin / 6)
+	return bits >= 0.18 && top < 0.6 && int64(a.bin)*binSeconds*1e6 >= a.first+countryDays
 }
 
 func (e *Engine) affiliateFinding(d detector, i int, at int64, v verdict) {

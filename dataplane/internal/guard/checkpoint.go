@@ -54,7 +54,7 @@ type counters struct {
 }
 
 func (e *Engine) header() header {
-	sizes := []uint64{uint64(unsafe.Sizeof(source{})), uint64(unsafe.Sizeof(affiliate{})), uint64(unsafe.Sizeof(features{})), sketchWidth}
+	sizes := []uint64{uint64(unsafe.Sizeof(source{})), uint64(unsafe.Sizeof(affiliate{})), uint64(unsafe.Sizeof(features{})), uint64(unsafe.Sizeof(meta{})), sketchWidth}
 	h := uint64(0)
 	for _, s := range sizes {
 		h = mix(h ^ s)

@@ -25,7 +25,7 @@ type EntropySettings struct {
 	Agents, Networks float64
 	// And how many standard deviations. Default: 5.
 	Score float64
-	// How many windows the affiliate must have had. Default: 4.
+	// How many windows the affiliate must have had. Default: 6, each of another hour.
 	Windows uint16
 }
 
@@ -33,7 +33,7 @@ func (d *EntropySettings) setDefaults() {
 	setDefault(&d.Agents, 0.8)
 	setDefault(&d.Networks, 1.5)
 	setDefault(&d.Score, 5)
-	setDefault(&d.Windows, 4)
+	setDefault(&d.Windows, 6)
 }
 
 const (
@@ -51,6 +51,7 @@ type entropies struct {
 	n       uint16
 	windows uint16
 	low     uint16 // windows in a row
+	learned uint32 // the hour of the last one that was learned from
 	classes [3][entropyClasses]uint8
 	mean    [3]float32
 	spread  [3]float32 // variance
@@ -84,7 +85,7 @@ func entropy(classes *[entropyClasses]uint8) (bits float64) {
 }
 
 // close judges a full window, and learns from it unless it is out of the usual.
-func (w *entropies) close(d *EntropySettings) (v verdict) {
+func (w *entropies) close(d *EntropySettings, hour uint32) (v verdict) {
 	var now [3]float64
 	var off, score [3]float64
 	for i := range now {
@@ -108,7 +109,10 @@ func (w *entropies) close(d *EntropySettings) (v verdict) {
 		if known && -off[entropyAgents] > d.Agents/2 {
 			part = 1.0 / 256 // apps' browsers, while something goes viral
 		}
-		w.learn(&now, part)
+		if hour != w.learned { // what goes viral has many windows, and all of one kind
+			w.learned = hour
+			w.learn(&now, part)
+		}
 		return v
 	}
 	for i := range now { // what stays for long is usual in the end

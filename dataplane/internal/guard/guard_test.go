@@ -230,10 +230,9 @@ func TestFloodOfATruncatedAddressIsOneOfItsNetwork(t *testing.T) {
 func TestManyPeopleBehindOneAddressAreNoFlood(t *testing.T) {
 	r := random(t)
 	hits := people(r, 0, time.Hour, 2)
-	for i := range 6000 { // ten a second, on one link, for ten minutes
+	for range 6000 { // ten a second, on one link, for ten minutes
 		h := person(r, 20*time.Minute+time.Duration(r.Int64N(int64(10*time.Minute))))
 		h.address, h.affiliate, h.link, h.referrer = bad, 5, 1, "https://t.co/"
-		_ = i
 		hits = append(hits, h)
 	}
 	innocent(t, of(find(t, hits), "flood", band))

@@ -35,6 +35,7 @@ type source struct {
 	asn    uint32
 
 	second  uint32               // the latest of ring
+	lately  uint32               // clicks of the last ten
 	ring    [16]uint16           // clicks by second
 	hours   [24]uint16           // clicks by hour of day, in the long window
 	looked  [3]uint32            // seconds
@@ -46,24 +47,24 @@ type source struct {
 }
 
 // recent counts a click of a second, and gives the clicks of the last ten.
-func (s *source) recent(second uint32) (n uint32) {
-	const size = uint32(len(s.ring))
+func (s *source) recent(second uint32) uint32 {
+	const size, kept = uint32(len(s.ring)), 10
 	switch {
-	case second > s.second:
-		for i := s.second + 1; i <= second && i <= s.second+size; i++ {
-			s.ring[i%size] = 0
-		}
-		s.second = second
-	case second+size <= s.second:
-		return 0 // long ago
+	case second >= s.second+size:
+		s.ring, s.lately, s.second = [16]uint16{}, 0, second
+	case second+kept <= s.second:
+		return s.lately // long ago
+	}
+	for s.second < second {
+		s.second++
+		s.lately -= uint32(s.ring[(s.second-kept)%size])
+		s.ring[s.second%size] = 0
 	}
 	if r := &s.ring[second%size]; *r < 1<<16-1 {
 		*r++
+		s.lately++
 	}
-	for i := range uint32(10) {
-		n += uint32(s.ring[(s.second-i)%size])
-	}
-	return n
+	return s.lately
 }
 
 // add counts a click and says which windows are due for a look.
@@ -115,7 +116,10 @@ type table struct {
 }
 
 // meta is what says who has to go.
-type meta struct{ minute, clicks uint32 }
+type meta struct {
+	minute, clicks uint32
+	open           bool // its slot is in use
+}
 
 const ways = 8
 
@@ -138,19 +142,40 @@ func (t *table) bytes() int64 {
 	return n
 }
 
-// get finds a source or makes it, and counts a click of it.
-func (t *table) get(key uint64, minute uint32) (i int, isNew bool) {
+// openAt is the click of a source with which its slot comes into use. Most
+// addresses have one or two: they cost a key, and no page of memory.
+const openAt = 3
+
+// get finds a source or makes it, and counts a click of it. It gives -1 for a
+// source whose slot is not in use yet, and says whether it came into use now.
+func (t *table) get(key uint64, minute uint32) (i int, opened bool) {
 	base := int(mix(key)&uint64(len(t.keys)-1)) &^ (ways - 1)
 	for i := base; i < base+ways; i++ {
-		if t.keys[i] == key {
-			t.meta[i].count(minute)
-			return i, false
+		if t.keys[i] != key {
+			continue
 		}
+		m := &t.meta[i]
+		m.count(minute)
+		switch {
+		case m.open:
+			return i, false
+		case m.clicks < openAt:
+			return -1, false
+		}
+		m.open = true
+		t.slots[i] = source{}
+		return i, true
 	}
+	t.take(base, key, minute)
+	return -1, false
+}
+
+// take gives a new key the place of the weakest of its set.
+func (t *table) take(base int, key uint64, minute uint32) int {
 	weakest, least := base, ^uint32(0)
 	for i := base; i < base+ways; i++ {
 		if t.keys[i] == 0 {
-			weakest, least = i, 0
+			weakest = i
 			break
 		}
 		if w := t.meta[i].weight(minute); w < least {
@@ -160,22 +185,30 @@ func (t *table) get(key uint64, minute uint32) (i int, isNew bool) {
 	if t.victim = t.keys[weakest]; t.victim != 0 {
 		t.evicted++
 	}
-	t.keys[weakest] = key
-	t.meta[weakest] = meta{minute, 1}
-	if t.slots != nil {
-		t.slots[weakest] = source{}
-	}
+	t.keys[weakest], t.meta[weakest] = key, meta{minute: minute, clicks: 1}
 	if t.names != nil {
 		t.names[weakest] = ""
 	}
-	return weakest, true
+	return weakest
+}
+
+// find is get where every key has its place at once.
+func (t *table) find(key uint64, minute uint32) (i int, isNew bool) {
+	base := int(mix(key)&uint64(len(t.keys)-1)) &^ (ways - 1)
+	for i := base; i < base+ways; i++ {
+		if t.keys[i] == key {
+			t.meta[i].count(minute)
+			return i, false
+		}
+	}
+	return t.take(base, key, minute), true
 }
 
 // peek finds a source.
 func (t *table) peek(key uint64) *source {
 	base := int(mix(key)&uint64(len(t.keys)-1)) &^ (ways - 1)
 	for i := base; i < base+ways; i++ {
-		if t.keys[i] == key {
+		if t.keys[i] == key && t.meta[i].open {
 			return &t.slots[i]
 		}
 	}
@@ -202,10 +235,13 @@ func (m *meta) count(minute uint32) {
 // source counts a click for its source of one kind, and looks at that.
 func (e *Engine) source(k kind, key uint64, ev *event) {
 	t := &e.sources[k]
-	i, isNew := t.get(key, uint32(ev.at/60e6))
+	i, opened := t.get(key, uint32(ev.at/60e6))
+	if i < 0 {
+		return
+	}
 	s := &t.slots[i]
 	s.asn = ev.asn
-	if isNew {
+	if opened {
 		switch k {
 		case kindAddress, kindNetwork:
 			s.prefix = putPrefix(ev.prefix[k])

@@ -174,7 +174,7 @@ func TestAMalformedPolicyFileIsRefusedWithItsField(t *testing.T) {
 		"guard: {detectors: [{detector: flod}]}": "flod",
 		"guard: {detectors: [{detector: flood, action: maim}]}": "MAIM",
 		"guard: {allow_prefixes: [nowhere]}":                    "nowhere",
-		"gaurd: {}":                                             "gaurd",
+		"gards: {}":                                             "gards",
 		"guard: {detectors: [{detector: flood, ttl: 1500ms}]}":  "ttl",
 		"guard: [": "line 1",
 	} {

@@ -121,7 +121,7 @@ func (l *lease) hold(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		case <-time.After(l.ttl / 4):
 		}
 		sent := time.Now()
@@ -133,7 +133,7 @@ func (l *lease) hold(ctx context.Context) error {
 			l.revision = revision
 			l.extend(sent)
 		case ctx.Err() != nil:
-			return nil
+			return ctx.Err()
 		case l.isMine(ctx): // only the answer was lost
 		case !l.valid():
 			return fmt.Errorf("%w: %w", errLease, err)

@@ -122,7 +122,7 @@ func (p *Process) Leading() bool { return p.leading.Load() }
 
 // Run leads when nobody else does, until ctx ends.
 func (p *Process) Run(ctx context.Context) error {
-	defer p.control.Close()
+	defer func() { _ = p.control.Close() }() // nothing is under way any more
 	nc, err := nats.Connect(p.cfg.NATS, append([]nats.Option{
 		nats.Name("affleet guard " + p.cfg.Name),
 		nats.RetryOnFailedConnect(true),

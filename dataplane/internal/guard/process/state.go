@@ -72,8 +72,11 @@ func (s *state) read(ctx context.Context) (err error) {
 	}
 	defer object.Close()
 	var size uint32
-	if err := binary.Read(object, binary.LittleEndian, &size); err != nil || size > maxMarks {
-		return fmt.Errorf("%w: it has no marks (%v)", guard.ErrDamagedCheckpoint, err)
+	if err := binary.Read(object, binary.LittleEndian, &size); err != nil {
+		return fmt.Errorf("%w: %w", guard.ErrDamagedCheckpoint, err)
+	}
+	if size > maxMarks {
+		return fmt.Errorf("%w: its marks have %d bytes", guard.ErrDamagedCheckpoint, size)
 	}
 	text := make([]byte, size)
 	if _, err := io.ReadFull(object, text); err != nil {

@@ -17,7 +17,7 @@ func usage() (cpu time.Duration, rss, most int64) {
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
 		return 0, 0, 0
 	}
-	most = int64(u.Maxrss)
+	most = int64(u.Maxrss)       //nolint:unconvert // it has 32 bits elsewhere
 	if runtime.GOOS == "linux" { // others say bytes
 		most <<= 10
 	}

@@ -18,7 +18,7 @@ func main() {
 	var opts local.Options
 	os.Exit(service.Server{
 		Name:    "afflocal",
-		Summary: "afflocal runs a whole fleet in one process: etcd, NATS, a control plane and nodes.",
+		Summary: "afflocal runs a whole fleet in one process: etcd, NATS, a control plane, nodes and a fraud detector.",
 		Example: "afflocal --nodes 5 --data-dir ./fleet",
 		Flags: func(fs *flag.FlagSet) {
 			fs.IntVar(&opts.Nodes, "nodes", 3, "`number` of nodes")
@@ -26,8 +26,9 @@ func main() {
 			fs.StringVar(&opts.Control, "control", "127.0.0.1:7070", "`address` of the control plane")
 			fs.StringVar(&opts.Etcd, "etcd", "127.0.0.1:2379", "`address` of etcd")
 			fs.StringVar(&opts.NATS, "nats", "127.0.0.1:4222", "`address` of NATS")
-			fs.StringVar(&opts.Admin, "admin", "127.0.0.1:9090", "`address` of the control plane's health and metrics; the nodes take the next ports")
+			fs.StringVar(&opts.Admin, "admin", "127.0.0.1:9090", "`address` of the control plane's health and metrics; the nodes and the fraud detector take the next ports")
 			fs.StringVar(&opts.DataDir, "data-dir", "", "`folder` that is kept; without it, a temporary one is removed")
+			fs.BoolVar(&opts.Guard, "guard", true, "run the fraud detector")
 			fs.BoolVar(&opts.Samples, "samples", true, "write sample links when there are none")
 		},
 		Check:    func() error { return check(&opts) },
@@ -63,6 +64,9 @@ func greet(w io.Writer, f *local.Fleet, samples bool) {
 	fmt.Fprintf(tw, "control plane\t%s (gRPC)\thttp://%s/metrics\n", f.Control, f.Admin[0])
 	for i, addr := range f.HTTP {
 		fmt.Fprintf(tw, "node-%d\thttp://%s\thttp://%s/metrics\n", i+1, addr, f.Admin[i+1])
+	}
+	if n := len(f.HTTP) + 1; len(f.Admin) > n {
+		fmt.Fprintf(tw, "guard\t\thttp://%s/metrics\n", f.Admin[n])
 	}
 	fmt.Fprintf(tw, "etcd\t%s\t\nNATS\t%s\t\n", f.Etcd, f.NATS)
 	_ = tw.Flush()

@@ -120,12 +120,14 @@ func (w *countries) usual(c int, hour uint32) (n, of float64) {
 	return n, of
 }
 
-// learn ends an hour.
-func (w *countries) learn(odd bool, hour uint32, last []bin) {
+// learn ends an hour. One that is out of the usual counts once, with the weight
+// that is given: however many clicks it has, no more than usual. Otherwise what
+// goes on for two hours at many times the usual rate would be usual.
+func (w *countries) learn(odd bool, oddWeight float64, hour uint32, last []bin) {
 	if _, of := w.usual(0, hour); of > 0 {
 		part, h := float32(1), &w.hours[hour%24]
 		if odd {
-			part = 1.0 / usualWeight
+			part = float32(oddWeight) / usualWeight
 		}
 		for i := range uint32(6) {
 			b := last[(hour*6+i)%bins]
@@ -136,13 +138,13 @@ func (w *countries) learn(odd bool, hour uint32, last []bin) {
 			h.of, h.foreign = countryHour, h.foreign*countryHour/h.of
 		}
 	}
-	weight := uint32(usualWeight)
+	weight := float64(usualWeight)
 	if odd {
-		weight = 1
+		weight = oddWeight
 	}
 	q := hour % 24 / 6
 	for c, n := range w.now {
-		w.base[q][c] = uint16(min(uint32(w.base[q][c])+uint32(n)*weight, 1<<16-1))
+		w.base[q][c] = uint16(min(float64(w.base[q][c])+float64(n)*weight, 1<<16-1))
 	}
 	sum := func() (total uint32) {
 		for _, n := range w.base[q] {
@@ -209,9 +211,9 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	share := float64(foreign) / float64(n)
 	bits, top := a.where.divergence(hour)
 	usual := a.where.foreign(hour)
-	// Six standard deviations, and by a third: a gateway of another country can
-	// have many clicks of an hour.
-	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
+	// Six standard deviations, and by a third, or a fifth of many: a gateway of
+	// another country can have many clicks of an hour.
+	least := max(d.Share, usual+max(0.2, min(0.33, 0.33*math.Sqrt(200/float64(n)))), usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
 	if share < least || bits < d.Divergence || a.viral(top) {
 		return v
 	}
@@ -258,11 +260,12 @@ func (a *affiliate) steady() bool {
 		h := a.hour - 1 - uint32(i)
 		last[i] = float64(a.weeks[h%hoursOfWeek][h/hoursOfWeek%weeksKept]) - 1
 	}
-	return last[2] >= steadyClicks && min(last[0], last[1]) >= 0.8*last[2]
+	least := min(last[0], last[1], last[2])
+	return least >= steadyClicks && least >= 0.75*max(last[0], last[1], last[2])
 }
 
 // steadyClicks are the least of an hour by which that can be said.
-const steadyClicks = 60
+const steadyClicks = 100
 
 // viralBins is for how long a link is visited that has gone viral.
 const viralBins = 36

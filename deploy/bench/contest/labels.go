@@ -24,7 +24,7 @@ type Labels struct {
 // one with none, by turns the first, on the same links and the same requests,
 // which name a client each. Every click is published. Config.Open is not used.
 func RunLabels(ctx context.Context, cfg Config) (*Labels, error) {
-	if err := repin(os.Getpid(), generatorCore); err != nil {
+	if err := repin(os.Getpid()); err != nil {
 		return nil, err
 	}
 	proxied := []string{"--trusted-proxies", "127.0.0.0/8", "--forwarded-header", "x-forwarded-for"}

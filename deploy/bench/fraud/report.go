@@ -81,10 +81,7 @@ func classReached(c *verdict.ClassScore) bool {
 	return c.Recall() >= leastRecall && c.Precision() >= leastPrecision
 }
 
-// spared says whether no click of a class fell under a block.
-func (e *evaluation) spared(c traffic.Class) bool { return e.Score.Blocked[c] == 0 }
-
-// Details are what was missed and who was hurt, for those who work on detectors.
+// details are what was missed and who was hurt, for those who work on detectors.
 func (e *evaluation) details(p func(string, ...any)) {
 	for _, a := range e.Score.Missed {
 		when := "never accused"

@@ -230,7 +230,9 @@ func newGateway(t *Traffic, i int) *gateway {
 	c := t.world.countries[t.world.byShare.pick(r)]
 	p := c.isps[len(c.isps)-1]
 	return &gateway{
-		t, r, line{addr4(p.v4 + uint32(p.blocks-1)<<16 + uint32(240+i)), c, p.asn, true}, scale(r, 60, 400),
+		t, r,
+		line{addr4(p.v4 + uint32(p.blocks-1)<<16 + uint32(240+i)), c, p.asn, true},
+		scale(r, 60, 400),
 		newWeights(zipf(t.Config.Affiliates, .8)),
 	}
 }

@@ -344,7 +344,7 @@ func (j *Jury) accuse(a *Accusation) {
 		in := j.Attacks[id]
 		about := 10*n >= attack && attack >= honest
 		if a.affiliate {
-			about = n >= enough && in.Instance.Affiliate >= 0 && j.shop.Affiliates[in.Instance.Affiliate].ID == a.Subject
+			about = n >= enough && in.Affiliate >= 0 && j.shop.Affiliates[in.Affiliate].ID == a.Subject
 		}
 		if !about {
 			continue

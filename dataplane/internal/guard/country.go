@@ -3,6 +3,7 @@ package guard
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // CountrySettings are of the detector of a sudden change of an affiliate's mix of
@@ -211,10 +212,10 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	share := float64(foreign) / float64(n)
 	bits, top := a.where.divergence(hour)
 	usual := a.where.foreign(hour)
-	// Six standard deviations, and by a third, or a fifth of many: a gateway of
-	// another country can have many clicks of an hour.
-	least := max(d.Share, usual+max(0.2, min(0.33, 0.33*math.Sqrt(200/float64(n)))), usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
-	if share < least || bits < d.Divergence || a.viral(top) {
+	// Six standard deviations, and by a third: mails bring foreign clicks while an
+	// affiliate's own country sleeps.
+	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
+	if share < least || bits < d.Divergence || a.viral(top) || !a.spread() {
 		return v
 	}
 	v.begin, v.clicks = a.lastHour(), uint64(n)
@@ -250,18 +251,25 @@ func (a *affiliate) viral(topCountry float64) bool {
 	return link > a.linkUsual+0.2
 }
 
-// steady says that clicks have come evenly for three hours. What goes viral does
+// spread says that this hour's clicks come from many networks: a gateway of another
+// country is one.
+func (a *affiliate) spread() bool {
+	n := float64(a.window.n)
+	return n >= 20 && a.window.peers.count() >= min(0.5*n, 60)
+}
+
+// steady says that clicks have come evenly for five hours. What goes viral does
 // not: its rate falls with a power of the time (Crane and Sornette, PNAS 2008, with
-// exponents above 1), so that of any hour no more than six tenths are left two
-// hours later. A farm that clicks for an affiliate with one link goes on.
+// exponents above 1), so that of any hour a third is left four hours later; what is
+// usual in the morning grows meanwhile. A farm that clicks for an affiliate with one link goes on.
 func (a *affiliate) steady() bool {
-	var last [3]float64
+	var last [5]float64
 	for i := range last {
 		h := a.hour - 1 - uint32(i)
 		last[i] = float64(a.weeks[h%hoursOfWeek][h/hoursOfWeek%weeksKept]) - 1
 	}
-	least := min(last[0], last[1], last[2])
-	return least >= steadyClicks && least >= 0.75*max(last[0], last[1], last[2])
+	least := slices.Min(last[:])
+	return least >= steadyClicks && least >= 0.75*slices.Max(last[:])
 }
 
 // steadyClicks are the least of an hour by which that can be said.

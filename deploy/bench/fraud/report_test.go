@@ -51,7 +51,7 @@ func TestTheReportSaysWhatIsReachedAndWhatIsNot(t *testing.T) {
 		"| recall of each attack class, the worst | at least 0.95 | **0.800** | **not reached** |",
 		"| precision of each attack class, the worst | at least 0.99 | **0.990** | reached |",
 		"| clicks of viral spikes under a block | none | **0** | reached |",
-		"under a block of their own | none | **3** | **not reached** |",
+		"clicks of people behind NAT under a block | none | **3** | **not reached** |",
 		"| `affguard` on one core, clicks/s | at least 300,000 | **500000** | reached |",
 		"| the node's memory for labelling after 10000000 addresses, MB | at most 64 | **35** | reached |",
 		"| all labels of one request, ns (allocations) | at most 500 (0) | **600 (0)** | **not reached** |",

@@ -11,7 +11,7 @@ LDFLAGS := -X github.com/affleet/affleet/deploy/service.Version=$(VERSION)
 FUZZTIME ?= 20s
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench bench-redirect bench-decisions bench-fleet bench-clicks mutants fuzz lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench bench-redirect bench-decisions bench-fleet bench-clicks bench-fraud mutants fuzz lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ bench-fleet: ## measure how the state reaches thousands of nodes, in about ten m
 
 mutants: ## prove that the tests notice defects that are built in on purpose (ARGS=-list)
 	go run ./deploy/mutants $(ARGS)
+
+bench-fraud: ## measure what the fraud detector finds, how soon, and what it costs (ARGS="--parts live")
+	go run ./deploy/bench --only fraud $(ARGS)
 
 bench-clicks: ## measure the way of a click through a node and to a consumer (part of bench)
 	go run ./deploy/bench --only clicks $(ARGS)

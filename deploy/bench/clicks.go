@@ -119,7 +119,13 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 
 // runFigures runs the benchmarks behind the figures, round by round.
 func runFigures(ctx context.Context, dir string, rounds int, figures []*clickFigure) error {
-	for _, pkg := range []string{nodeClicks, publishClicks, consumerClicks} {
+	built := make(map[string]bool)
+	for _, f := range figures {
+		pkg := f.pkg
+		if built[pkg] {
+			continue
+		}
+		built[pkg] = true
 		if text, err := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(dir, filepath.Base(pkg)), pkg).CombinedOutput(); err != nil {
 			return fmt.Errorf("build the benchmarks of %s: %w\n%s", pkg, err, text)
 		}

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -50,44 +47,6 @@ func measureFleet(ctx context.Context, b *bench, out string) error {
 	if err != nil {
 		return err
 	}
-	if out == "" {
-		fmt.Print(result.Markdown())
-		return nil
-	}
-	return saveFleet(out, result)
-}
-
-// saveFleet merges newer figures into those of the folder, and writes the
-// report.
-func saveFleet(out string, newer *reach.Result) error {
 	var all reach.Result
-	samples := filepath.Join(out, "fleet.json")
-	before, err := os.ReadFile(samples)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-	case err != nil:
-		return err
-	default:
-		if err := json.Unmarshal(before, &all); err != nil {
-			return fmt.Errorf("%s: %w", samples, err)
-		}
-	}
-	all.Merge(newer, *fleetAppend)
-	text, err := json.MarshalIndent(&all, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return err
-	}
-	for name, content := range map[string]string{"fleet.json": string(text) + "\n", "fleet.md": all.Markdown(), "fleet.svg": all.SVG()} {
-		if content == "" {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(out, name), []byte(content), 0o644); err != nil {
-			return err
-		}
-	}
-	fmt.Print(all.Markdown())
-	return nil
+	return saveMerged(out, "fleet", result, &all, func() { all.Merge(result, *fleetAppend) })
 }

@@ -8,9 +8,10 @@
 //	go run ./deploy/bench --only decisions     what the rules, splits and macros of links cost, beside nginx
 //	go run ./deploy/bench --only fleet         how the state reaches thousands of nodes
 //	go run ./deploy/bench --only clicks        the way of a click, benchmark by benchmark
+//	go run ./deploy/bench --only fraud         what the fraud detector finds, how soon, and what it costs
 //
 // Figures are medians over the rounds, with the lowest and the highest. The
-// measurements redirect, decisions, fleet and clicks have reports of their own.
+// measurements redirect, decisions, fleet, clicks and fraud have reports of their own.
 package main
 
 import (
@@ -24,6 +25,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/affleet/affleet/deploy/bench/fraud"
 	"github.com/affleet/affleet/deploy/processes"
 )
 
@@ -41,7 +43,7 @@ type measurement struct {
 	alone bool // measured only when it is named
 }
 
-var measurements = []measurement{start, propagation, imports, redirects, decisions, fleets, clicks}
+var measurements = []measurement{start, propagation, imports, redirects, decisions, fleets, clicks, frauds}
 
 // bench is what the measurements share.
 type bench struct {
@@ -51,6 +53,9 @@ type bench struct {
 }
 
 func main() {
+	if fraud.DecodeMain(os.Args) {
+		return
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -58,7 +63,7 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, decisions, fleet, clicks")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, decisions, fleet, clicks, fraud")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
 	quick := flag.Bool("quick", false, "redirect, decisions, fleet, clicks: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")

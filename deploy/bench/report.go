@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,6 +49,51 @@ func (r *report) save(folder string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(folder, "system.md"), []byte(r.String()), 0o644)
+}
+
+// result is what a measurement with a report of its own gives. It is kept as
+// JSON, so that parts can be measured again without the others.
+type result interface {
+	Markdown() string
+	SVG() string // empty: no chart
+}
+
+// saveMerged reads what the folder has into all, lets merge put in what is new,
+// and writes all three files; without a folder what is new is printed only.
+func saveMerged(out, name string, newer, all result, merge func()) error {
+	if out == "" {
+		fmt.Print(newer.Markdown())
+		return nil
+	}
+	file := filepath.Join(out, name)
+	before, err := os.ReadFile(file + ".json")
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		if err := json.Unmarshal(before, all); err != nil {
+			return fmt.Errorf("%s.json: %w", file, err)
+		}
+	}
+	merge()
+	text, err := json.MarshalIndent(all, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	for ending, content := range map[string]string{".json": string(text) + "\n", ".md": all.Markdown(), ".svg": all.SVG()} {
+		if content == "" { // a chart of what was not measured stays as it is
+			continue
+		}
+		if err := os.WriteFile(file+ending, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	fmt.Print(all.Markdown())
+	return nil
 }
 
 func commit() string {

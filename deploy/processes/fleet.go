@@ -39,9 +39,12 @@ type Fleet struct {
 	EtcdAddr, NATSAddr        string
 	ControlAddr, ControlAdmin []string
 	NodeAddr, NodeAdmin       []string
+	GuardAdmin                string
 
 	Etcd, NATS     *Process
+	Guard          *Process
 	Control, Nodes []*Process
+	NodeArgs       []string // of nodes, beside those that all have
 
 	bin, dir, etcdPeer string
 }
@@ -50,7 +53,7 @@ type Fleet struct {
 // Nothing is started.
 func New(bin, dir string, controls, nodes int) (*Fleet, error) {
 	f := &Fleet{bin: bin, dir: dir, Control: make([]*Process, controls), Nodes: make([]*Process, nodes)}
-	addrs, err := freeAddrs(3 + 2*controls + 2*nodes)
+	addrs, err := freeAddrs(4 + 2*controls + 2*nodes)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +62,7 @@ func New(bin, dir string, controls, nodes int) (*Fleet, error) {
 		addrs = addrs[n:]
 		return some
 	}
-	f.EtcdAddr, f.etcdPeer, f.NATSAddr = take(1)[0], take(1)[0], take(1)[0]
+	f.EtcdAddr, f.etcdPeer, f.NATSAddr, f.GuardAdmin = take(1)[0], take(1)[0], take(1)[0], take(1)[0]
 	f.ControlAddr, f.ControlAdmin = take(controls), take(controls)
 	f.NodeAddr, f.NodeAdmin = take(nodes), take(nodes)
 	return f, nil
@@ -106,7 +109,7 @@ func (f *Fleet) Kill() {
 
 // Processes are those that were started.
 func (f *Fleet) Processes() (all []*Process) {
-	for _, p := range append(append([]*Process{f.Etcd, f.NATS}, f.Control...), f.Nodes...) {
+	for _, p := range append(append([]*Process{f.Etcd, f.NATS, f.Guard}, f.Control...), f.Nodes...) {
 		if p != nil {
 			all = append(all, p)
 		}
@@ -152,10 +155,18 @@ func (f *Fleet) StartControl(i int) error {
 // StartNode starts a node, named node-1 and so on, in region r0 or r1.
 func (f *Fleet) StartNode(i int) error {
 	name := fmt.Sprintf("node-%d", i+1)
-	return f.start(&f.Nodes[i], name, "affnode",
-		"--control", strings.Join(f.ControlAddr, ","), "--nats", "nats://"+f.NATSAddr,
+	args := []string{
+		"--control", strings.Join(f.ControlAddr, ","), "--nats", "nats://" + f.NATSAddr,
 		"--listen", f.NodeAddr[i], "--admin", f.NodeAdmin[i],
-		"--node", name, "--region", fmt.Sprintf("r%d", i%2), "--data-dir", "data")
+		"--node", name, "--region", fmt.Sprintf("r%d", i%2), "--data-dir", "data",
+	}
+	return f.start(&f.Nodes[i], name, "affnode", append(args, f.NodeArgs...)...)
+}
+
+// StartGuard starts a fraud detector.
+func (f *Fleet) StartGuard() error {
+	return f.start(&f.Guard, "guard", "affguard",
+		"--control", strings.Join(f.ControlAddr, ","), "--nats", "nats://"+f.NATSAddr, "--admin", f.GuardAdmin)
 }
 
 // WaitReady waits until every control plane and node says that it is ready.

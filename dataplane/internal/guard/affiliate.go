@@ -178,12 +178,13 @@ func (e *Engine) closeBin(i int, at int64) {
 // closeHour learns what is usual.
 func (a *affiliate) closeHour(now uint32) {
 	if a.hour > 0 {
-		odd := a.oddUntil > a.hour*hourSeconds
+		odd, weight := a.oddUntil > a.hour*hourSeconds, 1.0
 		if usual := a.usual(a.hour); len(usual) >= 6 {
 			median, _ := robust(usual)
 			odd = odd || float64(a.thisHour) > 3*6*median+20
+			weight = min(1, (6*median+1)/float64(max(1, a.thisHour)))
 		}
-		a.where.learn(odd, a.hour, a.bins[:])
+		a.where.learn(odd, weight, a.hour, a.bins[:])
 		a.labels.learn(odd)
 		if n := a.window.n; n > 0 {
 			a.linkBefore, a.nBefore = float32(a.window.link.share(n)), n

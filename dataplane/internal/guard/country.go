@@ -3,6 +3,7 @@ package guard
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // CountrySettings are of the detector of a sudden change of an affiliate's mix of
@@ -120,12 +121,14 @@ func (w *countries) usual(c int, hour uint32) (n, of float64) {
 	return n, of
 }
 
-// learn ends an hour.
-func (w *countries) learn(odd bool, hour uint32, last []bin) {
+// learn ends an hour. One that is out of the usual counts once, with the weight
+// that is given: however many clicks it has, no more than usual. Otherwise what
+// goes on for two hours at many times the usual rate would be usual.
+func (w *countries) learn(odd bool, oddWeight float64, hour uint32, last []bin) {
 	if _, of := w.usual(0, hour); of > 0 {
 		part, h := float32(1), &w.hours[hour%24]
 		if odd {
-			part = 1.0 / usualWeight
+			part = float32(oddWeight) / usualWeight
 		}
 		for i := range uint32(6) {
 			b := last[(hour*6+i)%bins]
@@ -136,13 +139,13 @@ func (w *countries) learn(odd bool, hour uint32, last []bin) {
 			h.of, h.foreign = countryHour, h.foreign*countryHour/h.of
 		}
 	}
-	weight := uint32(usualWeight)
+	weight := float64(usualWeight)
 	if odd {
-		weight = 1
+		weight = oddWeight
 	}
 	q := hour % 24 / 6
 	for c, n := range w.now {
-		w.base[q][c] = uint16(min(uint32(w.base[q][c])+uint32(n)*weight, 1<<16-1))
+		w.base[q][c] = uint16(min(float64(w.base[q][c])+float64(n)*weight, 1<<16-1))
 	}
 	sum := func() (total uint32) {
 		for _, n := range w.base[q] {
@@ -209,10 +212,10 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	share := float64(foreign) / float64(n)
 	bits, top := a.where.divergence(hour)
 	usual := a.where.foreign(hour)
-	// Six standard deviations, and by a third: a gateway of another country can
-	// have many clicks of an hour.
+	// Six standard deviations, and by a third: mails bring foreign clicks while an
+	// affiliate's own country sleeps.
 	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
-	if share < least || bits < d.Divergence || a.viral(top) {
+	if share < least || bits < d.Divergence || a.viral(top) || !a.spread() {
 		return v
 	}
 	v.begin, v.clicks = a.lastHour(), uint64(n)
@@ -231,7 +234,7 @@ func (a *affiliate) viral(topCountry float64) bool {
 		link = float32(a.window.link.share(a.window.n))
 	}
 	n = max(n, a.window.n)
-	if topCountry < 0.6 || link < 0.7 {
+	if topCountry < 0.6 || link < 0.7 || a.steady() {
 		return false
 	}
 	median := 0.0
@@ -247,6 +250,30 @@ func (a *affiliate) viral(topCountry float64) bool {
 	}
 	return link > a.linkUsual+0.2
 }
+
+// spread says that this hour's clicks come from many networks: a gateway of another
+// country is one.
+func (a *affiliate) spread() bool {
+	n := float64(a.window.n)
+	return n >= 20 && a.window.peers.count() >= min(0.5*n, 60)
+}
+
+// steady says that clicks have come evenly for five hours. What goes viral does
+// not: its rate falls with a power of the time (Crane and Sornette, PNAS 2008, with
+// exponents above 1), so that of any hour a third is left four hours later; what is
+// usual in the morning grows meanwhile. A farm that clicks for an affiliate with one link goes on.
+func (a *affiliate) steady() bool {
+	var last [5]float64
+	for i := range last {
+		h := a.hour - 1 - uint32(i)
+		last[i] = float64(a.weeks[h%hoursOfWeek][h/hoursOfWeek%weeksKept]) - 1
+	}
+	least := slices.Min(last[:])
+	return least >= steadyClicks && least >= 0.75*slices.Max(last[:])
+}
+
+// steadyClicks are the least of an hour by which that can be said.
+const steadyClicks = 100
 
 // viralBins is for how long a link is visited that has gone viral.
 const viralBins = 36

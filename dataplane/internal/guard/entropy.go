@@ -103,6 +103,9 @@ func (w *entropies) close(d *EntropySettings, hour uint32) (v verdict) {
 		networks = 0
 	}
 	worst := max(agents, networks)
+	if off[entropyReferrers] < -1.5 {
+		worst = 0 // from many more places than usual: nothing is alike
+	}
 	if !known || worst < 1 {
 		w.low = 0
 		part := 1.0 / 16

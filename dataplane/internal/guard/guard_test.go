@@ -490,6 +490,39 @@ func TestAnotherCountryIsFoundAndTheNightIsNot(t *testing.T) {
 	guilty(t, find(t, hits), "country_mix", "affiliate aff-2")
 }
 
+func TestAFarmOnTheOnlyLinkOfAnAffiliateGoesOnAndAViralLinkDoesNot(t *testing.T) {
+	base := func(r *rand.Rand) []hit {
+		hits := people(r, 0, 6*day, 1)
+		for i := range hits {
+			if hits[i].country = "DE"; hits[i].affiliate == 30 {
+				hits[i].link = 1
+			}
+		}
+		return hits
+	}
+	foreign := func(r *rand.Rand, at time.Duration) hit {
+		h := person(r, 5*day+10*time.Hour+at)
+		h.affiliate, h.link, h.country = 30, 1, "VN"
+		return h
+	}
+	t.Run("farm", func(t *testing.T) {
+		r := random(t)
+		hits := base(r)
+		for at := time.Duration(0); at < 6*time.Hour; at += time.Duration(r.ExpFloat64() * float64(18*time.Second)) {
+			hits = append(hits, foreign(r, at))
+		}
+		guilty(t, find(t, hits), "country_mix", "affiliate aff-30")
+	})
+	t.Run("viral", func(t *testing.T) {
+		r := random(t)
+		hits := base(r)
+		for range 4000 { // half of them within three quarters of an hour
+			hits = append(hits, foreign(r, time.Duration(15*(math.Pow(1-0.66*r.Float64(), -2.5)-1)*float64(time.Minute))))
+		}
+		innocent(t, of(find(t, hits), "country_mix", ""))
+	})
+}
+
 func TestDeclaredRobotsAreNoSources(t *testing.T) {
 	var hits []hit
 	for i := range 2000 {

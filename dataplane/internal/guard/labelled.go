@@ -48,8 +48,9 @@ func (d *LabelledSettings) affiliate(a *affiliate) (v verdict) {
 	}
 	share := float64(labelled) / float64(n)
 	usual := a.labels.usual()
-	// That many of so few would be chance else: four standard deviations.
-	if share < max(d.Share, d.Times*usual, usual+4*math.Sqrt(usual*(1-usual)/float64(n))) {
+	// That many of so few would be chance else: four standard deviations. Where many
+	// are usual, such as double clicks, they come in pairs and scatter more.
+	if share < max(d.Share, d.Times*usual, usual+0.28, usual+4*math.Sqrt(usual*(1-usual)/float64(n))) {
 		return v
 	}
 	v.begin, v.clicks = a.lastHour(), uint64(n)

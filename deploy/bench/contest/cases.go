@@ -158,9 +158,11 @@ func (d *decision) link(i int) *linkv1.Link {
 func (d *decision) path(of string) string { return d.prefix + strings.TrimPrefix(of, "/go") }
 
 // writeDecisions writes the links of all kinds for affctl import.
-func (s *stage) writeDecisions(w io.Writer) error {
+func (s *stage) writeDecisions(w io.Writer) error { return s.writeKinds(w, decisions) }
+
+func (s *stage) writeKinds(w io.Writer, kinds []decision) error {
 	out := bufio.NewWriter(w)
-	for _, d := range decisions {
+	for _, d := range kinds {
 		for i := range s.cfg.Links {
 			line, err := protojson.Marshal(d.link(i))
 			if err != nil {

@@ -90,7 +90,7 @@ type Result struct {
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	r := &Result{Config: cfg, Load: [2]string{load()}, Versions: versions(ctx), realTime: true}
 	// What this program does itself, it does beside the generator.
-	if err := repin(os.Getpid(), generatorCore); err != nil {
+	if err := repin(os.Getpid()); err != nil {
 		return nil, err
 	}
 	s, err := newStage(ctx, cfg)

@@ -37,7 +37,7 @@ type decisionTurns struct {
 // each kind; there is no open loop.
 func RunDecisions(ctx context.Context, cfg Config) (*Decisions, error) {
 	r := &Decisions{Config: cfg, Load: [2]string{load()}, Versions: versions(ctx)}
-	if err := repin(os.Getpid(), generatorCore); err != nil {
+	if err := repin(os.Getpid()); err != nil {
 		return nil, err
 	}
 	s, err := r.newStage()

@@ -50,13 +50,8 @@ func pinned(core, program string, args ...string) []string {
 	return append([]string{"-c", core, program}, args...)
 }
 
-// repin moves a process that runs, with all its threads.
-func repin(pid int, core string) error {
-	if out, err := exec.Command("taskset", "-a", "-c", "-p", core, strconv.Itoa(pid)).CombinedOutput(); err != nil {
-		return fmt.Errorf("taskset: %w\n%s", err, out)
-	}
-	return nil
-}
+// repin moves a process that runs to the generator's core, with all its threads.
+func repin(pid int) error { return proc.Pin(pid, generatorCore) }
 
 // freeze and thaw keep a process from running meanwhile.
 func freeze(pid int) error { return syscall.Kill(pid, syscall.SIGSTOP) }

@@ -130,7 +130,7 @@ func (s *stage) load(ctx context.Context, links func(io.Writer) error) error {
 	}
 	progress("links imported in %.1f s", time.Since(begin).Seconds())
 	for _, p := range f.Processes() {
-		if err := repin(p.PID(), generatorCore); err != nil {
+		if err := repin(p.PID()); err != nil {
 			return err
 		}
 	}

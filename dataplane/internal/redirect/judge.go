@@ -13,7 +13,7 @@ func (w *work) judge(c *conn) {
 	}
 	c.srv.cfg.Judge.Judge(&w.verdict, &w.judged, &w.match, &w.request, w.table)
 	w.request.Treatment = w.verdict.Treatment
-	w.labels = w.labels[:0]
+	w.labels = w.labelRoom[:0]
 	if w.verdict.Set() == 0 {
 		return
 	}

@@ -32,12 +32,14 @@ type work struct {
 	caps     capTaker
 	judged   label.Request
 	verdict  link.Verdict
-	labels   []link.Param // of the click
+	labels   []link.Param // of the click, in labelRoom
 	decision link.Decision
 	params   []link.Param // of the click
 	page     *page        // the answer; nil when it is the redirect that was decided
 	event    click.Event
 	counts   *counts
+
+	labelRoom [link.NumLabels]link.Param
 }
 
 // The sizes of write buffers, in bytes.

@@ -167,7 +167,7 @@ type Reader struct {
 func NewReader(r io.Reader) (*Reader, error) {
 	head := make([]byte, headerSize)
 	if _, err := io.ReadFull(r, head); err != nil {
-		return nil, torn("header", err)
+		return nil, Torn("header", err)
 	}
 	h, err := decodeHeader(head)
 	if err != nil {
@@ -184,7 +184,7 @@ func (r *Reader) Header() Header { return r.header }
 func (r *Reader) Block() ([]byte, error) {
 	var head [blockHeadSize]byte
 	if _, err := io.ReadFull(r.r, head[:]); err != nil {
-		return nil, torn("block", err)
+		return nil, Torn("block", err)
 	}
 	n, size := int(binary.LittleEndian.Uint32(head[:])), int(binary.LittleEndian.Uint32(head[4:]))
 	if n > maxBlock || size > s2.MaxEncodedLen(maxBlock) || (n == 0) != (size == 0) {
@@ -195,7 +195,7 @@ func (r *Reader) Block() ([]byte, error) {
 	}
 	r.compressed = r.compressed[:size]
 	if _, err := io.ReadFull(r.r, r.compressed); err != nil {
-		return nil, torn("block", err)
+		return nil, Torn("block", err)
 	}
 	if xxh3.HashSeed(r.compressed, binary.LittleEndian.Uint64(head[:])) != binary.LittleEndian.Uint64(head[8:]) {
 		return nil, errDamaged
@@ -223,8 +223,8 @@ func (r *Reader) end() error {
 
 var errDamaged = errors.New("a block is damaged")
 
-// torn makes the error for a file that ends too early.
-func torn(what string, err error) error {
+// Torn makes the error for a file that ends too early, inside a part of it.
+func Torn(what string, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("it ends inside a %s", what)
 	}

@@ -3,7 +3,6 @@ package feed
 import (
 	"bufio"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -81,14 +80,6 @@ func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (*
 		return nil, err
 	}
 	return builder.Build(v), nil
-}
-
-// torn makes the error for a file that ends too early.
-func torn(what string, err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("it ends inside a %s", what)
-	}
-	return fmt.Errorf("read %s: %w", what, err)
 }
 
 // readStateFile reads the table of a file.

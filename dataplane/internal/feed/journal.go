@@ -15,6 +15,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
+	"github.com/affleet/affleet/proto/statefile"
 )
 
 // The journal holds the deltas that came after the state in the file, so that a
@@ -112,7 +113,7 @@ func readRecord(r io.Reader, buf *[]byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, head[:]); errors.Is(err, io.EOF) {
 		return nil, io.EOF
 	} else if err != nil {
-		return nil, torn("record", err)
+		return nil, statefile.Torn("record", err)
 	}
 	n := binary.LittleEndian.Uint32(head[:])
 	if n > maxMessage || binary.LittleEndian.Uint32(head[4:]) != 0 {
@@ -123,7 +124,7 @@ func readRecord(r io.Reader, buf *[]byte) ([]byte, error) {
 	}
 	b := (*buf)[:n]
 	if m, err := io.ReadFull(r, b); m < int(n) {
-		return nil, torn("record", err)
+		return nil, statefile.Torn("record", err)
 	}
 	if xxh3.HashSeed(b, uint64(n)) != binary.LittleEndian.Uint64(head[8:]) {
 		return nil, errors.New("a record is damaged")

@@ -20,6 +20,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -39,6 +40,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
@@ -161,10 +163,27 @@ var soonAgain = grpc.WithConnectParams(grpc.ConnectParams{
 	MinConnectTimeout: 5 * time.Second,
 })
 
+// followed is the store as the log watches it: over a stream to etcd that no
+// other watch has a part in. Etcd says how far a stream is only when all its
+// watches are there, and one from the next revision on is not until something is
+// written.
+type followed struct{ *store.Store }
+
+// Watch is the store's.
+func (f followed) Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, error] {
+	return f.Store.Watch(alone(ctx), after)
+}
+
+// alone makes etcd's client, which has a stream for each outgoing metadata, use
+// the log's.
+func alone(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "aff-watch", "log")
+}
+
 // assemble joins the parts. It touches nothing outside of the process.
 func (s *Server) assemble() (err error) {
 	resources := store.New(s.etcd)
-	s.log = snapshot.New(resources, snapshot.Config{
+	s.log = snapshot.New(followed{resources}, snapshot.Config{
 		LogBytes: s.cfg.LogBytes,
 		Guard: snapshot.Guard{
 			Shrink: s.cfg.GuardShrink, Grow: s.cfg.GuardGrow, Floor: s.cfg.GuardFloor,
@@ -173,7 +192,7 @@ func (s *Server) assemble() (err error) {
 			MaxEntries: s.cfg.MaxEntries + s.cfg.MaxEntries/20, MaxBytes: s.cfg.MaxBytes + s.cfg.MaxBytes/20,
 		},
 		AuditInterval: s.cfg.AuditInterval,
-		Progress:      func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(ctx)) },
+		Progress:      func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(alone(ctx))) },
 		Logger:        s.cfg.Log,
 		Registerer:    s.cfg.Registerer,
 	})

@@ -84,6 +84,7 @@ type Result struct {
 	generator float64 // share of its core that the open loop's generator used, median
 	stalls    float64 // ms in which it was not let run, median
 	realTime  bool
+	awake     bool // the cores did not halt
 }
 
 // Run measures.
@@ -139,7 +140,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		}
 	}
 	r.generator, r.stalls = spreadOf(generator).median, spreadOf(stalls).median
-	r.Load[1] = load()
+	r.Load[1], r.awake = load(), s.awake
 	return r, nil
 }
 

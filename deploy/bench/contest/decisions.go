@@ -22,6 +22,7 @@ type Decisions struct {
 	Versions string
 
 	turns []*decisionTurns
+	awake bool // the cores did not halt
 }
 
 // decisionTurns are the turns of one kind of link.
@@ -52,7 +53,7 @@ func RunDecisions(ctx context.Context, cfg Config) (*Decisions, error) {
 		if err := s.start(i, c); err != nil {
 			return nil, fmt.Errorf("start %s: %w", c.name, err)
 		}
-		if err := r.wait(c); err != nil {
+		if err := errors.Join(r.wait(c), c.rest()); err != nil {
 			return nil, fmt.Errorf("start %s: %w", c.name, err)
 		}
 	}
@@ -73,7 +74,7 @@ func RunDecisions(ctx context.Context, cfg Config) (*Decisions, error) {
 			}
 		}
 	}
-	r.Load[1] = load()
+	r.Load[1], r.awake = load(), s.awake
 	return r, nil
 }
 
@@ -90,6 +91,7 @@ func (r *Decisions) newStage() (*stage, error) {
 		{name: "nginx", label: deciding, worker: true},
 	}}
 	s.node, s.nginx = s.servers[0], s.servers[1]
+	s.stayAwake()
 	for _, d := range decisions {
 		t := &decisionTurns{decision: d}
 		var err error
@@ -304,7 +306,7 @@ func (r *Decisions) method() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, "- "+format+"\n", args...) }
 	c := r.Config
-	p("Made with `go run ./deploy/bench --only decisions`. Each server has core %s for itself; wrk, the broker and the control plane have core %s. The server whose turn it is not is stopped (SIGSTOP). A round: for each kind of links both servers, by turns the first, %v of warm-up and %v of closed loop with %d connections. A turn in which other programs took more than %.0f%% of a core is repeated, once, and the quieter one counts.", serverCore, generatorCore, c.Warm, c.Closed, connections, 100*quiet)
+	p("Made with `go run ./deploy/bench --only decisions`. Each server has core %s for itself; wrk, the broker and the control plane have core %s. The server whose turn it is not is stopped (SIGSTOP). A round: for each kind of links both servers, by turns the first, %v of warm-up and %v of closed loop with %d connections. A turn in which other programs took more than %.0f%% of a core is repeated, once, and the quieter one counts.%s", serverCore, generatorCore, c.Warm, c.Closed, connections, 100*quiet, halting(r.awake))
 	p("%d links of each kind, all in one node and in one nginx; each has a product number of its own, which is in all its Locations. %d different requests for random ones, with the heads that browsers send, of 521 user agents, and an address of one of %d networks in X-Forwarded-For, which both believe. The GeoIP file (MaxMind format) of affnode and the `geo` block of nginx have the same networks.", c.Links, distinct, networks)
 	p("nginx: `map $uri` for the product, `geo $http_x_forwarded_for` for the country, `map $http_user_agent` with two regular expressions for the device (`pcre_jit on`; affnode also looks at client hints, and at 1500 patterns of bots when an agent is new), `split_clients` by address and user agent for the variant, and a `map` of country and device for the destination. It decides for all links alike, where affnode takes the rules of each link; it neither records a click nor has macros.")
 	for _, t := range r.turns {

@@ -2,6 +2,7 @@ package contest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,7 @@ func RunLabels(ctx context.Context, cfg Config) (*Labels, error) {
 		{name: "with labels", label: "affnode", clicks: true, flags: proxied},
 		{name: "without labels", label: "affnode", clicks: true, flags: append(proxied[:len(proxied):len(proxied)], "--label-off", strings.Join(all, ","))},
 	}}
+	s.stayAwake()
 	plain := &decisions[0] // plain links
 	var err error
 	if s.script, err = s.writeScript("requests", plain.requests(cfg.Links)); err != nil {
@@ -59,7 +61,7 @@ func RunLabels(ctx context.Context, cfg Config) (*Labels, error) {
 		if !processes.Eventually(func() bool { return ask(c.addr, last) != "" }) {
 			return nil, fmt.Errorf("%s of %s is not answered\n%s", last, linkset.Domain, c.log())
 		}
-		if err := c.end(); err != nil {
+		if err := errors.Join(c.rest(), c.end()); err != nil {
 			return nil, err
 		}
 	}

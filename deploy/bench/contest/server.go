@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/deploy/bench/linkset"
+	"github.com/affleet/affleet/deploy/bench/proc"
 	"github.com/affleet/affleet/deploy/processes"
 )
 
@@ -114,14 +115,41 @@ func (c *server) begin(s *stage) error {
 		if err := c.wait(s); err != nil {
 			return err
 		}
-		time.Sleep(time.Second) // it settles, and gives memory back
-		return nil
+		return c.rest()
 	}
 	if err := thaw(c.pid()); err != nil {
 		return err
 	}
 	time.Sleep(settle)
 	return nil
+}
+
+const (
+	restTime = time.Second // for which a server must do next to nothing
+	restWork = 2 * proc.Tick
+	restless = 30 * time.Second
+)
+
+// rest waits until the server has nothing left to do of its own accord: it has
+// loaded, has given back what that took, and has written its state file.
+func (c *server) rest() error {
+	for deadline := time.Now().Add(restless); ; {
+		before, err := cpuOf(c.pid())
+		if err != nil {
+			return err
+		}
+		time.Sleep(restTime)
+		now, err := cpuOf(c.pid())
+		if err != nil {
+			return err
+		}
+		if now-before <= restWork {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is busy %v after it was started, and nobody has asked it anything", c.name, restless)
+		}
+	}
 }
 
 // end lets it sleep.

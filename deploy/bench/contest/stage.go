@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/deploy/bench/linkset"
+	"github.com/affleet/affleet/deploy/bench/proc"
 	"github.com/affleet/affleet/deploy/processes"
 )
 
@@ -27,6 +28,9 @@ type stage struct {
 
 	deltas     *deltas // in place of the control plane, in the end
 	stopDeltas func()
+
+	awake   bool // the cores do not halt
+	release func()
 }
 
 func newStage(ctx context.Context, cfg Config) (*stage, error) {
@@ -38,6 +42,7 @@ func newStage(ctx context.Context, cfg Config) (*stage, error) {
 	}
 	s := &stage{cfg: cfg, servers: servers()}
 	s.node, s.nginx = s.servers[0], s.servers[2]
+	s.stayAwake()
 	var err error
 	if s.fleet, err = processes.New(cfg.Bin, cfg.Dir, 1, len(s.servers)); err != nil {
 		return nil, err
@@ -62,8 +67,19 @@ func servers() []*server {
 	}
 }
 
+// stayAwake keeps the cores from halting, if it may.
+func (s *stage) stayAwake() {
+	release, err := proc.StayAwake()
+	if err != nil {
+		progress("%v; what is measured has the time in it that waking takes", err)
+		release = func() {}
+	}
+	s.awake, s.release = err == nil, release
+}
+
 // close ends everything.
 func (s *stage) close() {
+	defer s.release()
 	for _, c := range s.servers {
 		if c.process == nil {
 			continue
@@ -92,8 +108,10 @@ func (s *stage) open(ctx context.Context) error {
 		if err := c.wait(s); err != nil {
 			return fmt.Errorf("start %s: %w", c.name, err)
 		}
-		time.Sleep(2 * time.Second) // what loading took is given back
 		var err error
+		if err = c.rest(); err != nil {
+			return err
+		}
 		if c.loaded, err = resident(c.pid()); err != nil {
 			return err
 		}

@@ -233,7 +233,8 @@ func (o *outage) Rows() (rows []outageRow) {
 	return rows
 }
 
-// Rate, Links, Window, Away, Waited, Drained, PerSecond and Bytes are for the report.
+// Halting, Rate, Links, Window, Away, Waited, Drained, PerSecond and Bytes are for the report.
+func (o *outage) Halting() string   { return proc.Halting(o.awake) }
 func (o *outage) Rate() string      { return show3(o.rate) }
 func (o *outage) Links() int        { return o.links }
 func (o *outage) Window() string    { return o.window.String() }
@@ -261,7 +262,7 @@ requests of the other benchmarks, every link as likely as any other.
 {{end}}
 {{with .Outage}}## NATS is stopped, and returns
 
-affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. The
+affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}} The
 generator is an open loop of {{.Rate}} requests per second over 64 connections: a latency counts from the request's
 moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. In the outage, the first timing is with an
 empty spool and the last with a full one; between them, requests come as fast as they are answered. NATS was away for

@@ -40,6 +40,7 @@ type outage struct {
 	node  *processes.Process
 
 	// Results.
+	awake                       bool // cores do not halt
 	before, meanwhile, draining []timing
 	away, drained               time.Duration
 	waited                      float64 // clicks in the spool when NATS returned
@@ -63,7 +64,12 @@ func (o *outage) run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = proc.Pin(os.Getpid(), bothCores) }() // worked a moment ago
-	var err error
+	release, err := proc.StayAwake()
+	if o.awake = err == nil; o.awake {
+		defer release()
+	} else {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	if o.fleet, err = processes.New(o.bin, o.dir, 1, 1); err != nil {
 		return err
 	}
@@ -151,7 +157,7 @@ func (o *outage) status(path string) int {
 func (o *outage) load(ctx context.Context, rate float64, warm, d time.Duration) (t timing, err error) {
 	var errs strings.Builder
 	cmd := exec.CommandContext(ctx, filepath.Join(o.bin, "openloop"), "--addr", o.fleet.NodeAddr[0], "--links", strconv.Itoa(o.links),
-		"--rate", fmt.Sprint(rate), "--warm", warm.String(), "--duration", d.String())
+		"--rate", fmt.Sprint(rate), "--watch", "0", "--warm", warm.String(), "--duration", d.String())
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
 	if err != nil {

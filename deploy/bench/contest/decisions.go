@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/affleet/affleet/deploy/bench/proc"
 	"github.com/affleet/affleet/deploy/processes"
 )
 
@@ -306,7 +307,7 @@ func (r *Decisions) method() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, "- "+format+"\n", args...) }
 	c := r.Config
-	p("Made with `go run ./deploy/bench --only decisions`. Each server has core %s for itself; wrk, the broker and the control plane have core %s. The server whose turn it is not is stopped (SIGSTOP). A round: for each kind of links both servers, by turns the first, %v of warm-up and %v of closed loop with %d connections. A turn in which other programs took more than %.0f%% of a core is repeated, once, and the quieter one counts.%s", serverCore, generatorCore, c.Warm, c.Closed, connections, 100*quiet, halting(r.awake))
+	p("Made with `go run ./deploy/bench --only decisions`. Each server has core %s for itself; wrk, the broker and the control plane have core %s. The server whose turn it is not is stopped (SIGSTOP). A round: for each kind of links both servers, by turns the first, %v of warm-up and %v of closed loop with %d connections. A turn in which other programs took more than %.0f%% of a core is repeated, once, and the quieter one counts. %s", serverCore, generatorCore, c.Warm, c.Closed, connections, 100*quiet, proc.Halting(r.awake))
 	p("%d links of each kind, all in one node and in one nginx; each has a product number of its own, which is in all its Locations. %d different requests for random ones, with the heads that browsers send, of 521 user agents, and an address of one of %d networks in X-Forwarded-For, which both believe. The GeoIP file (MaxMind format) of affnode and the `geo` block of nginx have the same networks.", c.Links, distinct, networks)
 	p("nginx: `map $uri` for the product, `geo $http_x_forwarded_for` for the country, `map $http_user_agent` with two regular expressions for the device (`pcre_jit on`; affnode also looks at client hints, and at 1500 patterns of bots when an agent is new), `split_clients` by address and user agent for the variant, and a `map` of country and device for the destination. It decides for all links alike, where affnode takes the rules of each link; it neither records a click nor has macros.")
 	for _, t := range r.turns {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/affleet/affleet/deploy/bench/proc"
 )
 
 // spread is the middle of samples: median and quartiles.
@@ -149,19 +151,11 @@ func (r *Result) tables(p func(string, ...any)) {
 	p("| affnode: from the write's acknowledgement until served | %s |\n", spreadOf(r.edits.acked).show(2))
 }
 
-// halting says what cores do that have nothing to do.
-func halting(awake bool) string {
-	if awake {
-		return " Cores that idle do not halt (0 in /dev/cpu_dma_latency): to wake a virtual one takes its hypervisor up to 80 µs, which the sender of an answer pays."
-	}
-	return " Cores that idle may halt, and who sends an answer pays for waking the other one."
-}
-
 func (r *Result) method() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, "- "+format+"\n", args...) }
 	c := r.Config
-	p("Each server has core %s for itself, the load generator core %s. etcd, the control plane and nats-server are on core %s too: what the broker costs is not the node's, but it is there. All servers are started and loaded once and are stopped (SIGSTOP) when it is not their turn; affnode with clicks in memory is started anew for each turn, which begins when it has nothing to do any more.%s", serverCore, generatorCore, generatorCore, halting(r.awake))
+	p("Each server has core %s for itself, the load generator core %s. etcd, the control plane and nats-server are on core %s too: what the broker costs is not the node's, but it is there. All servers are started and loaded once and are stopped (SIGSTOP) when it is not their turn; affnode with clicks in memory is started anew for each turn, which begins when it has nothing to do any more. %s", serverCore, generatorCore, generatorCore, proc.Halting(r.awake))
 	p("%d links (deploy/bench/linkset); %d different requests for random ones of them, with the heads that browsers send, 656 bytes on average, of 521 user agents (deploy/bench/browser). No pipelining, keep-alive, answers checked: any that is not a redirect fails the run.", c.Links, distinct)
 	p("%d rounds; in each, all servers in turn, each round beginning with another one. A turn: %v of warm-up, %v of closed loop (`wrk -t1 -c%d`), 1 s of warm-up and %v of open loop. Before a turn, the machine must be quiet for half a second, but for at most %v; a turn in which other programs took more than %.0f%% of a core is repeated, once, and the quieter one counts.", c.Rounds, c.Warm, c.Closed, connections, c.Open, patience, 100*quiet)
 	p("CPU is the user and system time of the server's process (/proc/PID/stat) from the start of the closed loop until all its clicks are published, divided by the answers that wrk counts.")

@@ -10,6 +10,14 @@ import (
 // kernel's documentation).
 const latencyFile = "/dev/cpu_dma_latency"
 
+// Halting says in a report what cores do that have nothing to do.
+func Halting(awake bool) string {
+	if awake {
+		return "Cores that idle do not halt (0 in " + latencyFile + "): to wake a virtual one takes its hypervisor up to 80 µs, which the sender of an answer pays."
+	}
+	return "Cores that idle may halt, and who sends an answer pays for waking the other one."
+}
+
 // StayAwake keeps the cores from halting when they idle, until it is released.
 // To wake a virtual core that has halted takes its hypervisor up to 80 µs, which
 // the sender of each answer would pay and which says nothing about a server. It

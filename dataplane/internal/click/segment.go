@@ -277,9 +277,11 @@ func (s *segment) release() {
 	}
 }
 
-// giveBack gives the pages of a mapped file back to the kernel.
+// giveBack gives the pages of a mapped file back to the kernel. Each call lets all
+// cores forget them, which takes longer than the pages themselves: in steps of
+// 16 KiB it was 30% of what publishing a backlog takes.
 func giveBack(mem []byte) {
-	for part := range slices.Chunk(mem, stepBytes) {
+	for part := range slices.Chunk(mem, shrinkBytes) {
 		_ = unix.Madvise(part, unix.MADV_DONTNEED) // advice
 		runtime.Gosched()
 	}

@@ -1,6 +1,7 @@
 package click
 
 import (
+	"runtime"
 	"slices"
 	"sort"
 	"sync"
@@ -121,8 +122,15 @@ func (l *Log) reuse(memory bool) *segment {
 // those behind a publisher that keeps up.
 const waiting = 4
 
-// release gives back the pages of segments that wait for long to be read.
-func (l *Log) release() {
+// release gives back the pages of segments that wait for long to be read. Only
+// the goroutine that also trims and reuses segments may call it.
+func (l *Log) release(pause func()) {
+	for _, s := range l.longWaiting() {
+		s.release(pause)
+	}
+}
+
+func (l *Log) longWaiting() (list []*segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	acknowledged, n := l.Acknowledged(), 0
@@ -131,14 +139,16 @@ func (l *Log) release() {
 			continue
 		}
 		if n++; n > waiting && s.pins == 0 && !s.recovered {
-			s.release()
+			list = append(list, s)
 		}
 	}
+	return list
 }
 
-// trim removes segments that are over: of those that can be used again, all
-// but some. It gives true when the log holds nothing.
-func (l *Log) trim(keep int, memory bool, pause func()) (empty bool, err error) {
+// trim removes segments that are over, at most so many: of those that can be used
+// again, all but keep. All of them give their memory back. It gives true when the
+// log holds nothing.
+func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err error) {
 	l.mu.Lock()
 	useful := 0
 	for _, s := range slices.Backward(l.over()) {
@@ -155,13 +165,16 @@ func (l *Log) trim(keep int, memory bool, pause func()) (empty bool, err error) 
 		}
 	}
 	l.mu.Unlock()
-	for _, s := range leaving {
-		s.shrink(pause)
+	for i, s := range leaving {
+		if s.mapOut(pause); i < most {
+			s.shrink(pause)
+		}
 	}
+	leaving = leaving[:min(most, len(leaving))]
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
-		if !s.leaving || err != nil {
+		if err != nil || !slices.Contains(leaving, s) {
 			return false
 		}
 		err = s.remove() // what fails is tried again
@@ -312,7 +325,7 @@ func (c *Cursor) leave() {
 	defer l.mu.Unlock()
 	s := c.segment
 	if s.pins--; s.pins == 0 && s.recovered {
-		s.mapOut()
+		s.mapOut(runtime.Gosched)
 	}
 	c.segment, c.mem = nil, nil
 }

@@ -3,6 +3,7 @@ package click
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -30,7 +31,8 @@ type Recorder struct {
 
 	syncFailed atomic.Bool // degraded is for that
 
-	yield func() // lets redirects go first; maintain's, once that runs
+	yield     func()    // lets redirects go first; maintain's, once that runs
+	removedAt time.Time // when segments of the log were last; maintain's
 
 	mu       sync.Mutex // guards what follows, and that a full spool is opened again
 	earlier  []*Log
@@ -177,14 +179,20 @@ func (r *Recorder) maintain() {
 		case <-tick.C:
 			r.heal()
 		}
+		r.refill() // redirects may wait for it
 		r.trim()
-		for r.lacksSpare() {
-			if err := r.prepare(); err != nil {
-				break // as full; it is tried again at the next tick
-			}
-		}
-		r.reopen()
+		r.refill() // in the room that there is now
 	}
+}
+
+// refill makes the spare segments that are lacking.
+func (r *Recorder) refill() {
+	for r.lacksSpare() {
+		if err := r.prepare(); err != nil {
+			break // as full; it is tried again at the next tick
+		}
+	}
+	r.reopen()
 }
 
 // lacksSpare says whether a segment should and can be made spare.
@@ -315,24 +323,39 @@ func (r *Recorder) reopen() {
 // spares are there. More of them are what an outage has left.
 const keepCount = 2
 
+// goneEvery is how often a segment may be removed while there is room, and
+// goneAtOnce how many are when there has been time: each is 5 ms of work, and
+// while a backlog of hours drains, redirects have better use for them.
+const (
+	goneEvery  = 250 * time.Millisecond
+	goneAtOnce = 4
+)
+
 // trim removes what is of no more use: segments of earlier boots and of a
 // backlog that is gone, what was sent and has been kept for long enough, and
 // the folders of earlier boots of which nothing is left.
 func (r *Recorder) trim() {
-	r.log.release()
+	r.log.release(r.pause)
 	if r.sent != nil {
 		for r.sent.trim(time.Now(), false, r.pause) {
 		}
 	}
+	most := min(goneAtOnce, int(time.Since(r.removedAt)/goneEvery))
+	if most > 0 {
+		r.removedAt = time.Now()
+	}
+	if !r.room() {
+		most = math.MaxInt
+	}
 	gone := make(map[*Log]bool)
 	for _, l := range r.Earlier() {
-		empty, err := l.trim(0, false, r.pause)
+		empty, err := l.trim(0, most, false, r.pause)
 		if err == nil && empty && l.Acknowledged() >= l.last && (r.sent == nil || !r.sent.holds(l.boot.dir)) {
 			_ = l.boot.close(true) // what stays is found empty by the next boot
 			gone[l] = true
 		}
 	}
-	_, _ = r.log.trim(keepCount, r.config.Level == Memory, r.pause) // a file that stays counts as spool
+	_, _ = r.log.trim(keepCount, most, r.config.Level == Memory, r.pause) // a file that stays counts as spool
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool { return gone[l] })

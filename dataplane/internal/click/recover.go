@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 )
 
@@ -123,7 +124,7 @@ func (l *Log) scan(s *segment, end uint64) (damaged uint64, err error) {
 		s.sealed.Store(1)
 		return 0, err
 	}
-	defer s.mapOut()
+	defer s.mapOut(runtime.Gosched)
 	mem := s.bytes()
 	index, pos := uint64(0), segmentHead
 	for {

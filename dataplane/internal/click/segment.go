@@ -239,19 +239,18 @@ func (s *segment) mapIn() error {
 }
 
 // mapOut gives back the memory of a segment whose bytes stay in its file.
-func (s *segment) mapOut() {
+func (s *segment) mapOut(pause func()) {
 	mem := s.bytes()
 	if mem == nil || s.path == "" {
 		return
 	}
-	giveBack(mem)
+	giveBack(mem, pause)
 	s.mem.Store(nil)
 	_ = unix.Munmap(mem) // fails only for what was never mapped
 }
 
 // shrink empties the file of a segment that is to be removed.
 func (s *segment) shrink(pause func()) {
-	s.mapOut()
 	if s.path != "" {
 		shrinkFile(s.path, s.size, pause)
 	}
@@ -270,26 +269,26 @@ func shrinkFile(path string, size int64, pause func()) {
 // release gives the pages of a file's segment back to the kernel, which has
 // their bytes, while it waits to be read. It stays mapped: a writer may still
 // be filling its place.
-func (s *segment) release() {
+func (s *segment) release(pause func()) {
 	if mem := s.bytes(); mem != nil && s.path != "" && !s.released {
 		s.released = true
-		giveBack(mem)
+		giveBack(mem, pause)
 	}
 }
 
 // giveBack gives the pages of a mapped file back to the kernel. Each call lets all
 // cores forget them, which takes longer than the pages themselves: in steps of
 // 16 KiB it was 30% of what publishing a backlog takes.
-func giveBack(mem []byte) {
+func giveBack(mem []byte, pause func()) {
 	for part := range slices.Chunk(mem, shrinkBytes) {
 		_ = unix.Madvise(part, unix.MADV_DONTNEED) // advice
-		runtime.Gosched()
+		pause()
 	}
 }
 
 // remove deletes the segment for good.
 func (s *segment) remove() error {
-	s.mapOut()
+	s.mapOut(runtime.Gosched)
 	if s.path == "" {
 		s.mem.Store(nil)
 		return nil

@@ -107,7 +107,7 @@ func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes 
 	}
 	current := s.current()
 	if current == nil || current.used+size > s.fileBytes {
-		if err := s.roll(hasRoom); err != nil {
+		if err := s.roll(hasRoom, yield); err != nil {
 			return fmt.Errorf("keep what was sent: %w", err)
 		}
 		if current = s.current(); current == nil {
@@ -158,11 +158,11 @@ func (s *sentLog) current() *sentFile {
 
 // roll goes on with a file: the oldest one when its time has come or there is
 // no room for another, else a new one.
-func (s *sentLog) roll(hasRoom func(bytes int64) bool) error {
+func (s *sentLog) roll(hasRoom func(bytes int64) bool, yield func()) error {
 	s.close()
 	room := hasRoom(s.fileBytes)
 	if !room && s.foreign() {
-		s.trim(time.Now(), true, runtime.Gosched)
+		s.trim(time.Now(), true, yield)
 		room = hasRoom(s.fileBytes)
 	}
 	s.mu.Lock()

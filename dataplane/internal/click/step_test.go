@@ -183,9 +183,9 @@ func (s *stepper) acknowledge() error {
 
 // trim removes what a backlog has left.
 func (s *stepper) trim() error {
-	s.r.log.release()
+	s.r.log.release(func() {})
 	s.step("trim: released")
-	_, err := s.r.log.trim(0, false, func() { s.step("trim: shrinking") })
+	_, err := s.r.log.trim(0, goneAtOnce, false, func() { s.step("trim: shrinking") })
 	s.step("trim: done")
 	return err
 }

@@ -49,7 +49,7 @@ var blockNoun = &noun{
 	},
 	columns: []column{
 		{"BLOCK", func(_ *app, r *linkv1.Resource) string { return r.GetBlock().GetId() }},
-		{"MATCHES", func(_ *app, r *linkv1.Resource) string { return matchText(r.GetBlock()) }},
+		{"MATCHES", func(_ *app, r *linkv1.Resource) string { return scopeText(r.GetBlock()) }},
 		{"ACTION", func(_ *app, r *linkv1.Resource) string { return actionText(r.GetBlock().GetAction()) }},
 		{"LABEL", func(_ *app, r *linkv1.Resource) string {
 			return labelOf(r.GetBlock())
@@ -93,6 +93,14 @@ func matchText(b *linkv1.Block) string {
 		return "affiliate " + m.Affiliate
 	}
 	return "nothing"
+}
+
+// scopeText says what a block matches, and of whom only.
+func scopeText(b *linkv1.Block) string {
+	if only := b.GetOnlyAffiliate(); only != "" {
+		return matchText(b) + " for " + only
+	}
+	return matchText(b)
 }
 
 // actionText is an action as it is written in flags: "no_affiliate".
@@ -188,11 +196,15 @@ func (m *matching) set(b *linkv1.Block) {
 // matchID is the id of a block that is given none: the same for the same match,
 // so that what is blocked again is one block.
 func matchID(b *linkv1.Block) string {
+	only := ""
+	if b.GetOnlyAffiliate() != "" {
+		only = fmt.Sprintf("-only-%016x", xxh3.HashString(b.GetOnlyAffiliate()))
+	}
 	switch m := b.GetMatch().(type) {
 	case *linkv1.Block_Prefix:
-		return "net-" + strings.NewReplacer(":", "_", "/", "-").Replace(m.Prefix)
+		return "net-" + strings.NewReplacer(":", "_", "/", "-").Replace(m.Prefix) + only
 	case *linkv1.Block_UserAgent:
-		return fmt.Sprintf("agent-%016x", xxh3.HashString(m.UserAgent))
+		return fmt.Sprintf("agent-%016x", xxh3.HashString(m.UserAgent)) + only
 	case *linkv1.Block_Affiliate:
 		if id := "affiliate-" + m.Affiliate; len(id) <= link.MaxIdentifier {
 			return id
@@ -202,7 +214,8 @@ func matchID(b *linkv1.Block) string {
 	return ""
 }
 
-// sameMatch says whether two blocks match the same requests.
+// sameMatch says whether two blocks match the same requests, if it were not for
+// whose links they are about.
 func sameMatch(a, b *linkv1.Block) bool {
 	if a.GetPrefix() == "" || b.GetPrefix() == "" {
 		return a.GetMatch() != nil && matchText(a) == matchText(b)

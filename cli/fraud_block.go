@@ -44,6 +44,7 @@ that is written again before its --ttl is over stands on, without what is no
 more in it.`,
 		Example: `  affctl fraud block 203.0.113.7 --reason 'click flood' --ttl 1h --action refuse
   affctl fraud block --user-agent 'BadBot/1.0' --reason crawler --wait
+  affctl fraud block --user-agent 'Odd/2' --only-affiliate aff_01 --reason list
   affctl fraud block --from-file aws --label datacenter --reason AWS --ttl 7d`,
 		Args: argCount(0, 1), DisableFlagsInUseLine: true,
 	}
@@ -51,6 +52,7 @@ more in it.`,
 	flags := cmd.Flags()
 	b.match.addTo(cmd)
 	flags.StringVar(&b.file, "from-file", "", "the prefixes of this list, `FILE` or - for stdin")
+	flags.StringVar(&b.block.OnlyAffiliate, "only-affiliate", "", "only on links of this affiliate `ID`")
 	flags.StringVar(&b.block.Reason, "reason", "", "why: `TEXT` for people and for the click's label")
 	flags.StringVar(&b.ttl, "ttl", "", "it ends after this `TIME`, 90s, 12h or 30d (else never)")
 	flags.StringVar(&b.action, "action", "", "`ACTION`: label (the default), no_affiliate, fallback, refuse")

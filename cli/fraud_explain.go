@@ -37,9 +37,10 @@ func (s *suspect) matchedBy(b *linkv1.Block) (all, some bool) {
 	switch {
 	case s.prefix.IsValid() && b.GetPrefix() != "":
 		q, err := link.ParsePrefix(b.GetPrefix())
-		return err == nil && covers(b, s.prefix), err == nil && q.Overlaps(s.prefix)
+		return err == nil && b.GetOnlyAffiliate() == "" && covers(b, s.prefix), err == nil && q.Overlaps(s.prefix)
 	case s.userAgent != "":
-		all = b.GetUserAgent() == s.userAgent
+		some = b.GetUserAgent() == s.userAgent
+		return some && b.GetOnlyAffiliate() == "", some
 	case s.affiliate != "":
 		all = b.GetAffiliate() == s.affiliate
 	}
@@ -331,7 +332,7 @@ func labelOf(b *linkv1.Block) string { return first(b.GetLabel(), link.LabelBloc
 
 // blockText says what a block does, until when, who made it and why.
 func (a *app) blockText(b *linkv1.Block) string {
-	text := fmt.Sprintf("%s, %s as %s", matchText(b), actionText(b.GetAction()), labelOf(b))
+	text := fmt.Sprintf("%s, %s as %s", scopeText(b), actionText(b.GetAction()), labelOf(b))
 	switch left := a.remaining(b); left {
 	case "-":
 		text += ", until it is deleted"

@@ -17,6 +17,7 @@ type Block struct {
 	Prefix    netip.Prefix // of client addresses; not valid if it matches something else
 	UserAgent string
 	Affiliate string
+	Only      string // the affiliate whose links it is about; empty: any
 
 	treatment Treatment
 	label     Label
@@ -26,13 +27,17 @@ type Block struct {
 
 // Matches says what the block matches, for people: "prefix 203.0.113.0/24".
 func (b *Block) Matches() string {
+	text := "affiliate " + b.Affiliate
 	switch {
 	case b.Prefix.IsValid():
-		return "prefix " + FormatPrefix(b.Prefix)
+		text = "prefix " + FormatPrefix(b.Prefix)
 	case b.UserAgent != "":
-		return "user agent " + b.UserAgent
+		text = "user agent " + b.UserAgent
 	}
-	return "affiliate " + b.Affiliate
+	if b.Only != "" {
+		text += ", on links of affiliate " + b.Only
+	}
+	return text
 }
 
 // Reason is why, as it was written.
@@ -52,7 +57,7 @@ func CompileBlock(value []byte) (*Block, error) {
 	}
 	from := r.GetBlock()
 	b := &Block{
-		ID: from.GetId(), UserAgent: from.GetUserAgent(), Affiliate: from.GetAffiliate(),
+		ID: from.GetId(), UserAgent: from.GetUserAgent(), Affiliate: from.GetAffiliate(), Only: from.GetOnlyAffiliate(),
 		treatment: treatmentOf(from.GetAction()), label: LabelBlocked, until: math.MaxInt64,
 		why: []byte(from.GetId() + ": " + from.GetReason()),
 	}

@@ -29,6 +29,12 @@ func (p *problems) block(b *linkv1.Block) {
 	default:
 		p.add(invalid("match", "set prefix, user_agent or affiliate", "is missing"))
 	}
+	if only := b.GetOnlyAffiliate(); only != "" {
+		p.add(checkIdentifier("only_affiliate", only))
+		if b.GetAffiliate() != "" {
+			p.add(invalid("only_affiliate", "leave it out", "is set beside affiliate, which says the same"))
+		}
+	}
 	p.action("action", b.GetAction())
 	p.name("reason", b.GetReason(), MaxText)
 	p.ttl("ttl", b.GetTtl())

@@ -69,6 +69,12 @@ func TestWhatIsWrongWithABlockIsNamed(t *testing.T) {
 		{"upper case", prefix("2001:DB8::/32"), "prefix", "write it as 2001:db8::/32"},
 		{"long form", prefix("2001:db8:0:0::/32"), "prefix", "write it as 2001:db8::/32"},
 
+		{"hostile affiliate that it is for only", func(b *linkv1.Block) { b.OnlyAffiliate = "a b" }, "only_affiliate", "letters, digits"},
+		{"long affiliate that it is for only", func(b *linkv1.Block) { b.OnlyAffiliate = long }, "only_affiliate", "at most 128"},
+		{"affiliate twice", func(b *linkv1.Block) {
+			b.Match, b.OnlyAffiliate = &linkv1.Block_Affiliate{Affiliate: "aff_1"}, "aff_2"
+		}, "only_affiliate", "leave it out"},
+
 		{"no user agent", agent(""), "user_agent", "no_ua"},
 		{"long user agent", agent(strings.Repeat("a", 1025)), "user_agent", "at most 1024"},
 		{"hostile user agent", agent("a\r\nX: b"), "user_agent", "control"},
@@ -174,6 +180,7 @@ func TestShortestAndLongestBlocksAndPoliciesAreAccepted(t *testing.T) {
 	blocks := []*linkv1.Block{
 		prefixBlock("10.0.0.1"), prefixBlock("10.0.0.1/32"), prefixBlock("128.0.0.0/1"), prefixBlock("2001:db8::1"), prefixBlock("8000::/1"),
 		{Id: strings.Repeat("i", 128), Match: &linkv1.Block_UserAgent{UserAgent: strings.Repeat("a", 1024)}, Reason: strings.Repeat("r", 256)},
+		{Id: "i", Match: &linkv1.Block_UserAgent{UserAgent: "curl/8"}, Reason: "r", OnlyAffiliate: strings.Repeat("a", 128)},
 		{Id: "i", Match: &linkv1.Block_UserAgent{UserAgent: "ä\tb"}, Reason: "r", Label: "blocked", Finding: strings.Repeat("f", 128)},
 		{Id: "i", Match: &linkv1.Block_Affiliate{Affiliate: strings.Repeat("a", 128)}, Reason: "r", Ttl: durationpb.New(link.MaxTTL), ExpireTime: end, Label: "datacenter"},
 		{Id: "i", Match: &linkv1.Block_Affiliate{Affiliate: "a"}, Reason: "r", Ttl: durationpb.New(link.MinTTL)},

@@ -124,8 +124,9 @@ var labelBytes = func() (all [NumLabels][]byte) {
 // Rulebook has the blocks and the policies of a state.
 type Rulebook interface {
 	// AppendBlocks appends the blocks that match a client's address, its user
-	// agent or the affiliate of its link, whether they have expired or not. An
-	// address that is none, and what is empty, matches nothing.
+	// agent or the affiliate of its link, whether they have expired or not, and
+	// whichever affiliate's links they are about only. An address that is none, and
+	// what is empty, matches nothing.
 	AppendBlocks(dst []*Block, addr netip.Addr, userAgent, affiliate []byte) []*Block
 	// Policies gives what holds for a host and an affiliate.
 	Policies(host, affiliate []byte) InForce
@@ -177,6 +178,9 @@ func (v *Verdict) Judge(book Rulebook, m *Match, req *Request) {
 	v.blocks = book.AppendBlocks(v.blocks[:0], req.Address.Unmap().WithZone(""), req.UserAgent, affiliate)
 	treatment := TreatLabel
 	for _, b := range v.blocks {
+		if b.Only != "" && b.Only != string(affiliate) {
+			continue
+		}
 		applies := req.UnixMicro < b.until && !v.Off.Has(b.label)
 		if req.Trace != nil {
 			req.Trace.block(b, applies)

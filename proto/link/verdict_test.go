@@ -163,6 +163,26 @@ func TestTheStrictestBlockDecidesAndGivesItsReason(t *testing.T) {
 	}
 }
 
+func TestABlockForOneAffiliateSparesTheOthers(t *testing.T) {
+	one := &linkv1.Block{Id: "a", Match: &linkv1.Block_Prefix{Prefix: "192.0.2.0/24"}, Action: doRefuse, OnlyAffiliate: "aff_01"}
+	s := &shelf{blocks: []*link.Block{compiledBlock(t, one)}}
+	for affiliate, want := range map[string]link.Treatment{"aff_01": link.TreatRefuse, "aff_02": link.TreatLabel, "": link.TreatLabel} {
+		l := summer()
+		l.Affiliate = affiliate
+		req := request("/summer", "")
+		req.Trace = new(link.Trace)
+		var v link.Verdict
+		v.Judge(s, matchOf(t, l, nil, nil), req)
+		if v.Treatment != want || v.Has(link.LabelBlocked) != (want == link.TreatRefuse) || len(req.Trace.Blocks) != min(1, int(want)) {
+			t.Errorf("of %q: %v, %v", affiliate, v.Treatment, req.Trace.Blocks)
+		}
+	}
+	var v link.Verdict
+	if v.Judge(s, new(link.Match), request("/none", "")); v.Treatment != link.TreatLabel {
+		t.Errorf("without a link: %v", v.Treatment)
+	}
+}
+
 func TestATreatedRequestEarnsNothing(t *testing.T) {
 	affiliate := &linkv1.Affiliate{Id: "aff_1", Parameters: []*linkv1.Parameter{{Name: "earn", Value: "yes"}}}
 	l := summer()

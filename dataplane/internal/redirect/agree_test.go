@@ -107,6 +107,9 @@ func (w world) block() *linkv1.Resource {
 	default:
 		b.Match = &linkv1.Block_Affiliate{Affiliate: w.of("aff_1", "aff_2", "aff_3")}
 	}
+	if b.GetAffiliate() == "" && w.IntN(3) == 0 {
+		b.OnlyAffiliate = w.of("aff_1", "aff_2", "aff_3")
+	}
 	if w.IntN(4) == 0 {
 		b.Ttl, b.ExpireTime = durationpb.New(time.Hour), timestamppb.New(time.Now().Add(time.Duration(w.IntN(3)-1)*time.Hour))
 	}

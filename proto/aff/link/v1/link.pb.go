@@ -1306,6 +1306,10 @@ type Block struct {
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// The finding that it was made for. At most 128 bytes. Default: none.
 	Finding string `protobuf:"bytes,10,opt,name=finding,proto3" json:"finding,omitempty"`
+	// The id of an affiliate, which need not exist: the block matches requests for
+	// its links only. Not with affiliate. Default: requests for any link, and for
+	// none.
+	OnlyAffiliate string `protobuf:"bytes,11,opt,name=only_affiliate,json=onlyAffiliate,proto3" json:"only_affiliate,omitempty"`
 	// Read-only: the etcd revision of the last write.
 	Revision int64 `protobuf:"varint,100,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Read-only.
@@ -1427,6 +1431,13 @@ func (x *Block) GetExpireTime() *timestamppb.Timestamp {
 func (x *Block) GetFinding() string {
 	if x != nil {
 		return x.Finding
+	}
+	return ""
+}
+
+func (x *Block) GetOnlyAffiliate() string {
+	if x != nil {
+		return x.OnlyAffiliate
 	}
 	return ""
 }
@@ -2476,7 +2487,7 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"updated_by\x18g \x01(\tR\tupdatedBy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x04\n" +
 	"\x05Block\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x1f\n" +
@@ -2490,7 +2501,8 @@ const file_aff_link_v1_link_proto_rawDesc = "" +
 	"\vexpire_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x18\n" +
 	"\afinding\x18\n" +
-	" \x01(\tR\afinding\x12\x1a\n" +
+	" \x01(\tR\afinding\x12%\n" +
+	"\x0eonly_affiliate\x18\v \x01(\tR\ronlyAffiliate\x12\x1a\n" +
 	"\brevision\x18d \x01(\x03R\brevision\x12;\n" +
 	"\vcreate_time\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +

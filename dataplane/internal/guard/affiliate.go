@@ -15,6 +15,10 @@ const (
 	bins        = 12
 )
 
+// oddSeconds is for how long clicks count as out of the usual after it was said
+// last: it is looked at each ten minutes.
+const oddSeconds = 2 * binSeconds
+
 // bin is ten minutes of an affiliate's clicks, but those of declared robots.
 type bin struct{ n, labelled, foreign uint16 }
 
@@ -42,6 +46,7 @@ type affiliate struct {
 
 	oddUntil   uint32 // seconds: entropy or countries were not as usual lately
 	viralUntil uint32 // seconds: a link has gone viral
+	fadedUntil uint32 // seconds: foreign clicks were fading
 	looked     uint32
 	found      [numDetectors]uint32
 	taken      uint32
@@ -103,7 +108,7 @@ func (e *Engine) affiliate(ev *event) {
 		a.openBin(now)
 	}
 	if now := second / hourSeconds; now > a.hour {
-		a.closeHour(now)
+		a.closeHour(now, &e.settings.Country)
 	}
 	if ev.robot {
 		return
@@ -128,7 +133,7 @@ func (e *Engine) affiliate(ev *event) {
 	if a.words.add(ev) {
 		v := a.words.close(&e.settings.Entropy, second/hourSeconds)
 		if v.confidence > 0 {
-			a.oddUntil = second + hourSeconds
+			a.oddUntil = second + oddSeconds
 			e.affiliateFinding(detectEntropy, i, ev.at, v)
 		}
 		a.words.open(ev.at)
@@ -169,14 +174,14 @@ func (e *Engine) closeBin(i int, at int64) {
 		e.affiliateFinding(detectLabelled, i, at, v)
 	}
 	if v := e.settings.Country.affiliate(a); v.confidence > 0 {
-		a.oddUntil = uint32(at/1e6) + hourSeconds
+		a.oddUntil = uint32(at/1e6) + oddSeconds
 		e.affiliateFinding(detectCountry, i, at, v)
 	}
 	e.lookAffiliate(i, at)
 }
 
 // closeHour learns what is usual.
-func (a *affiliate) closeHour(now uint32) {
+func (a *affiliate) closeHour(now uint32, country *CountrySettings) {
 	if a.hour > 0 {
 		odd, weight := a.oddUntil > a.hour*hourSeconds, 1.0
 		if usual := a.usual(a.hour); len(usual) >= 6 {
@@ -184,6 +189,7 @@ func (a *affiliate) closeHour(now uint32) {
 			odd = odd || float64(a.thisHour) > 3*6*median+20
 			weight = min(1, (6*median+1)/float64(max(1, a.thisHour)))
 		}
+		odd = odd || a.foreignHour(country)
 		a.where.learn(odd, weight, a.hour, a.bins[:])
 		a.labels.learn(odd)
 		if n := a.window.n; n > 0 {
@@ -251,12 +257,15 @@ func (e *Engine) lookAffiliate(i int, at int64) {
 
 // scattered says that the many clicks of the last half hour come from other
 // countries than usual, and from no country in particular: a link that goes viral
-// has one, and the scanners of a mail are through by then.
+// has one, and is one, and the scanners of a mail are through by then.
 func (a *affiliate) scattered(least float64) bool {
 	for j := range uint32(3) {
 		if float64(a.bins[(a.bin-j)%bins].n) < least {
 			return false
 		}
+	}
+	if a.window.n >= 30 && float32(a.window.link.share(a.window.n)) > a.linkUsual+0.2 {
+		return false
 	}
 	bits, top := a.where.divergence(a.bin / 6)
 	return bits >= 0.18 && top < 0.6 && int64(a.bin)*binSeconds*1e6 >= a.first+countryDays
@@ -269,5 +278,5 @@ func (e *Engine) affiliateFinding(d detector, i int, at int64, v verdict) {
 	}
 	name := e.affiliates.table.names[i]
 	subject := &clickv1.Subject{Subject: &clickv1.Subject_Affiliate{Affiliate: name}}
-	e.emit(d, subject, e.affiliates.table.keys[i], span{max(v.begin, a.first), at, v.clicks, name, a.samples[:min(a.taken, sourceSamples)]}, v)
+	e.emit(d, subject, e.affiliates.table.keys[i], span{max(v.begin, a.first), at, v.clicks, name, 1, a.samples[:min(a.taken, sourceSamples)]}, v)
 }

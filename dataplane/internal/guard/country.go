@@ -11,12 +11,14 @@ import (
 //
 // The mix of an hour is compared with that of the days before by the divergence of
 // Jensen and Shannon (Lin, 1991), and by the share of clicks from countries that
-// the affiliate hardly ever has. Both must be there over nearly each ten minutes
-// of an hour.
+// the affiliate hardly ever has. These must be there over nearly each ten minutes
+// of an hour, and at most two fifths of them in any: the scanners of a mail come
+// with it.
 //
 // A link that goes viral can bring another country, too: then most clicks are on
-// one link and from one country, and there are many times the usual. That is not
-// said here.
+// one link and from one country, and there are many times the usual; and what goes
+// viral fades, by half within the hour, where a farm goes on. That is not said
+// here.
 //
 // Confidence: 0.96 at the least share of foreign clicks; the doubt falls as that
 // share rises.
@@ -26,7 +28,7 @@ type CountrySettings struct {
 	Clicks     int
 	Share      float64
 	Divergence float64
-	// Up to which share of the usual clicks a country is foreign. Default: 0.03.
+	// Up to which share of the usual clicks a country is foreign. Default: 0.05.
 	Foreign float64
 }
 
@@ -34,7 +36,7 @@ func (d *CountrySettings) setDefaults() {
 	setDefault(&d.Clicks, 50)
 	setDefault(&d.Share, 0.3)
 	setDefault(&d.Divergence, 0.12)
-	setDefault(&d.Foreign, 0.03)
+	setDefault(&d.Foreign, 0.05)
 }
 
 const (
@@ -163,15 +165,21 @@ func (w *countries) learn(odd bool, oddWeight float64, hour uint32, last []bin) 
 }
 
 // divergence is that of Jensen and Shannon between the last hours and what is
-// usual, in bits; top is the share of the first country in the last hours.
+// usual, in bits, less what two samples of the same mix would differ by: for k
+// classes, (k-1)(1/n+1/m)/(8 ln 2). top is the share of the first country in the
+// last hours.
 func (w *countries) divergence(hour uint32) (bits, top float64) {
-	sum, most := 0.0, 0.0
+	sum, most, classes := 0.0, 0.0, 0
 	for c := range w.now {
 		n := float64(w.now[c]) + float64(w.past[c])
 		sum += n
 		most = max(most, n)
+		if u, _ := w.usual(c, hour); n+u > 0 {
+			classes++
+		}
 	}
-	if _, of := w.usual(0, hour); sum == 0 || of == 0 {
+	_, of := w.usual(0, hour)
+	if sum == 0 || of == 0 {
 		return 0, 0
 	}
 	for c := range w.now {
@@ -185,20 +193,23 @@ func (w *countries) divergence(hour uint32) (bits, top float64) {
 			bits += q / 2 * math.Log2(q/m)
 		}
 	}
-	return bits, most / sum
+	bits -= float64(classes-1) * (1/sum + usualWeight/of) / (8 * math.Ln2)
+	return max(0, bits), most / sum
 }
 
 // affiliate judges the last hour.
 func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
+	a.watchFading()
 	hour := a.bin / 6
 	if _, of := a.where.usual(0, hour); of == 0 || int64(a.bin)*binSeconds*1e6 < a.first+countryDays {
 		return v
 	}
-	n, foreign, high, judged := 0, 0, 0, 0
+	n, foreign, high, judged, most := 0, 0, 0, 0, 0
 	for j := range uint32(6) {
 		b := a.bins[(a.bin-j)%bins]
 		n += int(b.n)
 		foreign += int(b.foreign)
+		most = max(most, int(b.foreign))
 		if b.n >= 4 {
 			judged++
 			if float64(b.foreign) >= 0.5*d.Share*float64(b.n) {
@@ -206,7 +217,7 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 			}
 		}
 	}
-	if n < d.Clicks || judged < 5 || high < judged-1 || high < 5 {
+	if n < d.Clicks || judged < 5 || high < judged-1 || high < 5 || 5*most > 2*foreign {
 		return v
 	}
 	share := float64(foreign) / float64(n)
@@ -215,7 +226,10 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	// Six standard deviations, and by a third: mails bring foreign clicks while an
 	// affiliate's own country sleeps.
 	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
-	if share < least || bits < d.Divergence || a.viral(top) || !a.spread() {
+	if share < least || bits < d.Divergence || !a.spread() {
+		return v
+	}
+	if a.viral(top) || a.faded() {
 		return v
 	}
 	v.begin, v.clicks = a.lastHour(), uint64(n)
@@ -223,6 +237,18 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	v.summary = fmt.Sprintf("got %d clicks in an hour of which %s are from countries that it hardly ever has, where %s are usual at this time of the day: the mix differs from the usual by %.2f bits", n, percent(share), percent(usual), bits)
 	v.figures = append(v.figures, figure("foreign_share", share, usual, least), figure("divergence_bits", bits, 0, d.Divergence))
 	return v
+}
+
+// foreignHour says that so many clicks of the hour that ends are foreign that a farm
+// may have begun in it: it must not be learned as if it were usual.
+func (a *affiliate) foreignHour(d *CountrySettings) bool {
+	n, foreign := 0, 0
+	for i := range uint32(6) {
+		b := a.bins[(a.hour*6+i)%bins]
+		n += int(b.n)
+		foreign += int(b.foreign)
+	}
+	return foreign >= fewForeign && float64(foreign) >= d.Share*float64(n)
 }
 
 // viral says that what is new may be a link that has gone viral: most clicks are
@@ -234,7 +260,7 @@ func (a *affiliate) viral(topCountry float64) bool {
 		link = float32(a.window.link.share(a.window.n))
 	}
 	n = max(n, a.window.n)
-	if topCountry < 0.6 || link < 0.7 || a.steady() {
+	if topCountry < 0.6 || link < 0.7 || a.lasting() {
 		return false
 	}
 	median := 0.0
@@ -258,25 +284,60 @@ func (a *affiliate) spread() bool {
 	return n >= 20 && a.window.peers.count() >= min(0.5*n, 60)
 }
 
-// steady says that clicks have come evenly for five hours. What goes viral does
-// not: its rate falls with a power of the time (Crane and Sornette, PNAS 2008, with
-// exponents above 1), so that of any hour a third is left four hours later; what is
-// usual in the morning grows meanwhile. A farm that clicks for an affiliate with one link goes on.
-func (a *affiliate) steady() bool {
-	var last [5]float64
-	for i := range last {
-		h := a.hour - 1 - uint32(i)
-		last[i] = float64(a.weeks[h%hoursOfWeek][h/hoursOfWeek%weeksKept]) - 1
+// halves are the foreign clicks of the last four half hours, the last one first.
+func (a *affiliate) halves() (n [4]float64) {
+	for i := range uint32(bins) {
+		n[i/3] += float64(a.bins[(a.bin-i)%bins].foreign)
 	}
-	least := slices.Min(last[:])
-	return least >= steadyClicks && least >= 0.75*slices.Max(last[:])
+	return n
 }
 
-// steadyClicks are the least of an hour by which that can be said.
-const steadyClicks = 100
+// watchFading says for hours of foreign clicks that they are what is left of a link
+// that has gone viral, once those of the last half hour are fewer than three
+// quarters of those of another one of the last two hours, by one and a half
+// standard deviations, and until they rise again as clearly. The rate of what goes
+// viral falls with a power of the time (Crane and Sornette, PNAS 2008, with
+// exponents above 1): half is left after half an hour, a quarter after one and a
+// half. A farm goes on.
+func (a *affiliate) watchFading() {
+	n := a.halves()
+	before := slices.Max(n[1:])
+	if max(n[0], before) < fewForeign {
+		return
+	}
+	wide := 1.5 * math.Sqrt(before)
+	switch {
+	case n[0] > before/0.75+wide:
+		a.fadedUntil = 0
+	case n[0] < 0.75*before-wide, a.faded():
+		a.fadedUntil = (a.bin + fadedBins) * binSeconds
+	}
+}
 
-// viralBins is for how long a link is visited that has gone viral.
-const viralBins = 36
+// faded says that they are what is left.
+func (a *affiliate) faded() bool { return a.bin*binSeconds < a.fadedUntil }
+
+// lasting says that foreign clicks have come evenly for two hours, and were not
+// fading before.
+func (a *affiliate) lasting() bool {
+	n := a.halves()
+	least, most := slices.Min(n[:]), slices.Max(n[:])
+	return !a.faded() && least >= lastingClicks && least >= 0.8*most-0.5*math.Sqrt(most)
+}
+
+// fewForeign are too few in half an hour to see them fade, and lastingClicks are
+// the least by which it can be said that they last.
+const (
+	fewForeign    = 20
+	lastingClicks = 40
+)
+
+// viralBins is for how long a link is visited that has gone viral, and fadedBins
+// for how long what was fading is not taken for what lasts: its tail is slow.
+const (
+	viralBins = 36
+	fadedBins = 36
+)
 
 // lastHour is where the last six bins begin, in µs.
 func (a *affiliate) lastHour() int64 { return int64(a.bin-5) * binSeconds * 1e6 }

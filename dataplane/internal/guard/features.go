@@ -28,6 +28,14 @@ func (m *majority) share(n uint32) float64 {
 	return min(1, (float64(m.lead)/float64(n)+1)/2)
 }
 
+// least is at least the share of hash among n: 0 where nothing has a majority.
+func (m *majority) least(n uint32) float64 {
+	if n == 0 {
+		return 0
+	}
+	return float64(m.lead) / float64(n)
+}
+
 // bitmap counts different things by linear counting (Whang et al., 1990). It is
 // within 10% up to twice its bits, and full at about six times.
 type bitmap [4]uint64

@@ -28,6 +28,7 @@ type span struct {
 	begin, end int64 // µs
 	clicks     uint64
 	affiliate  string
+	share      float64 // of the clicks, at least, that are for it
 	samples    []sample
 }
 
@@ -37,7 +38,7 @@ func (e *Engine) sourceFinding(d detector, k kind, i int, f *features, at int64,
 	if !e.again(&s.found[d], at) {
 		return
 	}
-	about := span{f.begin, max(f.last, at), uint64(f.n), e.affiliates.name(f.affiliate.hash), s.samples[:min(s.taken, sourceSamples)]}
+	about := span{f.begin, max(f.last, at), uint64(f.n), e.affiliates.name(f.affiliate.hash), f.affiliate.least(f.n), s.samples[:min(s.taken, sourceSamples)]}
 	// What is said next rests on what comes next.
 	defer func() {
 		if f == &s.long {
@@ -85,6 +86,7 @@ func (e *Engine) emit(d detector, subject *clickv1.Subject, key uint64, s span, 
 		To:              timestamppb.New(time.UnixMicro(s.end)),
 		Clicks:          s.clicks,
 		Affiliate:       s.affiliate,
+		AffiliateShare:  s.share,
 	}
 	for _, one := range s.samples {
 		if id := e.boots.id(one); id != nil && one.sequence > 0 {
@@ -154,7 +156,15 @@ func (s *source) again(d detector, at int64) bool {
 	return s.found[d] > 0 && at < int64(s.found[d])*1e6+longWindow
 }
 
+// onePeer is the share of a network's clicks from which it is one address: that is
+// found itself, and its neighbours are not held to account for it. Where nodes
+// truncate addresses, a network has none.
+const onePeer = 0.9
+
 func (e *Engine) say(d detector, k kind, i int, f *features, at int64, v verdict) {
+	if k == kindNetwork && f.peer.hash != 0 && f.peer.share(f.n) >= onePeer {
+		return
+	}
 	if v.confidence > 0 {
 		e.sourceFinding(d, k, i, f, at, v)
 	}

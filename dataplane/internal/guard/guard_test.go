@@ -215,6 +215,25 @@ func TestFloodOfOneAddressIsFoundWithinADozenClicks(t *testing.T) {
 	}
 }
 
+func TestNeighboursAreNotHeldToAccountForOneAddress(t *testing.T) {
+	var hits []hit
+	for i := range 600 {
+		hits = append(hits, hit{at: time.Duration(i) * 100 * time.Millisecond, address: bad, agent: "a"})
+		if i%20 == 0 {
+			hits = append(hits, hit{at: time.Duration(i)*100*time.Millisecond + time.Millisecond, address: "203.0.113.77", agent: "b"})
+		}
+	}
+	found := find(t, hits)
+	guilty(t, found, "flood", band)
+	if f := of(found, "flood", "203.0.113.0/24"); len(f) > 0 {
+		t.Errorf("its network was found, too: %v", summaries(f))
+	}
+	for i := range hits { // of several addresses it is the network
+		hits[i].address = fmt.Sprintf("203.0.113.%d", 10+i%4)
+	}
+	guilty(t, find(t, hits), "flood", "203.0.113.0/24")
+}
+
 func TestFloodOfATruncatedAddressIsOneOfItsNetwork(t *testing.T) {
 	var hits []hit
 	for i := range 60 {

@@ -27,6 +27,7 @@ type Judge struct {
 // standing is a block that was made.
 type standing struct {
 	prefix netip.Prefix
+	only   string // whose visitors it is held against; empty: everybody's
 	action linkv1.BlockAction
 	from   time.Time
 	until  time.Time
@@ -86,7 +87,7 @@ func (j *Judge) Decide(p *Policy, f *clickv1.Finding, now time.Time) Verdict {
 	d.Verdict, d.ExpireTime = clickv1.Verdict_VERDICT_BLOCKED, timestamppb.New(now.Add(ttl))
 	d.Reason = fmt.Sprintf("confidence %.3f of at least %.3f", f.GetConfidence(), least)
 	j.made = append(j.made, now)
-	j.stand(d.Block, standing{prefix, action, now, now.Add(ttl)})
+	j.stand(d.Block, standing{prefix, block.GetOnlyAffiliate(), action, now, now.Add(ttl)})
 	return Verdict{Decision: d, Block: block}
 }
 
@@ -103,6 +104,7 @@ func (j *Judge) Note(d *clickv1.Decision, f *clickv1.Finding) {
 	s := standing{from: at, until: d.GetExpireTime().AsTime(), action: actionOf(d.GetBlock())}
 	if f != nil {
 		s.prefix, _ = parsePrefix(f.GetSubject().GetPrefix())
+		s.only = only(f, s.prefix)
 	}
 	j.stand(d.GetBlock(), s)
 }
@@ -143,7 +145,7 @@ func (j *Judge) standing(name string, prefix netip.Prefix, action linkv1.BlockAc
 	}
 	var best string
 	for other, s := range j.stands {
-		if s.prefix.IsValid() && s.action == action && s.prefix.Bits() <= prefix.Bits() && s.prefix.Contains(prefix.Addr()) && stands(s) && (best == "" || other < best) {
+		if s.prefix.IsValid() && s.only == "" && s.action == action && s.prefix.Bits() <= prefix.Bits() && s.prefix.Contains(prefix.Addr()) && stands(s) && (best == "" || other < best) {
 			best = other
 		}
 	}
@@ -166,6 +168,19 @@ func (j *Judge) forget(now time.Time) {
 		}
 	}
 }
+
+// only is whose visitors a block is held against; empty: everybody's. Others may
+// have the same browser, or be neighbours.
+func only(f *clickv1.Finding, prefix netip.Prefix) string {
+	if f.GetAffiliateShare() < oneAffiliate || f.GetSubject().GetAffiliate() != "" || prefix.IsValid() && prefix.IsSingleIP() {
+		return ""
+	}
+	return f.GetAffiliate()
+}
+
+// oneAffiliate is the share of a finding's clicks from which its block is for the
+// links of their affiliate only.
+const oneAffiliate = 0.9
 
 // maxReason is what a block's reason may have.
 const maxReason = 256
@@ -199,6 +214,10 @@ func blockFor(f *clickv1.Finding, action linkv1.BlockAction) (*linkv1.Block, net
 	key, err := proto.MarshalOptions{Deterministic: true}.Marshal(f.GetSubject())
 	if err != nil {
 		return nil, prefix, err
+	}
+	b.OnlyAffiliate = only(f, prefix)
+	if b.OnlyAffiliate != "" {
+		key = append(append(key, 0), b.OnlyAffiliate...)
 	}
 	b.Id = fmt.Sprintf("guard-%s-%016x", actionName(action), xxh3.Hash(key))
 	return b, prefix, nil

@@ -39,6 +39,40 @@ func parse(t *testing.T, text string) *Policy {
 	return p
 }
 
+func TestABlockIsForOneAffiliateWhenNearlyAllIsForIt(t *testing.T) {
+	for _, c := range []struct {
+		subject any
+		share   float64
+		want    string
+	}{
+		{"203.0.113.0/24", 0.95, "aff-7"},
+		{"203.0.113.0/24", 0.85, ""},
+		{"203.0.113.9/32", 1, ""},
+		{[]byte("agent"), 0.9, "aff-7"},
+		{1, 1, ""},
+	} {
+		f := finding("bursts", 0.96, c.subject)
+		f.Affiliate, f.AffiliateShare = "aff-7", c.share
+		v := new(Judge).Decide(parse(t, "guard: {detectors: [{detector: bursts, may_block_affiliates: true}]}"), f, now)
+		if v.Block.GetOnlyAffiliate() != c.want || v.Block == nil {
+			t.Errorf("%v: %v", c.subject, v.Block)
+		}
+	}
+	// A network that is blocked for one affiliate does not stand for its addresses.
+	j, wide := new(Judge), finding("flood", 0.96, "203.0.113.0/24")
+	wide.Affiliate, wide.AffiliateShare = "aff-7", 1
+	p := parse(t, "scope: '*'")
+	first := j.Decide(p, wide, now)
+	if v := j.Decide(p, finding("flood", 0.96, "203.0.113.9/32"), now); v.Block == nil {
+		t.Errorf("the address: %v", v.Decision)
+	}
+	again := new(Judge)
+	again.Note(first.Decision, wide)
+	if v := again.Decide(p, finding("flood", 0.96, "203.0.113.9/32"), now); v.Block == nil {
+		t.Errorf("the address, after a restart: %v", v.Decision)
+	}
+}
+
 func TestAPolicyDecidesWhatIsDone(t *testing.T) {
 	const limits = "guard: {widest_ipv4: 24, allow_prefixes: [10.0.0.0/8, 203.0.113.77, '2001:db8::/32'], allow_user_agents: [good], allow_affiliates: [aff-1], detectors: [" +
 		"{detector: entropy, findings_only: true}, {detector: bursts, may_block_affiliates: true, action: refuse, ttl: 2h}, {detector: timing, min_confidence: 0.99}]}"

@@ -26,8 +26,9 @@ type leader struct {
 	decider *decider
 	state   *state
 	found   []*clickv1.Finding // in the batch that is looked at
-	// What was stored up to here is another one's to speak of: without a checkpoint,
-	// the past is read only to know what is usual.
+	// What was stored up to here another one has spoken of: without a checkpoint, the
+	// past until then is read only to know what is usual. It is the time of clicks and
+	// not that of findings, since who was killed may have been far behind.
 	quiet time.Time
 }
 

@@ -27,7 +27,7 @@ type reports struct {
 	mu     sync.Mutex
 	last   uint64          // sequence in the stream
 	known  map[string]bool // ids of messages since the checkpoint
-	latest time.Time       // when the stream took its last message
+	latest time.Time       // of the clicks that were spoken of
 }
 
 func newReports(js jetstream.JetStream, lease *lease, m *metrics) *reports {
@@ -43,10 +43,7 @@ func (r *reports) load(ctx context.Context, since time.Time, judge *policy.Judge
 	if err != nil {
 		return nil, err
 	}
-	r.last, r.latest = stream.CachedInfo().State.LastSeq, stream.CachedInfo().State.LastTime
-	if r.last == 0 {
-		r.latest = time.Time{}
-	}
+	r.last = stream.CachedInfo().State.LastSeq
 	findings := make(map[string]*clickv1.Finding)
 	var order []string
 	err = clickstream.Reports(ctx, r.js, clickstream.ReportOptions{Since: since}, func(report *clickstream.Report) error {
@@ -58,6 +55,9 @@ func (r *reports) load(ctx context.Context, since time.Time, judge *policy.Judge
 			return nil
 		}
 		f := report.GetFinding()
+		if to := f.GetTo().AsTime(); to.After(r.latest) {
+			r.latest = to
+		}
 		findings[f.GetId()] = f
 		order = append(order, f.GetId())
 		return nil

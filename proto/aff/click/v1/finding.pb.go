@@ -215,9 +215,12 @@ type Finding struct {
 	// Some of them, at most 16.
 	Samples []*ClickId `protobuf:"bytes,11,rep,name=samples,proto3" json:"samples,omitempty"`
 	// The affiliate that would have earned from most of them; empty for none.
-	Affiliate     string `protobuf:"bytes,12,opt,name=affiliate,proto3" json:"affiliate,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Affiliate string `protobuf:"bytes,12,opt,name=affiliate,proto3" json:"affiliate,omitempty"`
+	// At least this share of them is for that affiliate, 0 to 1. A block of a network
+	// or a user agent is for its links only from 0.9 on.
+	AffiliateShare float64 `protobuf:"fixed64,13,opt,name=affiliate_share,json=affiliateShare,proto3" json:"affiliate_share,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Finding) Reset() {
@@ -332,6 +335,13 @@ func (x *Finding) GetAffiliate() string {
 		return x.Affiliate
 	}
 	return ""
+}
+
+func (x *Finding) GetAffiliateShare() float64 {
+	if x != nil {
+		return x.AffiliateShare
+	}
+	return 0
 }
 
 // Subject is whom a finding is about.
@@ -704,7 +714,7 @@ const file_aff_click_v1_finding_proto_rawDesc = "" +
 	"\x06Report\x121\n" +
 	"\afinding\x18\x01 \x01(\v2\x15.aff.click.v1.FindingH\x00R\afinding\x124\n" +
 	"\bdecision\x18\x02 \x01(\v2\x16.aff.click.v1.DecisionH\x00R\bdecisionB\b\n" +
-	"\x06report\"\xbe\x03\n" +
+	"\x06report\"\xe7\x03\n" +
 	"\aFinding\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bdetector\x18\x02 \x01(\tR\bdetector\x12)\n" +
@@ -720,7 +730,8 @@ const file_aff_click_v1_finding_proto_rawDesc = "" +
 	"\x06clicks\x18\n" +
 	" \x01(\x04R\x06clicks\x12/\n" +
 	"\asamples\x18\v \x03(\v2\x15.aff.click.v1.ClickIdR\asamples\x12\x1c\n" +
-	"\taffiliate\x18\f \x01(\tR\taffiliate\"\x83\x01\n" +
+	"\taffiliate\x18\f \x01(\tR\taffiliate\x12'\n" +
+	"\x0faffiliate_share\x18\r \x01(\x01R\x0eaffiliateShare\"\x83\x01\n" +
 	"\aSubject\x12\x18\n" +
 	"\x06prefix\x18\x01 \x01(\tH\x00R\x06prefix\x12\x1f\n" +
 	"\n" +

@@ -36,11 +36,11 @@ func New(cfg Config) (*Judge, error) {
 	}
 	cfg.setDefaults()
 	j := &Judge{cfg: cfg, seed: rand.Uint64()}
-	share := cfg.Memory / 4
-	j.addresses = counter{newLines(share), int64(cfg.RateWindow)}
-	j.perLink = counter{newLines(share), int64(cfg.RateWindow)}
-	j.clicks = marks{newLines(share), 10}
-	j.ids = marks{newLines(share), 0}
+	tables := newLines(4, cfg.Memory/4)
+	j.addresses = counter{tables[0], int64(cfg.RateWindow)}
+	j.perLink = counter{tables[1], int64(cfg.RateWindow)}
+	j.clicks = marks{tables[2], 10}
+	j.ids = marks{tables[3], 0}
 	j.rate = fmt.Appendf(nil, "rate-address 1: over %d in %v", cfg.Rate, cfg.RateWindow)
 	j.ratePerLink = fmt.Appendf(nil, "rate-address-link 1: over %d in %v", cfg.RatePerLink, cfg.RateWindow)
 	j.duplicate = fmt.Appendf(nil, "address-agent-link 1: within %v", cfg.Duplicate)

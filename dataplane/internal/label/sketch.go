@@ -2,6 +2,7 @@ package label
 
 import (
 	"math/bits"
+	"slices"
 	"sync/atomic"
 )
 
@@ -14,11 +15,16 @@ type lines struct {
 	n     uint64 // lines
 }
 
-// newLines makes as many as take so many bytes, at least one.
-func newLines(bytes int64) lines {
+// newLines makes tables of as many lines as take so many bytes each, at least one.
+func newLines(tables, bytes int64) (all []lines) {
 	n := max(bytes/64, 1)
 	// So large a slice begins at a page, and so each line at 64 bytes.
-	return lines{words: make([]atomic.Uint64, n*lineWords), n: uint64(n)}
+	words := make([]atomic.Uint64, tables*n*lineWords)
+	useHugePages(words)
+	for own := range slices.Chunk(words, int(n*lineWords)) {
+		all = append(all, lines{words: own, n: uint64(n)})
+	}
+	return all
 }
 
 // of gives the line of a hash: its upper bits say which.

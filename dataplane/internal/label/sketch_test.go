@@ -9,7 +9,7 @@ import (
 
 const minute = int64(time.Minute)
 
-func newCounter(bytes int64) *counter { return &counter{newLines(bytes), minute} }
+func newCounter(bytes int64) *counter { return &counter{newLines(1, bytes)[0], minute} }
 
 func TestCountsOfAKeySlideWithTheWindow(t *testing.T) {
 	c := newCounter(1 << 20)
@@ -110,7 +110,7 @@ func TestFirstClicksAreHardlyEverTakenForOthers(t *testing.T) {
 	if raceDetector {
 		n, size = n/20, size/20
 	}
-	m := &marks{newLines(size), 10}
+	m := &marks{newLines(1, size)[0], 10}
 	now := int64(time.Hour)
 	for i := range n {
 		m.touch(mix(1, uint64(i)), 0, now-minute)
@@ -135,7 +135,7 @@ func TestFirstClicksAreHardlyEverTakenForOthers(t *testing.T) {
 }
 
 func TestMarksKnowTheAgeAndTheBitsOfAKey(t *testing.T) {
-	m := &marks{newLines(1 << 12), 10}
+	m := &marks{newLines(1, 1<<12)[0], 10}
 	now := int64(time.Hour)
 	if age, _ := m.touch(5, 77, now); age != never {
 		t.Fatalf("a key that was never seen has age %d", age)
@@ -150,7 +150,7 @@ func TestMarksKnowTheAgeAndTheBitsOfAKey(t *testing.T) {
 }
 
 func TestAFullLineForgetsItsOldestMark(t *testing.T) {
-	m := &marks{newLines(64), 0} // one line
+	m := &marks{newLines(1, 64)[0], 0} // one line
 	for i := range lineWords + 1 {
 		m.touch(uint64(i+1), 0, int64(i)*int64(time.Second))
 	}
@@ -163,7 +163,7 @@ func TestAFullLineForgetsItsOldestMark(t *testing.T) {
 }
 
 func TestRacesCostHardlyAnyCount(t *testing.T) {
-	c, m := newCounter(1<<20), &marks{newLines(1 << 20), 10}
+	c, m := newCounter(1<<20), &marks{newLines(1, 1<<20)[0], 10}
 	var wg sync.WaitGroup
 	const workers, each = 4, 5000
 	for range workers {

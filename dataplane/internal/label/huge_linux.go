@@ -1,0 +1,21 @@
+package label
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// useHugePages asks the kernel to back the memory by huge pages as it comes into
+// use. Each request looks at places at random, and the processor remembers where a
+// few thousand pages are: with small ones, finding out took longer than reading.
+// It is advice.
+func useHugePages(words []atomic.Uint64) {
+	const page = 4096
+	begin := uintptr(unsafe.Pointer(unsafe.SliceData(words)))
+	end := begin + uintptr(len(words))*8
+	if begin = (begin + page - 1) &^ (page - 1); begin < end {
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, begin, end-begin, unix.MADV_HUGEPAGE)
+	}
+}

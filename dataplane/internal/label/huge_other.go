@@ -1,0 +1,7 @@
+//go:build !linux
+
+package label
+
+import "sync/atomic"
+
+func useHugePages([]atomic.Uint64) {}

@@ -31,7 +31,7 @@ func measureFraud(ctx context.Context, b *bench, out string) error {
 	}
 	cfg.Truncate = *fraudShort
 	if *fraudSeeds == "" && *fraudShort {
-		return errors.New("--truncate is for --seeds: the report is of whole addresses")
+		return errors.New("--truncate is for --seeds: in the report, truncated addresses are a part of their own")
 	}
 	if *fraudSeeds != "" {
 		if out != "" {

@@ -18,9 +18,10 @@ const (
 
 // evaluation is the truth about what affguard said, for some seeds.
 type evaluation struct {
-	What  string
-	Seeds []uint64
-	Score *verdict.Score
+	What     string
+	Seeds    []uint64
+	Truncate bool // addresses are
+	Score    *verdict.Score
 }
 
 func (e *evaluation) markdown(p func(string, ...any)) {
@@ -88,7 +89,10 @@ func (e *evaluation) details(p func(string, ...any)) {
 		if a.Accused > 0 {
 			when = fmt.Sprintf("accused by %s after %d of %d clicks; then %d of %d under accusations", a.By, a.Clicks-a.After, a.Clicks, a.Under, a.After)
 		}
-		p("missed: %s: %s\n", a.Name(a.ID), when)
+		p("missed: %s of affiliate %d: %s\n", a.Name(a.ID), a.Affiliate, when)
+	}
+	for _, a := range e.Score.Spiked {
+		p("hit: %d clicks of viral spikes under a block of %s by %s: %s\n", a.Spike, a.Subject, a.Detector, a.Summary)
 	}
 	shown := make(map[string]int)
 	for _, a := range e.Score.Hurt {

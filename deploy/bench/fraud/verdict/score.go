@@ -22,6 +22,7 @@ type Score struct {
 	Clicks, Blocked, Accused [traffic.NumClasses]int
 	Findings, NotSure        int
 	Hurt                     []*Accusation `json:"-"` // wrong ones
+	Spiked                   []*Accusation `json:"-"` // whose blocks viral spikes fell under
 	Missed                   []*Attack     `json:"-"`
 }
 
@@ -74,6 +75,7 @@ func Sum(runs []*Jury) *Score {
 		}
 		wrong := j.Reports.Wrong()
 		s.Hurt = append(s.Hurt, wrong...)
+		s.Spiked = append(s.Spiked, j.Reports.Spiked()...)
 		for _, a := range wrong {
 			s.Wrong[a.Detector]++
 			s.confuse(a.Honest, a.Detector)

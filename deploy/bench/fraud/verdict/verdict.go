@@ -6,6 +6,9 @@
 // block's end, or an hour where there is no block. What is less sure is a finding
 // for people to look at, and counts neither way.
 //
+// An accusation of a user agent or a network of which nine tenths are for one
+// affiliate is held against that affiliate's clicks only, as its block is.
+//
 // An accusation of an address, a network, an autonomous system or a user agent is
 // right when at least half of the clicks of its subject in the finding's span are
 // clicks of attacks; it is about each attack that has a tenth of these. An
@@ -56,6 +59,7 @@ type Accusation struct {
 	Summary           string
 
 	affiliate bool
+	only      string // whose clicks it is held against; empty: all
 
 	// By the truth.
 	Right  bool
@@ -65,6 +69,7 @@ type Accusation struct {
 	instances map[int32]int
 	attack    int // clicks under the block
 	honest    int
+	Spike     int // of these, clicks of viral spikes
 }
 
 // Whom says whose clicks were those of the subject, for people.
@@ -172,9 +177,13 @@ func (r *Reports) decide(f *clickv1.Finding, d *clickv1.Decision) error {
 		}
 		p = p.Masked()
 		a.Subject = p.String()
+		if !p.IsSingleIP() {
+			a.holdOnly(f)
+		}
 		r.byPrefix[p] = append(r.byPrefix[p], a)
 	case *clickv1.Subject_UserAgent:
 		a.Subject = string(s.UserAgent)
+		a.holdOnly(f)
 		r.byAgent[a.Subject] = append(r.byAgent[a.Subject], a)
 	case *clickv1.Subject_Affiliate:
 		a.Subject, a.affiliate = s.Affiliate, true
@@ -189,11 +198,21 @@ func (r *Reports) decide(f *clickv1.Finding, d *clickv1.Decision) error {
 	return nil
 }
 
+// holdOnly has the accusation held against an affiliate's clicks only, if nearly all
+// are for it.
+func (a *Accusation) holdOnly(f *clickv1.Finding) {
+	if f.GetAffiliateShare() >= 0.9 {
+		a.only = f.GetAffiliate()
+	}
+}
+
 // of calls f with every accusation whose subject a click is of.
 func (r *Reports) of(c *truth, agent, affiliate string, f func(*Accusation)) {
 	each := func(all []*Accusation) {
 		for _, a := range all {
-			f(a)
+			if a.only == "" || a.only == affiliate {
+				f(a)
+			}
 		}
 	}
 	bits := r.bits4
@@ -308,6 +327,9 @@ func (j *Jury) click(c *truth, all *Truth) {
 				a.attack++
 			} else {
 				a.honest++
+				if c.class == traffic.Viral {
+					a.Spike++
+				}
 			}
 		}
 	})
@@ -381,6 +403,16 @@ func (a *Attack) close() {
 	}
 	a.Found = a.After > 0 && 2*a.Under >= a.After
 	a.times, a.under, a.blocks = nil, nil, nil
+}
+
+// Spiked are the accusations whose blocks viral spikes fell under.
+func (r *Reports) Spiked() (all []*Accusation) {
+	for _, a := range r.Accusations {
+		if a.Spike > 0 {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // Wrong are the accusations that hurt the honest, one of each detector and

@@ -32,7 +32,7 @@ const (
 	// Beyond these a new file is written soon; in bytes, also not before the
 	// journal is as large as the file.
 	journalRecords = 5000
-	journalBytes   = 16 << 20
+	journalBytes   = 32 << 20
 	// Beyond these nothing is added until that is done.
 	maxRecords = 50_000
 	maxJournal = 128 << 20

@@ -21,6 +21,9 @@ const (
 	paceEach = 75 * time.Microsecond
 	// minPace is the least time between two rounds of a busy feed.
 	minPace = 10 * time.Millisecond
+	// bulkPace is the same after a large round: a node copies what it shares with
+	// the state before, once for each frame.
+	bulkPace = 30 * time.Millisecond
 	// How many revisions since the last round make a feed busy, and about how
 	// many bytes of them: an import comes in large ones.
 	busyRevisions = 2
@@ -54,6 +57,7 @@ type fanout struct {
 	at       atomic.Pointer[subscription] // where it is; nil: between two
 	steps    atomic.Uint64                // that were made
 	last     time.Time                    // when the last one began
+	bulk     bool                         // it was a large one
 	head     snapshot.Version             // that it told of
 	released int64                        // likewise
 	down     *snapshot.TakeDown           // likewise
@@ -140,6 +144,7 @@ func (f *fanout) turn(view *snapshot.View) (wait time.Duration) {
 	// Before the streams are looked at: who finds that the feed is busy, and
 	// leaves its stream to the next round, comes before that.
 	f.busy.Store(busy)
+	f.bulk = bytes >= busyBytes
 	f.last, f.head, f.released, f.down = time.Now(), head, released, view.LastTakeDown()
 	f.each(func(s *subscription) { s.serve(f.last) })
 	if busy {
@@ -152,7 +157,11 @@ func (f *fanout) turn(view *snapshot.View) (wait time.Duration) {
 func (f *fanout) pace() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return max(time.Duration(len(f.streams))*paceEach, minPace)
+	least := minPace
+	if f.bulk {
+		least = bulkPace
+	}
+	return max(time.Duration(len(f.streams))*paceEach, least)
 }
 
 // heartbeatOf gives a heartbeat with a head.

@@ -142,13 +142,13 @@ func TestBusyFeedLeavesNoNodeBehind(t *testing.T) {
 		r.large(2)
 		head := r.writes(1)
 		// A round passes the node by, for the first is still under way.
-		time.Sleep(minPace + minPace/2)
+		time.Sleep(bulkPace + bulkPace/2)
 		if !r.feed.fan.busy.Load() {
 			t.Fatal("the feed is not busy")
 		}
 		n.applied(first.GetTo(), first.GetSetHash())
 		rest, _ := n.delta()
-		if rest.GetTo().GetRevision() != head || time.Since(start) > 2*minPace {
+		if rest.GetTo().GetRevision() != head || time.Since(start) > 2*bulkPace {
 			t.Fatalf("after %s the node is sent revision %d, and %d is written", time.Since(start), rest.GetTo().GetRevision(), head)
 		}
 		n.applied(rest.GetTo(), rest.GetSetHash())
@@ -178,7 +178,7 @@ func TestBusyFeedLetsChangesGatherBetweenItsRounds(t *testing.T) {
 			r.large(i)
 			time.Sleep(time.Millisecond)
 		}
-		if frames, most := <-done, 200/int(minPace/time.Millisecond)+5; frames > most {
+		if frames, most := <-done, 200/int(bulkPace/time.Millisecond)+5; frames > most {
 			t.Errorf("%d frames in 200 ms, at most %d are to be", frames, most)
 		}
 	})

@@ -8,7 +8,6 @@ import (
 
 	"github.com/zeebo/xxh3"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -99,12 +98,11 @@ func (im *importer) commit(ctx context.Context, b *batch) (err error) {
 		if len(puts) == 0 || im.opts.DryRun {
 			return nil
 		}
-		got, err := im.put(ctx, b, v, puts, guarded)
+		b.revision, err = im.put(ctx, b, v, puts, guarded)
 		if err != nil && !leaseGone(err) {
 			return err
 		}
-		if err == nil && got.Succeeded {
-			b.revision = got.Header.Revision
+		if err == nil && b.revision != 0 {
 			return nil
 		}
 		if err := backOff(ctx, try); err != nil {
@@ -231,35 +229,35 @@ func (im *importer) outcome(b *batch, r *row, v view, written []*put) (Outcome, 
 	return Created, nil
 }
 
-// put commits the transaction. It has no branch that reads if it fails: that
-// would travel with every transaction, and through etcd's log.
-func (im *importer) put(ctx context.Context, b *batch, v view, puts []put, guarded bool) (*clientv3.TxnResponse, error) {
-	compares := make([]clientv3.Cmp, 0, len(puts)+1)
-	ops := make([]clientv3.Op, 0, len(puts))
+// put commits the transaction, and gives its revision; 0 if something was not as
+// it was read. It has no branch that reads then: that would travel with every
+// transaction, and through etcd's log.
+func (im *importer) put(ctx context.Context, b *batch, v view, puts []put, guarded bool) (revision int64, err error) {
 	now := timestamppb.New(im.s.now().Truncate(time.Millisecond))
-	record := linkv1.Record{UpdateTime: now, UpdatedBy: im.who}
 	held := leases{s: im.s}
+	// Keys twice, values, and what is around them.
+	t := newWireTxn(b.bytes + len(puts)*(128+2*len(resources)))
 	for _, p := range puts {
-		key, old := resources+b.names[p.slot], v.state[p.slot]
-		record.Resource, record.CreateTime = p.value, createTime(old.record, now)
-		value, err := proto.Marshal(&record)
-		if err != nil {
-			return nil, &link.Error{Kind: link.Invalid, Field: "updated_by", Message: "is not valid UTF-8", Err: err}
-		}
-		op, err := held.put(ctx, key, string(value), old, p.end)
+		old := v.state[p.slot]
+		lease, err := held.lease(ctx, old, p.end)
 		if err != nil {
 			held.done(ctx, false, nil)
-			return nil, err
+			return 0, err
 		}
-		compares = append(compares, unchangedSince(key, old.revision))
-		ops = append(ops, op)
+		key := resources + b.names[p.slot]
+		record := linkv1.Record{Resource: p.value, CreateTime: createTime(old.record, now), UpdateTime: now, UpdatedBy: im.who}
+		t.unchanged(key, old.revision)
+		if err := t.put(key, &record, lease); err != nil {
+			held.done(ctx, false, nil)
+			return 0, &link.Error{Kind: link.Invalid, Field: "updated_by", Message: "is not valid UTF-8", Err: err}
+		}
 	}
 	if guarded {
-		compares = append(compares, unchangedSince(guardKey, v.guard.revision))
+		t.unchanged(guardKey, v.guard.revision)
 	}
-	got, err := im.s.txn(ctx, compares, ops, nil)
-	held.done(ctx, err == nil && got.Succeeded, err)
-	return got, err
+	revision, err = im.s.commit(ctx, t)
+	held.done(ctx, revision != 0, err)
+	return revision, err
 }
 
 // affiliatesOf gives the affiliates of the batch's links that exist at the

@@ -84,13 +84,22 @@ type leases struct {
 // put is the operation that writes a record; end is the block's, nil for what
 // has none.
 func (l *leases) put(ctx context.Context, key, record string, old stored, end *timestamppb.Timestamp) (clientv3.Op, error) {
+	id, err := l.lease(ctx, old, end)
+	if err != nil {
+		return clientv3.Op{}, err
+	}
+	return clientv3.OpPut(key, record, clientv3.WithLease(id)), nil
+}
+
+// lease gives the lease that a record is to have, 0 for none; end is as for put.
+func (l *leases) lease(ctx context.Context, old stored, end *timestamppb.Timestamp) (clientv3.LeaseID, error) {
 	if end == nil {
 		l.leave(old)
-		return clientv3.OpPut(key, record), nil
+		return clientv3.NoLease, nil
 	}
 	at := end.AsTime()
 	if was := blockOf(old.value); old.lease != 0 && was.GetExpireTime().AsTime().Equal(at) {
-		return clientv3.OpPut(key, record, clientv3.WithLease(old.lease)), nil
+		return old.lease, nil
 	}
 	l.leave(old)
 	id, ok := l.granted[at]
@@ -100,7 +109,7 @@ func (l *leases) put(ctx context.Context, key, record string, old stored, end *t
 		left := int64((at.Sub(l.s.now()) + time.Second - 1) / time.Second)
 		lease, err := l.s.client.Grant(call, max(left, 1))
 		if err != nil {
-			return clientv3.Op{}, l.s.fail(ctx, "write", err)
+			return 0, l.s.fail(ctx, "write", err)
 		}
 		if l.granted == nil {
 			l.granted = make(map[time.Time]clientv3.LeaseID)
@@ -108,7 +117,7 @@ func (l *leases) put(ctx context.Context, key, record string, old stored, end *t
 		id = lease.ID
 		l.granted[at] = id
 	}
-	return clientv3.OpPut(key, record, clientv3.WithLease(id)), nil
+	return id, nil
 }
 
 // leave notes that what is stored loses its lease, if it has one.

@@ -3,7 +3,6 @@ package feed
 import (
 	"fmt"
 
-	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -63,6 +62,7 @@ type applier struct {
 	snap  *incoming
 	buf   []byte // what chunks are decompressed into
 	list  []pair // what they hold
+	last  changes
 }
 
 // newApplier makes an applier that remembers nothing beyond its process. The
@@ -152,25 +152,14 @@ func (a *applier) delta(b []byte) outcome {
 	if err := a.wire.arm(d.to); err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
 	}
-	var puts []pair
-	var deletes [][]byte
-	err = eachField(b, func(num protowire.Number, _ uint64, b []byte) error {
-		switch num {
-		case fieldDeltaPuts:
-			key, value, err := decodeEntry(b)
-			puts = append(puts, pair{key, value})
-			return err
-		case fieldDeltaDeletes:
-			deletes = append(deletes, b)
-		}
-		return nil
-	})
-	if err != nil {
+	defer a.last.forget()
+	if err := a.last.read(b); err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
 	}
+	puts, deletes := a.last.puts, a.last.deletes
 	err = a.guard.entries(puts)
 	if err == nil {
-		err = unique(puts, deletes)
+		err = a.last.unique()
 	}
 	if err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
@@ -213,30 +202,4 @@ func (a *applier) publish(t *table.Table) *table.Table {
 	a.down.drop(t.Version())
 	a.live.Store(a.down.over(t))
 	return t
-}
-
-// unique says which key a frame has twice.
-func unique(puts []pair, deletes [][]byte) error {
-	if len(puts)+len(deletes) == 1 {
-		return nil
-	}
-	seen := make(map[xxh3.Uint128]struct{}, len(puts)+len(deletes))
-	again := func(key []byte) error {
-		n := len(seen)
-		if seen[xxh3.Hash128(key)] = struct{}{}; len(seen) == n {
-			return fmt.Errorf("%.300q is there twice", key)
-		}
-		return nil
-	}
-	for _, e := range puts {
-		if err := again(e.key); err != nil {
-			return err
-		}
-	}
-	for _, key := range deletes {
-		if err := again(key); err != nil {
-			return err
-		}
-	}
-	return nil
 }

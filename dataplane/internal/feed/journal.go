@@ -29,9 +29,10 @@ import (
 // the file alone counts.
 const (
 	recordHead = 16
-	// Beyond these a new file is written soon.
+	// Beyond these a new file is written soon; in bytes, also not before the
+	// journal is as large as the file.
 	journalRecords = 5000
-	journalBytes   = 16 << 20
+	journalBytes   = 32 << 20
 	// Beyond these nothing is added until that is done.
 	maxRecords = 50_000
 	maxJournal = 128 << 20
@@ -47,7 +48,8 @@ type journal struct {
 	file    *os.File
 	records []record
 	size    int64
-	broken  bool // nothing is added until the next file is there
+	whole   int64 // bytes of the file that it follows
+	broken  bool  // nothing is added until the next file is there
 	told    pace
 }
 
@@ -157,7 +159,18 @@ func (j *journal) add(to table.Version, delta []byte) (full bool) {
 	}
 	j.size += int64(recordHead + len(delta))
 	j.records = append(j.records, record{to, j.size})
-	return len(j.records) >= journalRecords || j.size >= journalBytes
+	return len(j.records) >= journalRecords || j.size >= max(journalBytes, min(j.whole, maxJournal/2))
+}
+
+// follows notes how large the file is that the journal follows.
+func (j *journal) follows(file string) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return // it is written sooner than it has to be
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.whole = info.Size()
 }
 
 // fail gives the journal up until the next file is there.

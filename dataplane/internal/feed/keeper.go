@@ -59,6 +59,7 @@ func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
 func (k *keeper) boot(a *applier) bool {
 	k.tail = &journal{path: k.journal(), log: k.log}
 	a.tail = k.tail
+	k.tail.follows(k.current())
 	if k.live.Load() != nil {
 		return true
 	}
@@ -187,6 +188,7 @@ func (k *keeper) save() time.Duration {
 	}
 	k.metrics.saves.Add(1)
 	k.tail.saved(t.Version())
+	k.tail.follows(k.current())
 	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
 	return time.Since(start)
 }

@@ -59,12 +59,14 @@
 //
 // # Versions
 //
-// Edit shares everything. The first change to a shard copies its index (about
-// 7 kB); an entry that is put is appended to the arena behind what older tables
-// can see, if there is room, and only if the builder is the first that began
-// from its table: each table gives that right away once. Otherwise the arena is
-// copied, with 1/32 of room and without what is dead. So a table takes
-// part of its memory from its predecessor, and neither can tell.
+// Edit shares everything. An entry that is put is appended to the arena behind
+// what older tables can see, if there is room, and only if the builder is the
+// first that began from its table: each table gives that right away once.
+// Otherwise the arena is copied, with 1/32 of room and without what is dead. A
+// new link gets a slot of the index that was free: older tables pass over it, for
+// its entry is behind their end of the arena. Who replaces or deletes a link, or
+// is not the first, copies the shard's index (about 10 kB) once. So a table
+// takes part of its memory from its predecessor, and neither can tell.
 //
 // The set hash and the counts are kept with every put and delete, from the
 // stored bytes of what goes and what comes.
@@ -98,7 +100,7 @@
 // Finding the affiliate takes 6 ns of a Lookup with one affiliate, 15 ns with
 // 1000, 23 ns with 10,000. A change to one of 10,000 affiliates takes 6 µs.
 //
-// The garbage of edits is what they copy, about 20 kB for one link of a million
+// The garbage of edits that replace or delete is what they copy, about 20 kB for one link of a million
 // and 80 to 230 kB of ten million. With Go's default pace a heap may double
 // before that is collected; since a collection costs so little here, a node
 // keeps to its memory with a lower GC percentage, such as 20, and with

@@ -106,12 +106,17 @@ func (b *Builder) insert(p *pending, id, value []byte) error {
 		p.size = 0
 		return errSameHash
 	}
+	held := s
 	s = b.own(p.at)
-	if cap(s.arena)-len(s.arena) < p.size || old == nil && s.full() {
+	room := cap(s.arena)-len(s.arena) >= p.size && (old != nil || !s.full())
+	if !room {
 		b.makeRoom(s, p.size)
+	}
+	if !room || held.line != s.line { // the index is another one
 		slot, old = s.find(p.at, domain, path, &was)
 	}
 	if old != nil {
+		s.unshare()
 		before := b.whole(&was, old)
 		p.sum = p.sum.Sub(hashLink(id, before))
 		p.grown = len(whole) - len(before)
@@ -187,6 +192,7 @@ func (b *Builder) deleteLink(id []byte) bool {
 		defer b.releasePlan(c.PlanKey(old))
 	}
 	s := b.own(h)
+	s.unshare()
 	s.free(slot)
 	s.n--
 	s.dead += entryHead + len(old)
@@ -206,11 +212,11 @@ func (b *Builder) own(h uint64) *shard {
 		return s
 	}
 	mine := *s
-	mine.owner = b.id
-	mine.index = slices.Clone(s.index)
+	mine.owner, mine.shared = b.id, true
 	if mine.line != b.line {
 		mine.line = b.line
 		mine.arena = slices.Clip(s.arena) // what is behind belongs to another line
+		mine.unshare()                    // and so do free slots
 	}
 	b.place(h, &mine)
 	return &mine
@@ -257,8 +263,8 @@ func (b *Builder) split(h uint64, s *shard) {
 func (b *Builder) makeRoom(s *shard, size int) {
 	if cap(s.arena)-len(s.arena) < size {
 		want := s.live() + s.live()/spareShare + size
-		if b.many { // and more to come: copied half as often
-			want += s.live() / spareShare
+		if b.many { // and more to come: copied a third as often
+			want += 2 * (s.live() / spareShare)
 		}
 		if s.n < b.each {
 			// On the way to what a full build expects, in few steps.

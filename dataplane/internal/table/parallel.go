@@ -33,7 +33,12 @@ func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong fun
 			}
 		}
 	} else {
-		block := make([]pending, min(n, blockEntries))
+		pooled := pendings.Get().(*[]pending)
+		block := (*pooled)[:min(n, blockEntries)]
+		defer func() {
+			clear((*pooled)[:min(n, blockEntries)]) // they keep what was put
+			pendings.Put(pooled)
+		}()
 		for first := 0; first < n; first += len(block) {
 			block = block[:min(len(block), n-first)]
 			left = b.putBlock(block, first, workers, entry, left)
@@ -43,6 +48,10 @@ func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong fun
 		wrong(l.i, l.err)
 	}
 }
+
+// pendings are blocks that PutAll may use again: an import puts a thousand links
+// at a time.
+var pendings = sync.Pool{New: func() any { block := make([]pending, blockEntries); return &block }}
 
 // leftOut is an entry that was not put.
 type leftOut struct {

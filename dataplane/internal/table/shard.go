@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"slices"
+	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 
@@ -37,6 +38,11 @@ const arenaLimit = 1 << 31
 // A slot of the index is 0 when it is free; otherwise its lower offBits bits
 // are 1 + the entry's offset, and the rest is as much of the hash as there is
 // room for, so that hardly any entry is looked at in vain.
+//
+// Shards of one line of versions share an index as long as links are only added:
+// a new one's slot was free before, and its entry is behind the end of the arena
+// of the shards before, which pass over it. So slots are loaded and stored
+// atomically.
 type shard struct {
 	index   []uint32
 	arena   []byte
@@ -45,7 +51,8 @@ type shard struct {
 	n       int    // links
 	dead    int    // bytes of the arena that no slot points at
 	most    int    // links that a split would not part; 0: not known
-	owner   uint64 // the builder that may change the index in place
+	owner   uint64 // the builder that may change the shard
+	shared  bool   // the index is also that of shards before: it may be added to
 	line    uint64 // the line of versions that may append to the arena in place
 }
 
@@ -67,11 +74,11 @@ func (s *shard) find(h uint64, domain, path []byte, c *link.Compiled) (slot int,
 	mask := uint32(1)<<s.offBits - 1
 	tag := uint32(h>>32) << s.offBits
 	for i := home(h, len(s.index)); ; {
-		v := s.index[i]
+		v := atomic.LoadUint32(&s.index[i])
 		if v == 0 {
 			return i, nil
 		}
-		if (v^tag)&^mask == 0 {
+		if (v^tag)&^mask == 0 && s.has(v&mask-1) {
 			l, value := s.entry(v&mask - 1)
 			if string(l.Path(value)) == string(path) && string(l.Domain(value)) == string(domain) {
 				*c = l
@@ -94,9 +101,12 @@ func (s *shard) findSame(h uint64, domain, path []byte, prefix bool, policy link
 	var best []byte
 	mask := uint32(1)<<s.offBits - 1
 	tag := uint32(h>>32) << s.offBits
-	for i := home(h, len(s.index)); s.index[i] != 0; {
-		v := s.index[i]
-		if (v^tag)&^mask == 0 {
+	for i := home(h, len(s.index)); ; {
+		v := atomic.LoadUint32(&s.index[i])
+		if v == 0 {
+			return value
+		}
+		if (v^tag)&^mask == 0 && s.has(v&mask-1) {
 			l, candidate := s.entry(v&mask - 1)
 			if have, ok := pathOf(&l, candidate, prefix); ok && string(l.Domain(candidate)) == string(domain) {
 				if string(have) == string(path) {
@@ -112,8 +122,11 @@ func (s *shard) findSame(h uint64, domain, path []byte, prefix bool, policy link
 			i = 0
 		}
 	}
-	return value
 }
+
+// has says that the entry at an offset is the shard's own, and not of one after
+// it with which it shares the index.
+func (s *shard) has(off uint32) bool { return int(off) < len(s.arena) }
 
 // pathOf gives the path of a link, or the stem of a prefix link; false if it is
 // not what is wanted.
@@ -138,8 +151,9 @@ func (s *shard) each(f func(off, size uint32, c *link.Compiled, value []byte) bo
 	mask := uint32(1)<<s.offBits - 1
 	var c link.Compiled // one for all: f makes it escape
 	var value []byte
-	for _, v := range s.index {
-		if v == 0 {
+	for i := range s.index {
+		v := atomic.LoadUint32(&s.index[i])
+		if v == 0 || !s.has(v&mask-1) {
 			continue
 		}
 		c, value = s.entry(v&mask - 1)
@@ -162,6 +176,7 @@ func (s *shard) reindex(want int, next []byte, move func(off, size uint32, value
 	s.offBits = uint8(min(max(bits.Len(uint(room)), 12), 32))
 	s.index = slices.Grow([]uint32(nil), max(want*3/2, s.n+1, 8))
 	s.index = s.index[:cap(s.index)]
+	s.shared = false
 	var last lastDomain
 	old.each(func(off, size uint32, c *link.Compiled, value []byte) bool {
 		h := link.HashKey(last.hash(c.Domain(value)), c.Path(value))
@@ -170,7 +185,8 @@ func (s *shard) reindex(want int, next []byte, move func(off, size uint32, value
 	})
 }
 
-// occupy points the first free slot of a hash at an offset.
+// occupy points the first free slot of a hash at an offset, in an index that
+// nobody else has seen.
 func (s *shard) occupy(h uint64, off uint32) {
 	i := home(h, len(s.index))
 	for s.index[i] != 0 {
@@ -178,15 +194,37 @@ func (s *shard) occupy(h uint64, off uint32) {
 			i = 0
 		}
 	}
-	s.point(i, h, off)
+	s.index[i] = s.slot(h, off)
 }
 
-// point points a slot at an offset.
+// slot is what a slot says of an entry.
+func (s *shard) slot(h uint64, off uint32) uint32 {
+	return uint32(h>>32)<<s.offBits | (off + 1)
+}
+
+// point points a slot at an offset: a free one, or the index is not shared.
 func (s *shard) point(slot int, h uint64, off uint32) {
-	s.index[slot] = uint32(h>>32)<<s.offBits | (off + 1)
+	atomic.StoreUint32(&s.index[slot], s.slot(h, off))
 }
 
-// free empties a slot and moves up what had to stand behind it.
+// unshare gives the shard an index of its own, with its own entries.
+func (s *shard) unshare() {
+	if !s.shared {
+		return
+	}
+	mask := uint32(1)<<s.offBits - 1
+	index := make([]uint32, len(s.index))
+	for i := range index {
+		// What is not the shard's own came later: without it, all is as before.
+		if v := atomic.LoadUint32(&s.index[i]); v != 0 && s.has(v&mask-1) {
+			index[i] = v
+		}
+	}
+	s.index, s.shared = index, false
+}
+
+// free empties a slot, of an index that is not shared, and moves up what had to
+// stand behind it.
 func (s *shard) free(slot int) {
 	mask := uint32(1)<<s.offBits - 1
 	hole, n := slot, len(s.index)

@@ -3,9 +3,12 @@ package table
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -467,6 +470,79 @@ func TestReadersSeeWholeVersionsWhileAWriterEdits(t *testing.T) {
 		live.Store(b.Build(Version{1, rev}))
 	}
 	wg.Wait()
+}
+
+// TestReadersOfOldVersionsDoNotSeeWhatIsAdded: versions of a line share indexes,
+// to which links are added while others read.
+func TestReadersOfOldVersionsDoNotSeeWhatIsAdded(t *testing.T) {
+	const first, versions, each = 500, 200, 10
+	number := func(i int) ([]byte, []byte) {
+		return bytesOf(marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
+			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: "https://shop.example/",
+		}}}))
+	}
+	b := NewBuilder(0)
+	for i := range first {
+		if err := b.Put(number(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tables := make([]atomic.Pointer[Table], versions)
+	tables[0].Store(b.Build(Version{1, 1}))
+	var wg sync.WaitGroup
+	for r := range 3 {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(5, uint64(r)))
+			var m link.Match
+			for v := 0; v < versions; {
+				table := tables[v].Load()
+				if table == nil {
+					runtime.Gosched()
+					continue
+				}
+				older := tables[random.IntN(v+1)].Load()
+				for _, table := range []*Table{table, older} {
+					n := table.Links()
+					for _, i := range []int{random.IntN(n), n - 1, n, n + random.IntN(each)} {
+						table.Lookup([]byte("a.example"), fmt.Appendf(nil, "/%d", i), &m)
+						if found := m.Value != nil; found != (i < n) {
+							t.Errorf("link %d is found: %v, and version %d has %d", i, found, table.Version().Revision, n)
+							return
+						}
+					}
+				}
+				v++
+			}
+		})
+	}
+	for v := 1; v < versions; v++ {
+		before := tables[v-1].Load()
+		b := before.Edit()
+		if v%7 == 0 { // given up: what it has added is nobody's
+			for i := range each {
+				if err := b.Put(number(1e6 + before.Links() + i)); err != nil {
+					t.Error(err)
+				}
+			}
+			b = before.Edit()
+		}
+		for i := range each {
+			if err := b.Put(number(before.Links() + i)); err != nil {
+				t.Error(err)
+			}
+		}
+		tables[v].Store(b.Build(Version{1, int64(v + 1)}))
+	}
+	wg.Wait()
+	for v := range tables {
+		n := 0
+		for range tables[v].Load().All() {
+			n++
+		}
+		if n != first+v*each {
+			t.Errorf("version %d gives %d entries", v+1, n)
+		}
+	}
 }
 
 // TestALinkThatSharesItsRulesTakesLittleMoreThanAPlainOne: three rules and a

@@ -24,7 +24,7 @@ import (
 // share rises.
 type CountrySettings struct {
 	// Clicks in an hour, the share of foreign ones, and the divergence in bits.
-	// Default: 50, 0.3, 0.12.
+	// Default: 100, 0.3, 0.12.
 	Clicks     int
 	Share      float64
 	Divergence float64
@@ -33,7 +33,7 @@ type CountrySettings struct {
 }
 
 func (d *CountrySettings) setDefaults() {
-	setDefault(&d.Clicks, 50)
+	setDefault(&d.Clicks, 100)
 	setDefault(&d.Share, 0.3)
 	setDefault(&d.Divergence, 0.12)
 	setDefault(&d.Foreign, 0.05)

@@ -40,7 +40,7 @@ type FloodSettings struct {
 	// Default: 8.
 	MostAgents float64
 	// Of an affiliate: robust z-score, times of the usual, and clicks in ten
-	// minutes. Default: 6, 2.5, 60.
+	// minutes. Default: 6, 2.5, 90.
 	Score, Times float64
 	Least        float64
 }
@@ -54,7 +54,7 @@ func (d *FloodSettings) setDefaults() {
 	setDefault(&d.MostAgents, 8)
 	setDefault(&d.Score, 6)
 	setDefault(&d.Times, 2.5)
-	setDefault(&d.Least, 60)
+	setDefault(&d.Least, 90)
 }
 
 // source judges an address or a network by its window of ten seconds or of ten

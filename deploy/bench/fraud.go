@@ -60,7 +60,7 @@ func judge(ctx context.Context, dir string, rounds int) (j fraud.Judge, err erro
 	of := func(bench, unit string) *clickFigure {
 		return &clickFigure{pkg: pkg, bench: bench, times: "2000000x", unit: unit}
 	}
-	warm, cold, nothing := of("BenchmarkJudge/warm", "ns/op"), of("BenchmarkJudge/cold", "ns/op"), of("BenchmarkNothing", "ns/op")
+	warm, cold, nothing := of("BenchmarkJudge/warm", "ns/op"), of("BenchmarkJudge/cold", "ns/op"), of("BenchmarkJudge/harness", "ns/op")
 	allocs := of("BenchmarkJudge/cold", "allocs/op")
 	if err := runFigures(ctx, dir, min(rounds, 3), []*clickFigure{warm, cold, nothing, allocs}); err != nil {
 		return j, err

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -25,9 +26,13 @@ const (
 // places of a few thousand pages only: with small ones, finding out where they
 // are took longer than reading them. It is advice, which a kernel before 6.1 or
 // one without room does not take.
-func useHugePages(ctx context.Context, t *table.Table) {
-	share := make(map[uintptr]uintptr) // bytes of the table, by page
-	for at, n := range t.Memory() {
+func useHugePages(ctx context.Context, t *table.Table) { collapse(ctx, t.Memory()) }
+
+// collapse does so with any memory that somebody holds: where pieces of it are, and
+// their bytes.
+func collapse(ctx context.Context, memory iter.Seq2[uintptr, uintptr]) {
+	share := make(map[uintptr]uintptr) // bytes of it, by page
+	for at, n := range memory {
 		for n > 0 {
 			part := min(n, hugePage-at%hugePage)
 			share[at/hugePage] += part
@@ -38,7 +43,7 @@ func useHugePages(ctx context.Context, t *table.Table) {
 		if share[page] < hugeFrom || ctx.Err() != nil {
 			continue
 		}
-		// The table holds the page's memory, and it stays where it is.
+		// Somebody holds the page's memory, and it stays where it is.
 		_, _, errno := unix.Syscall(unix.SYS_MADVISE, page*hugePage, hugePage, unix.MADV_COLLAPSE)
 		if errors.Is(errno, unix.EINVAL) {
 			return

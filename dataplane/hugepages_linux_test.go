@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"unsafe"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -30,10 +31,23 @@ func TestATableInHugePagesIsStillTheSame(t *testing.T) {
 		}
 		return sum
 	}
-	tab, before := b.Build(table.Version{Epoch: 1, Revision: 1}), hugeBytes(t)
+	tab := b.Build(table.Version{Epoch: 1, Revision: 1})
 	useHugePages(t.Context(), tab)
 	if all(tab) != tab.Hash() {
 		t.Error("the links have changed")
+	}
+}
+
+// In the heap of a test, which others have used, a table fills no huge page, as it
+// does in a node that has just started; one large piece does.
+func TestMemoryThatFillsHugePagesIsInThem(t *testing.T) {
+	block := bytes.Repeat([]byte("content "), 2<<20)
+	before := hugeBytes(t)
+	collapse(t.Context(), func(yield func(at, n uintptr) bool) {
+		yield(uintptr(unsafe.Pointer(&block[0])), uintptr(len(block)))
+	})
+	if !bytes.Equal(block, bytes.Repeat([]byte("content "), 2<<20)) {
+		t.Error("the memory has changed")
 	}
 	mode, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
 	if err != nil || bytes.Contains(mode, []byte("[never]")) {

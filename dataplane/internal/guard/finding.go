@@ -88,6 +88,9 @@ func (e *Engine) emit(d detector, subject *clickv1.Subject, key uint64, s span, 
 		Affiliate:       s.affiliate,
 		AffiliateShare:  s.share,
 	}
+	if s.affiliate == "" {
+		f.AffiliateShare = 0
+	}
 	for _, one := range s.samples {
 		if id := e.boots.id(one); id != nil && one.sequence > 0 {
 			f.Samples = append(f.Samples, id)

@@ -31,8 +31,8 @@ func (s *suspect) String() string {
 	return "affiliate " + s.affiliate
 }
 
-// matchedBy says whether a block matches all requests of the suspect, or, where it
-// is a prefix, some.
+// matchedBy says whether a block matches all requests of the suspect, or some: of a
+// prefix, or on the links of one affiliate.
 func (s *suspect) matchedBy(b *linkv1.Block) (all, some bool) {
 	switch {
 	case s.prefix.IsValid() && b.GetPrefix() != "":
@@ -43,6 +43,7 @@ func (s *suspect) matchedBy(b *linkv1.Block) (all, some bool) {
 		return some && b.GetOnlyAffiliate() == "", some
 	case s.affiliate != "":
 		all = b.GetAffiliate() == s.affiliate
+		return all, all || b.GetOnlyAffiliate() == s.affiliate
 	}
 	return all, all
 }
@@ -294,6 +295,8 @@ func (x *explaining) printBlocks(matching, partly []*linkv1.Block, now *link.Tra
 	a := x.a
 	say := func(format string, args ...any) { a.printf("%s\n", printable(fmt.Sprintf(format, args...))) }
 	switch {
+	case len(matching) == 0 && len(partly) > 0:
+		say("No block matches all requests of %s.", &x.who)
 	case len(matching) == 0:
 		say("No block matches %s.", &x.who)
 	case now.Off:
@@ -308,7 +311,7 @@ func (x *explaining) printBlocks(matching, partly []*linkv1.Block, now *link.Tra
 		say("  %s: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
 	}
 	for _, b := range partly {
-		say("  %s matches some of it: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
+		say("  %s matches some: %s", subject(link.Blocks.Prefix()+b.GetId()), a.blockText(b))
 	}
 }
 

@@ -145,9 +145,9 @@ func (l *Log) longWaiting() (list []*segment) {
 	return list
 }
 
-// trim removes segments that are over, at most so many: of those that can be used
-// again, all but keep. All of them give their memory back. It gives true when the
-// log holds nothing.
+// trim removes segments that are over, of those that can be used again all but
+// keep. All of them give their memory back, but at most so many files go. It gives
+// true when the log holds nothing.
 func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err error) {
 	l.mu.Lock()
 	useful := 0
@@ -165,16 +165,20 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 		}
 	}
 	l.mu.Unlock()
-	for i, s := range leaving {
-		if s.mapOut(pause); i < most {
-			s.shrink(pause)
+	for _, s := range leaving {
+		s.mapOut(pause)
+		if s.empty || !s.plain() && most <= 0 {
+			continue
 		}
+		if !s.plain() {
+			most--
+		}
+		s.shrink(pause)
 	}
-	leaving = leaving[:min(most, len(leaving))]
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
-		if err != nil || !slices.Contains(leaving, s) {
+		if err != nil || !s.empty {
 			return false
 		}
 		err = s.remove() // what fails is tried again

@@ -69,6 +69,7 @@ type segment struct {
 
 	recovered bool // of an earlier boot: damage is possible
 	leaving   bool // it is being removed, under the log's mutex
+	empty     bool // no more than its name is left to be removed; of who trims
 
 	_     [64]byte // state has a cache line of its own
 	state atomic.Uint64
@@ -251,6 +252,7 @@ func (s *segment) mapOut(pause func()) {
 
 // shrink empties the file of a segment that is to be removed.
 func (s *segment) shrink(pause func()) {
+	s.empty = true
 	if s.path != "" {
 		shrinkFile(s.path, s.size, pause)
 	}

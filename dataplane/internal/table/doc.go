@@ -100,8 +100,8 @@
 // Finding the affiliate takes 6 ns of a Lookup with one affiliate, 15 ns with
 // 1000, 23 ns with 10,000. A change to one of 10,000 affiliates takes 6 µs.
 //
-// The garbage of edits that replace or delete is what they copy, about 20 kB for one link of a million
-// and 80 to 230 kB of ten million. With Go's default pace a heap may double
+// The garbage of edits that replace or delete is what they copy, about 20 kB for
+// one link of a million and 80 to 230 kB of ten million. With Go's default pace a heap may double
 // before that is collected; since a collection costs so little here, a node
 // keeps to its memory with a lower GC percentage, such as 20, and with
 // debug.FreeOSMemory after a full build.

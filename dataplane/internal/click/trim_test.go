@@ -1,0 +1,61 @@
+package click
+
+import (
+	"math"
+	"path/filepath"
+	"testing"
+)
+
+// backlog makes a log of segments that are over, of which nobody removes any.
+func backlog(t *testing.T, level Level) *Recorder {
+	t.Helper()
+	r := open(t, func(c *Config) { c.Level, c.SegmentBytes, c.MaxBytes = level, minSegment, 64*minSegment })
+	close(r.stop) // what follows does maintain's work
+	r.stopped.Wait()
+	r.stop = make(chan struct{}) // Close's
+	e := Event{UserAgent: make([]byte, 1000)}
+	for range 10 {
+		for current := r.current.Load(); r.current.Load() == current; {
+			r.Record(&e)
+		}
+		r.refill()
+	}
+	r.Log().Acknowledge(r.Last())
+	return r
+}
+
+func TestFilesOfABacklogGoByAndBy(t *testing.T) {
+	r := backlog(t, Process)
+	files := func() int {
+		all, err := filepath.Glob(filepath.Join(r.log.boot.dir, "*.seg"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	before := files()
+	for _, step := range []struct{ most, gone int }{{0, 0}, {2, 2}, {2, 4}, {math.MaxInt, 8}} {
+		if _, err := r.log.trim(keepCount, step.most, false, func() {}); err != nil {
+			t.Fatal(err)
+		}
+		if got := before - files(); got < step.gone || step.most < math.MaxInt && got > step.gone {
+			t.Errorf("at most %d at once: %d files are gone, want %d", step.most, got, step.gone)
+		}
+		for _, s := range r.log.segments {
+			if s.leaving && s.bytes() != nil {
+				t.Errorf("at most %d at once: %s has not given its memory back", step.most, s.path)
+			}
+		}
+	}
+}
+
+func TestMemoryOfABacklogGoesAtOnce(t *testing.T) {
+	r := backlog(t, Memory)
+	before := len(r.log.segments)
+	if _, err := r.log.trim(keepCount, 0, true, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	if gone := before - len(r.log.segments); gone < 8 {
+		t.Errorf("%d of %d segments are gone", gone, before)
+	}
+}

@@ -50,6 +50,7 @@ type Config struct {
 	HeadTimeout     time.Duration // from a head's first byte to its last, and for a TLS handshake. Default: 5 s
 	IdleTimeout     time.Duration // that a connection may be without a request. Default: 75 s
 	MaxConns        int           // connections at a time, of each listener's clients together. Default: 65,536, at most 3/4 of the descriptors
+	Loops           int           // event loops of Listen, on Linux: as many as cores, and GOMAXPROCS larger than that. Default: none, and a goroutine for each connection
 	MaxConnsPerAddr int           // of these from one IPv4 address or IPv6 /64; trusted proxies are exempt. Default: a quarter
 
 	ListenTLS string // host:port for redirects over TLS, with HTTP/2 and HTTP/1. Default: none

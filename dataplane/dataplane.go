@@ -140,6 +140,7 @@ func (n *Node) redirectConfig() redirect.Config {
 		HeadTimeout:     n.cfg.HeadTimeout,
 		IdleTimeout:     n.cfg.IdleTimeout,
 		MaxConns:        n.cfg.MaxConns,
+		Loops:           n.cfg.Loops,
 		MaxConnsPerAddr: n.cfg.MaxConnsPerAddr,
 		TrustedProxies:  proxies,
 		ProxyProtocol:   n.cfg.ProxyProtocol,

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -50,6 +51,7 @@ func main() {
 			fs.DurationVar(&cfg.IdleTimeout, "idle-timeout", 75*time.Second, "`time` that a connection may be without a request")
 			fs.IntVar(&cfg.MaxConns, "max-conns", 0, "`connections` at a time; 0: 65536, at most 3/4 of the open files allowed")
 			fs.IntVar(&cfg.MaxConnsPerAddr, "max-conns-per-addr", 0, "`connections` from one IPv4 address or IPv6 /64; 0: a quarter of all")
+			fs.IntVar(&cfg.Loops, "loops", 0, "`number` of event loops that answer plain HTTP, on Linux; 0: one for each core; negative: none, and each connection has a goroutine")
 			fs.StringVar(&cfg.ListenTLS, "listen-tls", "", "`address` for redirects over TLS, with HTTP/2; none by default")
 			fs.StringVar(&cfg.TLSCerts, "tls-certs", "", "`folder` of NAME.crt and NAME.key, re-read when they change; the first is the default")
 			fs.StringVar(&proxies, "trusted-proxies", "", "`CIDRs` of peers that may name the client, separated by commas")
@@ -81,6 +83,7 @@ func main() {
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(collectAt)
 			}
+			cfg.Loops = share(cfg.Loops)
 			registry := service.NewRegistry()
 			cfg.Log, cfg.Registerer = log, registry
 			node, err := dataplane.New(cfg)
@@ -104,6 +107,21 @@ func pages(node *dataplane.Node) []service.Page {
 // unless GOGC says otherwise. The table is a few large blocks without pointers:
 // a collection at 1M links takes half a millisecond, and memory is what counts.
 const collectAt = 20
+
+// share gives the number of event loops that a setting means, and sees to it that
+// all else has room beside them: loops keep Ps of Go's scheduler for themselves,
+// and the kernel shares the cores between all.
+func share(loops int) int {
+	cores := runtime.GOMAXPROCS(0)
+	switch {
+	case loops == 0:
+		loops = cores
+	case loops < 0:
+		loops = 0
+	}
+	runtime.GOMAXPROCS(max(cores, loops) + max(2, cores/4))
+	return loops
+}
 
 // split takes a list apart.
 func split(list string) []string {

@@ -166,9 +166,7 @@ func (r *Recorder) wakeUp() {
 
 // maintain prepares and removes segments until Close.
 func (r *Recorder) maintain() {
-	yield, end := aside.NewYield()
-	defer end()
-	r.yield = yield
+	r.yield = aside.NewYield()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

@@ -96,8 +96,7 @@ func readStateFile(path string, guard *Guard, admit func(table.Version) error) (
 // is not empty. At every moment, also of a power loss, one of the two is whole.
 func writeStateFile(path, previous string, t *table.Table) error {
 	return writeFile(path, previous, func(f *os.File) error {
-		yield, end := aside.NewYield()
-		defer end()
+		yield := aside.NewYield()
 		w := bufio.NewWriterSize(f, aside.Piece)
 		if err := writeState(w, t, yield); err != nil {
 			return err
@@ -122,7 +121,7 @@ func writeFile(path, previous string, write func(*os.File) error) (err error) {
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := aside.Sync(f); err != nil {
+	if err := f.Sync(); err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {
@@ -146,5 +145,5 @@ func syncFolder(path string) error {
 		return err
 	}
 	defer d.Close()
-	return aside.Sync(d)
+	return d.Sync()
 }

@@ -79,7 +79,7 @@ func TestRequestsAllocateNothing(t *testing.T) {
 		"HTTP/1.0":      "GET /go/1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
 	} {
 		trip := roundTrips(t, n, request)
-		if allocs := testing.AllocsPerRun(2000, trip); allocs > allowedAllocs {
+		if allocs := allocsPerTrip(2000, trip); allocs > allowedAllocs {
 			t.Errorf("%s: %v allocations per round trip, want at most %d", name, allocs, allowedAllocs)
 		}
 	}

@@ -34,6 +34,12 @@ type Config struct {
 	// Default: a quarter of MaxConns.
 	MaxConnsPerAddr int
 
+	// Event loops of each Serve: see loop. A loop that has work keeps a P of Go's
+	// scheduler for itself, so GOMAXPROCS has to be larger, or else, and on other
+	// systems than Linux, there are none. Default: none, and a goroutine for each
+	// connection.
+	Loops int
+
 	// Peers that are believed about whose connections and requests they pass on.
 	// What comes from them is not counted by MaxConnsPerAddr, unless the PROXY
 	// protocol says for whom it comes.
@@ -113,6 +119,8 @@ func (c *Config) setDefaults() error {
 		return fmt.Errorf("a head of at most %d bytes: it must be %d to %d", c.MaxHead, MinHead, MaxHead)
 	case c.MaxConns < 0 || c.MaxConnsPerAddr < 0:
 		return errors.New("a limit of connections must not be negative")
+	case c.Loops < 0:
+		return fmt.Errorf("%d event loops: there are 0 or more", c.Loops)
 	case c.ForwardedHeader >= numForwardedHeaders:
 		return fmt.Errorf("forwarded header %d: there is none", c.ForwardedHeader)
 	case len(c.TrustedProxies) == 0 && (c.ProxyProtocol || c.ForwardedHeader != NoForwardedHeader):

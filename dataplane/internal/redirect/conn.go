@@ -18,6 +18,7 @@ const (
 	open      ending = iota
 	closeNow         // close it
 	closeSoon        // the client may still be sending: let it read the answer first
+	leave            // it does not end: a goroutine goes on with it, in place of its loop
 )
 
 const (
@@ -30,35 +31,46 @@ const (
 	freshGrace = time.Second
 )
 
+// mostReads is after how many reads in a row a loop looks after its other
+// connections.
+const mostReads = 8
+
 // past is a deadline that ends every wait.
 var past = time.Unix(1, 0)
 
-// conn is one connection. It belongs to its goroutine; only the socket's read
-// deadline is also moved by the group, to wake it, and the group may close it.
+// conn is one connection. It belongs to its loop, or else to its goroutine; only
+// the socket's read deadline is also moved by the group, to wake it, and the group
+// may close it.
 type conn struct {
 	srv    *Server
 	group  *group
-	socket net.Conn
+	socket net.Conn        // nil while it is a loop's
 	nc     net.Conn        // what requests come from: the socket, or TLS over it
-	raw    syscall.RawConn // nil when the poller does not know it
+	raw    syscall.RawConn // nil when the runtime's poller does not know it
 	addr   netip.Addr      // whose connection it is: the peer's, or who that says
+
+	loop  *loop // whose it is; nil: a goroutine's
+	fd    int   // of a loop's, else 0
+	place int   // in the loop's deadlines; negative: in none
+	hup   bool  // a loop's: the client sends no more
 
 	client      netip.Prefix // as whose it is counted
 	expectProxy bool         // a PROXY protocol header must come first
 	believed    bool         // what its requests say about their client
 	secure      bool         // nc is TLS
-	apart       atomic.Bool  // the group does not move its deadline
+	apart       atomic.Bool  // the group does not move its deadline: it shakes hands, or is a loop's
 
 	end      ending
 	served   bool   // at least one head was answered
 	draining bool   // it has noticed that its group drains
 	rest     []byte // the start of a head that is not complete
+	left     []byte // of answers, when it leaves its loop
 	since    int64  // when its first byte came, ns of the clock
 	last     int64  // when the last bytes came, ns of the clock
 	armed    int64  // what the read deadline was set to, ns of the clock
 }
 
-// serve runs the connection until it ends.
+// serve runs a new connection until it ends, or is another's.
 func (c *conn) serve() {
 	handed := false
 	defer func() {
@@ -73,14 +85,34 @@ func (c *conn) serve() {
 		if first, ok = c.greet(); !ok {
 			return
 		}
-		if handed = c.handToHTTP2(); handed {
+		if handed = c.handToHTTP2() || c.handToLoop(first); handed {
 			return
 		}
-		c.apart.Store(false)
 	}
+	c.run(first)
+}
+
+// goOn runs a connection that has left its loop.
+func (c *conn) goOn() {
+	defer c.group.finish(c)
+	defer c.rescue()
+	c.write(c.left)
+	first := c.rest
+	c.left, c.rest = nil, nil
+	if c.end == leave {
+		c.end = open
+	}
+	c.run(first)
+}
+
+// run answers what came first, and then what comes, until the connection ends.
+func (c *conn) run(first []byte) {
+	c.apart.Store(false)
 	c.last, _ = c.srv.clock.read()
 	c.arm(c.due(c.last))
-	c.begin(first)
+	if c.end == open {
+		c.begin(first)
+	}
 	wait := c.readBlocking
 	if c.raw = rawConn(c.nc); c.raw != nil {
 		ready := c.ready // the one closure of the connection
@@ -100,14 +132,14 @@ func (c *conn) serve() {
 	}
 }
 
-// begin answers what came with the PROXY protocol header.
+// begin answers what came first: with a PROXY protocol header, or to a loop.
 func (c *conn) begin(first []byte) {
 	if len(first) == 0 {
 		return
 	}
 	w := c.srv.works.Get().(*work)
 	n := copy(w.in, first)
-	c.keep(w, c.answer(w, 0, 0, n, c.group.draining.Load()))
+	c.keep(w, c.answer(w, uintptr(c.fd), 0, n, c.group.draining.Load()))
 	w.forget()
 	c.srv.works.Put(w)
 }
@@ -135,19 +167,28 @@ func rawConn(nc net.Conn) syscall.RawConn {
 
 // ready is called when the socket may have input, with the descriptor held. It
 // gives true when the connection ends, and false to be called again.
-//
-// The poller reports a socket once for each arrival, so it reads until nothing
-// is left. When a read did not fill its buffer and all of it was answered, then
-// nothing is: what comes later is reported. Only an end that came with those
-// bytes has been reported already: that of a client that closes its side before
-// it has its answer, and has not said so in the head. To find that out at once
-// would take one more read for each request; so the next look is when the read
-// deadline passes, which is made to be soon.
 func (c *conn) ready(fd uintptr) bool {
 	w := c.srv.works.Get().(*work)
+	ended := c.read(w, fd)
+	c.srv.works.Put(w)
+	return ended
+}
+
+// read answers what has arrived. It gives true when the connection ends, or is
+// its loop's no more.
+//
+// A socket is reported once for each arrival, so it reads until nothing is left.
+// When a read did not fill its buffer and all of it was answered, then nothing
+// is: what comes later is reported. Only an end that came with those bytes has
+// been reported already: that of a client that closes its side before it has its
+// answer, and has not said so in the head. A loop is told of it. The runtime's
+// poller does not pass it on, and to find out at once would take one more read
+// for each request; so the next look is when the read deadline passes, which is
+// made to be soon.
+func (c *conn) read(w *work, fd uintptr) bool {
 	n := copy(w.in, c.rest)
 	seen := n
-	for c.end == open {
+	for reads := 1; c.end == open; reads++ {
 		room := len(w.in) - n
 		m, errno := recv(fd, w.in[n:])
 		n += m
@@ -159,8 +200,8 @@ func (c *conn) ready(fd uintptr) bool {
 			n = c.answer(w, fd, seen, n, final)
 			seen = n
 		}
-		if 0 < m && m < room && n == 0 {
-			if soon := w.mono + int64(c.srv.cfg.lookAgain); soon < c.armed && c.end == open {
+		if 0 < m && m < room && n == 0 && !c.hup {
+			if soon := w.mono + int64(c.srv.cfg.lookAgain); c.loop == nil && soon < c.armed && c.end == open {
 				c.arm(soon)
 			}
 			break
@@ -171,9 +212,12 @@ func (c *conn) ready(fd uintptr) bool {
 			}
 			break
 		}
+		if c.loop != nil && reads >= mostReads && c.end == open {
+			c.loop.lookAgain(c)
+			break
+		}
 	}
 	c.keep(w, n)
-	c.srv.works.Put(w)
 	return c.end != open
 }
 
@@ -268,6 +312,21 @@ func (c *conn) flush(w *work, fd uintptr) {
 		}
 		out = out[n:]
 	}
+	if c.loop != nil {
+		c.left = append(c.left, out...)
+		if c.end == open {
+			c.end = leave // a loop waits for nobody
+		}
+		return
+	}
+	c.write(out)
+}
+
+// write sends what the socket takes within the write timeout.
+func (c *conn) write(out []byte) {
+	if len(out) == 0 {
+		return
+	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(c.srv.cfg.WriteTimeout))
 	if _, err := c.nc.Write(out); err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -281,6 +340,8 @@ func (c *conn) flush(w *work, fd uintptr) {
 // to it that the head is complete in time.
 func (c *conn) keep(w *work, n int) {
 	switch {
+	case c.end == leave:
+		c.rest = append(c.rest[:0], w.in[:n]...)
 	case c.end != open:
 	case n == 0:
 		if c.rest != nil {
@@ -316,6 +377,10 @@ func (c *conn) due(now int64) int64 {
 // expired sets the next.
 func (c *conn) arm(at int64) {
 	c.armed = at
+	if c.loop != nil {
+		c.loop.deadlines.set(c)
+		return
+	}
 	_ = c.nc.SetReadDeadline(c.srv.clock.start.Add(time.Duration(at)))
 	if !c.draining && c.group.draining.Load() {
 		_ = c.nc.SetReadDeadline(past) // the group may have done so just before
@@ -328,7 +393,7 @@ func (c *conn) expired() bool {
 	now, _ := c.srv.clock.read()
 	due := c.due(now)
 	if c.group.draining.Load() {
-		if c.draining && c.rest == nil || c.raw == nil && c.served && c.rest == nil {
+		if c.rest == nil && (c.draining || c.raw == nil && c.loop == nil && c.served) {
 			return true
 		}
 		c.draining = true

@@ -292,7 +292,7 @@ func TestDecisionsByRulesAllocateNothing(t *testing.T) {
 	} {
 		trip := roundTrips(t, n, request)
 		// The race detector empties the pool of works, whose buffers grow again.
-		if allocs := testing.AllocsPerRun(2000, trip); allocs > 5*allowedAllocs {
+		if allocs := allocsPerTrip(2000, trip); allocs > 5*allowedAllocs {
 			t.Errorf("%s: %v allocations per round trip, want at most %d", name, allocs, 5*allowedAllocs)
 		}
 	}

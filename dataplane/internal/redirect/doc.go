@@ -5,10 +5,13 @@
 //
 // # The path of a request
 //
-// A connection is a goroutine that sleeps in the runtime's poller and holds no
-// buffer while it does. When the socket has bytes, the goroutine borrows a
-// work (read buffer, write buffer, scratch), reads into it, and answers every
-// complete head that it finds there, in order:
+// On Linux, a connection is one of many of an event loop, of which there is one
+// for each core; a loop asks the kernel which of them have input. Elsewhere, and
+// where a connection has to wait for its client in the middle of something, it is
+// a goroutine that sleeps in the runtime's poller. Neither holds a buffer while it
+// waits. When the socket has bytes, whoever serves it borrows a work (read buffer,
+// write buffer, scratch), reads into it, and answers every complete head that it
+// finds there, in order:
 //
 //	head.parse -> link.AppendCanonicalHost/Path -> table.Lookup -> label.Judge
 //	  -> link.Resolve -> click.Record -> appendRedirect
@@ -18,8 +21,8 @@
 // all this nothing is allocated, no lock is taken and no system call is made
 // but those on the socket.
 //
-// A connection with TLS runs in the same loop, with the same parser, but reads
-// through crypto/tls, and so keeps its work while it waits. Where HTTP/2 was
+// A connection with TLS is a goroutine, with the same parser, but reads through
+// crypto/tls, and so keeps its work while it waits. Where HTTP/2 was
 // agreed on, net/http has the connection, and work.decide is where both meet.
 //
 // # Whose request it is
@@ -50,6 +53,6 @@
 //
 // # Concurrency
 //
-// A Server is safe for any number of goroutines; each Serve owns the
+// A Server is safe for any number of goroutines; each Serve owns the loops and
 // goroutines that it starts and has ended them all when it returns.
 package redirect

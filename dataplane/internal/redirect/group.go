@@ -20,10 +20,16 @@ type group struct {
 	h2       *http2      // with tls
 	draining atomic.Bool
 	woken    sync.Once
-	running  sync.WaitGroup
+	running  sync.WaitGroup // connections
+	loops    []*loop        // constant while it serves; none: all connections have goroutines
+	deaf     atomic.Bool    // loops accept what is there, and no more
+	hushed   sync.WaitGroup // loops that still accept
+	over     atomic.Bool    // loops end
+	failed   chan error     // why a loop cannot accept; has room for one
 
-	mu    sync.Mutex
-	conns map[*conn]struct{}
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	cutting bool // what is still there is closed
 }
 
 // lastAccepts bounds the time to accept what the kernel has established.
@@ -33,6 +39,11 @@ const lastAccepts = 300 * time.Millisecond
 func (g *group) serve(ctx context.Context, ln net.Listener, drain time.Duration) error {
 	tcp, _ := ln.(*net.TCPListener)
 	last := min(lastAccepts, drain/10)
+	if tcp != nil && g.tls == nil && g.srv.cfg.Loops > 0 && g.srv.cfg.Loops < runtime.GOMAXPROCS(0) {
+		if served, err := g.serveLoops(ctx, tcp, last, drain); served {
+			return err
+		}
+	}
 	if tcp == nil {
 		last = 0
 	}
@@ -65,6 +76,7 @@ func (g *group) serve(ctx context.Context, ln net.Listener, drain time.Duration)
 func (g *group) wake() {
 	g.woken.Do(func() {
 		g.draining.Store(true)
+		g.nudge()
 		g.each(func(c *conn) {
 			if !c.apart.Load() {
 				_ = c.socket.SetReadDeadline(past)
@@ -112,25 +124,34 @@ func passing(err error) bool {
 
 // start serves a connection if the limits allow.
 func (g *group) start(nc net.Conn) {
+	c := &conn{srv: g.srv, group: g, socket: nc, nc: nc, addr: addrOf(nc)}
+	if !g.enter(c) {
+		_ = nc.Close()
+		return
+	}
+	go c.serve()
+}
+
+// enter takes a new connection up, of which the address is known, if the limits
+// allow.
+func (g *group) enter(c *conn) bool {
 	s := g.srv
-	c := &conn{srv: s, group: g, socket: nc, nc: nc, addr: addrOf(nc)}
 	trusted := len(s.cfg.TrustedProxies) > 0 && s.trust.trusts(c.addr)
 	if !trusted {
 		c.client = clientOf(c.addr)
 	}
 	if !g.admitted(s.limits.admit(c.client)) {
-		_ = nc.Close()
-		return
+		return false
 	}
 	c.expectProxy = trusted && s.cfg.ProxyProtocol
 	c.believed = trusted && s.cfg.ForwardedHeader != NoForwardedHeader
-	c.apart.Store(c.expectProxy || g.tls != nil)
+	c.apart.Store(c.expectProxy || g.tls != nil || c.loop != nil)
 	s.conns.accepted.Add(1)
-	g.mu.Lock()
-	g.conns[c] = struct{}{}
-	g.mu.Unlock()
 	g.running.Add(1)
-	go c.serve()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.conns[c] = struct{}{}
+	return true
 }
 
 // admitted counts a connection that the limits forbid.
@@ -147,6 +168,11 @@ func (g *group) admitted(a admission) bool {
 // finish closes a connection and forgets it.
 func (g *group) finish(c *conn) {
 	_ = c.nc.Close()
+	g.forget(c)
+}
+
+// forget forgets a connection that is closed.
+func (g *group) forget(c *conn) {
 	g.mu.Lock()
 	delete(g.conns, c)
 	g.mu.Unlock()
@@ -169,11 +195,49 @@ func (g *group) drain(limit time.Duration) {
 		return
 	case <-timer.C:
 	}
+	g.mu.Lock()
+	g.cutting = true
+	g.mu.Unlock()
 	g.each(func(c *conn) {
 		g.srv.conns.cut.Add(1)
-		_ = c.socket.Close()
+		if c.socket != nil {
+			_ = c.socket.Close()
+		}
 	})
+	g.nudge() // loops close theirs
 	<-done
+}
+
+// cuts says that connections are cut off.
+func (g *group) cuts() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cutting
+}
+
+// settle gives a connection that was a loop's its socket, which the group may
+// close from then on.
+func (g *group) settle(c *conn, nc net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c.socket, c.nc = nc, nc
+	if g.cutting {
+		_ = nc.Close()
+	}
+}
+
+// unsettle takes it away again: the loop closes the connection from then on.
+func (g *group) unsettle(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c.socket = nil
+}
+
+// nudge makes the loops look at what the group wants.
+func (g *group) nudge() {
+	for _, l := range g.loops {
+		l.nudge()
+	}
 }
 
 func (g *group) each(f func(*conn)) {

@@ -144,8 +144,8 @@ func (c *Claim) Listen() (net.Listener, error) {
 		return nil, err
 	}
 	// Without the program connections would come to both, by a hash.
-	_ = attach(ln.(*net.TCPListener), unix.SO_ATTACH_REUSEPORT_CBPF, []unix.SockFilter{
-		{Code: unix.BPF_RET | unix.BPF_K, K: 1},
+	_ = control(ln.(*net.TCPListener), func(fd int) error {
+		return attach(fd, unix.SO_ATTACH_REUSEPORT_CBPF, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 1}})
 	})
 	return ln, c.Close()
 }
@@ -165,9 +165,14 @@ func (c *Claim) Close() error {
 // be reset. A client whose SYN is dropped sends it again after a second.
 // Handshakes that are under way go on.
 func turnAway(ln *net.TCPListener) {
-	const flags, syn, ack = 13, 0x02, 0x10
 	// Best effort: without it connections of the last instant may be reset.
-	_ = attach(ln, unix.SO_ATTACH_FILTER, []unix.SockFilter{
+	_ = control(ln, turnAwayFrom)
+}
+
+// turnAwayFrom is turnAway for a listener's descriptor.
+func turnAwayFrom(fd int) error {
+	const flags, syn, ack = 13, 0x02, 0x10
+	return attach(fd, unix.SO_ATTACH_FILTER, []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: flags},
 		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: syn | ack},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: syn, Jf: 1},
@@ -177,15 +182,17 @@ func turnAway(ln *net.TCPListener) {
 }
 
 // attach gives a listener's socket a program of the classic packet filter.
-func attach(ln *net.TCPListener, option int, program []unix.SockFilter) error {
-	raw, err := ln.SyscallConn()
+func attach(fd, option int, program []unix.SockFilter) error {
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, option, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+}
+
+// control calls f with the descriptor of a socket, which it must not keep.
+func control(c syscall.Conn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, option,
-			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
-	})
+	err = raw.Control(func(fd uintptr) { failed = f(int(fd)) })
 	return errors.Join(err, failed)
 }

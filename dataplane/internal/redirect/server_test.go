@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -88,9 +89,10 @@ func newRecorder(t testing.TB) *click.Recorder {
 // node is a running server.
 type node struct {
 	*Server
-	addr   string
-	clicks *click.Recorder
-	stop   func() error // ends Serve and gives its answer
+	addr      string
+	listening *net.TCPAddr // the same; nil when it is no TCP
+	clicks    *click.Recorder
+	stop      func() error // ends Serve and gives its answer
 }
 
 // startNode serves the samples on a loopback address, with what change makes
@@ -106,10 +108,13 @@ func startNode(t testing.TB, drain time.Duration, change ...func(*Config)) *node
 
 func serveOn(t testing.TB, ln net.Listener, drain time.Duration, change ...func(*Config)) *node {
 	t.Helper()
-	cfg := Config{Live: &table.Live{}, Clicks: newRecorder(t), Registerer: prometheus.NewRegistry()}
+	cfg := Config{Live: &table.Live{}, Clicks: newRecorder(t), Registerer: prometheus.NewRegistry(), Loops: testLoops}
 	cfg.Live.Store(samples(t))
 	for _, f := range change {
 		f(&cfg)
+	}
+	if cfg.Loops > 0 && runtime.GOMAXPROCS(0) < cfg.Loops+2 {
+		runtime.GOMAXPROCS(cfg.Loops + 2) // testing sets it anew for each run
 	}
 	s, err := New(cfg)
 	if err != nil {
@@ -119,6 +124,7 @@ func serveOn(t testing.TB, ln net.Listener, drain time.Duration, change ...func(
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, ln, drain) }()
 	n := &node{Server: s, addr: ln.Addr().String(), clicks: cfg.Clicks}
+	n.listening, _ = ln.Addr().(*net.TCPAddr)
 	n.stop = func() error {
 		cancel()
 		err, open := <-ended

@@ -2,7 +2,6 @@ package publish
 
 import (
 	"net"
-	"sync"
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/aside"
@@ -24,15 +23,14 @@ func (dialer) Dial(network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	yield, end := aside.NewYield()
-	return &paced{Conn: c, yield: yield, end: sync.OnceFunc(end)}, nil
+	return &paced{Conn: c, yield: aside.NewYield()}, nil
 }
 
 // paced is a connection that is written to in pieces. As of any, of its Writes
 // there is one at a time, here by the NATS client's own lock.
 type paced struct {
 	net.Conn
-	yield, end func()
+	yield func()
 }
 
 func (c *paced) Write(p []byte) (n int, err error) {
@@ -44,9 +42,4 @@ func (c *paced) Write(p []byte) (n int, err error) {
 		}
 		c.yield()
 	}
-}
-
-func (c *paced) Close() error {
-	defer c.end()
-	return c.Conn.Close()
 }

@@ -175,9 +175,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		return fmt.Errorf("connect to NATS: %w", err)
 	}
 	defer p.nc.Close()
-	yield, end := aside.NewYield()
-	defer end()
-	p.yield = yield
+	p.yield = aside.NewYield()
 	p.openSources()
 	defer p.closeSources()
 	ctx, cancel := context.WithCancel(ctx)

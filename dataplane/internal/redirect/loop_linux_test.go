@@ -1,0 +1,235 @@
+package redirect
+
+import (
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// onlyLoops skips what is about loops when there are none.
+func onlyLoops(t *testing.T) {
+	t.Helper()
+	if testLoops == 0 {
+		t.Skip("this run is without event loops")
+	}
+}
+
+func oneLoop(c *Config) { c.Loops = min(c.Loops, 1) }
+
+// many requests in one piece, with answers that no socket's buffers hold.
+const many = 60_000
+
+func TestClientThatDoesNotReadItsAnswersHoldsUpNobodyAndGetsThemAll(t *testing.T) {
+	n := startNode(t, time.Second, oneLoop)
+	slow := n.dial(t)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(slow.Conn, strings.Repeat(getA, many)+getLast)
+		sent <- err
+	}()
+	for stuck := uint64(0); ; { // until the server can write no more
+		time.Sleep(20 * time.Millisecond)
+		now := n.Stats().Redirects
+		if now > 0 && now == stuck {
+			break
+		}
+		stuck = now
+	}
+	other := n.dial(t)
+	for range 100 {
+		other.send(getA)
+		other.expect(302)
+	}
+	for range many + 1 {
+		slow.expect(302)
+	}
+	slow.expectEnd()
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	if st := n.Stats(); st.Redirects != many+1+100 || st.WriteTimeouts != 0 || st.Panics != 0 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func TestClientThatNeverReadsItsAnswersIsClosedInTimeOnSockets(t *testing.T) {
+	n := startNode(t, time.Second, oneLoop, func(c *Config) { c.WriteTimeout = 100 * time.Millisecond })
+	c := n.dial(t)
+	_, err := io.WriteString(c.Conn, strings.Repeat(getA, many*10))
+	if err == nil {
+		t.Error("all was read of who reads nothing")
+	}
+	n.awaitOpen(0)
+	if st := n.Stats(); st.WriteTimeouts != 1 || st.Panics != 0 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func TestClientThatAsksWithoutEndHoldsUpNobody(t *testing.T) {
+	n := startNode(t, time.Second, oneLoop)
+	var stop atomic.Bool
+	ended := make(chan struct{}, 4)
+	for range 2 {
+		greedy := n.dial(t)
+		go func() {
+			defer func() { ended <- struct{}{} }()
+			for all := strings.Repeat(getA, 1000); !stop.Load(); {
+				if _, err := io.WriteString(greedy.Conn, all); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			_ = greedy.Conn.(*net.TCPConn).CloseWrite()
+		}()
+		go func() {
+			defer func() { ended <- struct{}{} }()
+			_, _ = io.Copy(io.Discard, greedy.Conn)
+		}()
+	}
+	for n.Stats().Redirects < 10_000 {
+		time.Sleep(time.Millisecond)
+	}
+	other := n.dial(t)
+	for range 20 {
+		other.send(getA)
+		other.expect(302)
+	}
+	stop.Store(true)
+	for range cap(ended) {
+		<-ended
+	}
+}
+
+func TestALoopIsToldOfAnEnd(t *testing.T) {
+	onlyLoops(t)
+	n := startNode(t, time.Second, func(c *Config) { c.lookAgain = time.Hour })
+	for range 20 {
+		c := n.dial(t)
+		c.send(getA)
+		if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		c.expect(302)
+		c.expectEnd()
+	}
+	n.awaitOpen(0)
+}
+
+func TestConnectionsOfLoopsHaveNoGoroutines(t *testing.T) {
+	onlyLoops(t)
+	n := startNode(t, time.Second, behindProxies)
+	before := runtime.NumGoroutine()
+	var all []*client
+	for range 100 {
+		c := n.dial(t)
+		c.send("PROXY TCP4 203.0.113.7 127.0.0.1 1234 80\r\n" + getA)
+		c.expect(302)
+		c.send(getA)
+		c.expect(302)
+		all = append(all, c)
+	}
+	if grown := runtime.NumGoroutine() - before; grown > len(all)/2 {
+		t.Errorf("there are %d more goroutines for %d connections", grown, len(all))
+	}
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		c.expectEnd()
+	}
+	if st := n.Stats(); st.Cut != 0 || st.Open != 0 || st.ProxyErrors != 0 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func behindProxies(c *Config) {
+	proxies, err := ParseProxies([]string{"127.0.0.1"})
+	if err != nil {
+		panic(err)
+	}
+	c.TrustedProxies, c.ProxyProtocol = proxies, true
+}
+
+func TestConnectionsThatFindNoDescriptorAreAcceptedLater(t *testing.T) {
+	n := startNode(t, time.Second, oneLoop)
+	n.dial(t).Conn.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "client")
+	defer f.Close()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer restore()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	addr := n.listening
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}); err != nil {
+		t.Fatal(err)
+	}
+	for n.Stats().AcceptErrors < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	restore()
+	nc, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, nc)
+	c.send(getLast)
+	c.expect(302)
+	c.expectEnd()
+}
+
+func TestLoopsShareTheirConnections(t *testing.T) {
+	onlyLoops(t)
+	g := &group{}
+	for _, open := range []int64{5, 3, 9} {
+		l := &loop{group: g}
+		l.open.Store(open)
+		g.loops = append(g.loops, l)
+	}
+	if got := g.emptiest(); got != g.loops[1] {
+		t.Errorf("got the loop with %d connections", got.open.Load())
+	}
+}
+
+func TestDeadlinesComeInOrder(t *testing.T) {
+	var d deadlines
+	conns := make([]*conn, 100)
+	for i := range conns {
+		conns[i] = &conn{place: -1, armed: int64(i * 37 % 100)}
+		d.set(conns[i])
+	}
+	conns[5].armed = 1000 // later
+	d.set(conns[5])
+	d.drop(conns[7])
+	d.drop(conns[7]) // it is gone already
+	for last := int64(-1); len(d) > 0; {
+		c := d[0]
+		if c.armed < last || c == conns[7] {
+			t.Fatalf("%d comes behind %d", c.armed, last)
+		}
+		last = c.armed
+		d.drop(c)
+	}
+	if d.next() != never {
+		t.Error("there is a deadline of nobody")
+	}
+}

@@ -1,0 +1,22 @@
+//go:build !linux
+
+package redirect
+
+import (
+	"context"
+	"net"
+	"time"
+)
+
+// loop serves many connections from one goroutine, on Linux only.
+type loop struct{ deadlines deadlines }
+
+func (*loop) nudge() {}
+
+func (*loop) lookAgain(*conn) {}
+
+func (*group) serveLoops(context.Context, *net.TCPListener, time.Duration, time.Duration) (bool, error) {
+	return false, nil
+}
+
+func (*conn) handToLoop([]byte) bool { return false }

@@ -165,25 +165,21 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 		}
 	}
 	l.mu.Unlock()
+	gone := make(map[*segment]bool)
 	for _, s := range leaving {
 		s.mapOut(pause)
-		if s.empty || !s.plain() && most <= 0 {
-			continue
-		}
 		if !s.plain() {
+			if most <= 0 || err != nil {
+				continue
+			}
 			most--
 		}
-		s.shrink(pause)
+		err = s.remove() // what fails is tried again
+		gone[s] = err == nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
-		if err != nil || !s.empty {
-			return false
-		}
-		err = s.remove() // what fails is tried again
-		return err == nil
-	})
+	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool { return gone[s] })
 	return len(l.segments) == 0, err
 }
 

@@ -335,7 +335,7 @@ const (
 func (r *Recorder) trim() {
 	r.log.release(r.pause)
 	if r.sent != nil {
-		for r.sent.trim(time.Now(), false, r.pause) {
+		for r.sent.trim(time.Now(), false) {
 		}
 	}
 	most := min(goneAtOnce, int(time.Since(r.removedAt)/goneEvery))
@@ -362,7 +362,7 @@ func (r *Recorder) trim() {
 // makeRoom gives up the oldest of what was sent.
 func (r *Recorder) makeRoom() bool {
 	for !r.room() {
-		if r.sent == nil || !r.sent.trim(time.Now(), true, r.pause) {
+		if r.sent == nil || !r.sent.trim(time.Now(), true) {
 			return false
 		}
 	}

@@ -32,10 +32,11 @@ const (
 	segmentHead  = 64
 	pageSize     = 4096
 
-	// Segments are made and removed in steps of some 10 to 150 µs each, so that
-	// on a busy core no redirect waits for the 5 ms that a whole one takes.
-	stepBytes   = 16 << 10
-	shrinkBytes = 128 << 10
+	// Segments are made, and their memory is given back, in steps of some 10 to
+	// 150 µs each, so that on a busy core no redirect waits for the 5 ms that a whole
+	// one takes.
+	stepBytes = 16 << 10
+	giveBytes = 128 << 10
 
 	// The state of a segment is one word: how many records were begun
 	// (above) and the offset behind the last of them (below).
@@ -69,7 +70,6 @@ type segment struct {
 
 	recovered bool // of an earlier boot: damage is possible
 	leaving   bool // it is being removed, under the log's mutex
-	empty     bool // no more than its name is left to be removed; of who trims
 
 	_     [64]byte // state has a cache line of its own
 	state atomic.Uint64
@@ -250,24 +250,6 @@ func (s *segment) mapOut(pause func()) {
 	_ = unix.Munmap(mem) // fails only for what was never mapped
 }
 
-// shrink empties the file of a segment that is to be removed.
-func (s *segment) shrink(pause func()) {
-	s.empty = true
-	if s.path != "" {
-		shrinkFile(s.path, s.size, pause)
-	}
-}
-
-// shrinkFile empties a file in steps. What fails is left to its removal.
-func shrinkFile(path string, size int64, pause func()) {
-	for size -= shrinkBytes; size > 0; size -= shrinkBytes {
-		if os.Truncate(path, size) != nil {
-			return
-		}
-		pause()
-	}
-}
-
 // release gives the pages of a file's segment back to the kernel, which has
 // their bytes, while it waits to be read. It stays mapped: a writer may still
 // be filling its place.
@@ -282,7 +264,7 @@ func (s *segment) release(pause func()) {
 // cores forget them, which takes longer than the pages themselves: in steps of
 // 16 KiB it was 30% of what publishing a backlog takes.
 func giveBack(mem []byte, pause func()) {
-	for part := range slices.Chunk(mem, shrinkBytes) {
+	for part := range slices.Chunk(mem, giveBytes) {
 		_ = unix.Madvise(part, unix.MADV_DONTNEED) // advice
 		pause()
 	}

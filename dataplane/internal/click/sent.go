@@ -107,7 +107,7 @@ func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes 
 	}
 	current := s.current()
 	if current == nil || current.used+size > s.fileBytes {
-		if err := s.roll(hasRoom, yield); err != nil {
+		if err := s.roll(hasRoom); err != nil {
 			return fmt.Errorf("keep what was sent: %w", err)
 		}
 		if current = s.current(); current == nil {
@@ -158,11 +158,11 @@ func (s *sentLog) current() *sentFile {
 
 // roll goes on with a file: the oldest one when its time has come or there is
 // no room for another, else a new one.
-func (s *sentLog) roll(hasRoom func(bytes int64) bool, yield func()) error {
+func (s *sentLog) roll(hasRoom func(bytes int64) bool) error {
 	s.close()
 	room := hasRoom(s.fileBytes)
 	if !room && s.foreign() {
-		s.trim(time.Now(), true, yield)
+		s.trim(time.Now(), true)
 		room = hasRoom(s.fileBytes)
 	}
 	s.mu.Lock()
@@ -245,7 +245,7 @@ func (s *sentLog) bytes() (n int64) {
 
 // trim removes files whose time is over, but for one to be used again, or, when
 // room is needed, the oldest. It says whether it has removed one.
-func (s *sentLog) trim(now time.Time, needRoom bool, pause func()) bool {
+func (s *sentLog) trim(now time.Time, needRoom bool) bool {
 	s.mu.Lock()
 	expired := 0
 	for _, f := range s.files {
@@ -261,7 +261,6 @@ func (s *sentLog) trim(now time.Time, needRoom bool, pause func()) bool {
 	s.files = s.files[n:]
 	s.mu.Unlock()
 	for _, f := range leaving {
-		shrinkFile(f.path, f.used, pause)
 		_ = os.Remove(f.path) // what stays goes with its folder
 	}
 	return n > 0

@@ -185,7 +185,7 @@ func (s *stepper) acknowledge() error {
 func (s *stepper) trim() error {
 	s.r.log.release(func() {})
 	s.step("trim: released")
-	_, err := s.r.log.trim(0, goneAtOnce, false, func() { s.step("trim: shrinking") })
+	_, err := s.r.log.trim(0, goneAtOnce, false, func() { s.step("trim: giving back") })
 	s.step("trim: done")
 	return err
 }

@@ -113,6 +113,28 @@ func TestANeighbourDoesNotWidenABlock(t *testing.T) {
 	}
 }
 
+func TestTheFirstClickAfterAScriptHasStoppedIsNotTakenForIt(t *testing.T) {
+	var hits []hit
+	script := func(n int) {
+		for i := range n {
+			hits = append(hits, hit{at: time.Duration(i) * 105 * time.Second, address: "203.0.113.0", truncated: true, agent: "clock", affiliate: 5})
+		}
+	}
+	// It is found at its 25th click, and would be found anew 50 minutes later: it
+	// stops just before, and hours later a neighbour comes.
+	script(52)
+	end := hits[51].at
+	if before := of(find(t, hits), "timing", ""); len(before) != 1 {
+		t.Fatalf("found %v", summaries(before))
+	}
+	for i := range 3 {
+		hits = append(hits, hit{at: end + 7*time.Hour + time.Duration(i*i)*11*time.Minute, address: "203.0.113.0", truncated: true, agent: "b", affiliate: 5 + i})
+	}
+	if after := of(find(t, hits), "timing", ""); len(after) != 1 {
+		t.Errorf("the neighbour is accused: %v", summaries(after))
+	}
+}
+
 func TestTheShareOfAMajorityIsKnownWithinWhatCameBeforeIt(t *testing.T) {
 	r := random(t)
 	for range 1000 {

@@ -86,6 +86,7 @@ type features struct {
 	// The gaps between clicks, in seconds.
 	gaps     uint32
 	steady   uint32 // within a tenth of the one before
+	inStep   bool   // the last one is
 	gap      float32
 	mean, m2 float32 // by Welford
 
@@ -124,7 +125,7 @@ func (f *features) addGap(at int64) {
 	} else {
 		f.last = at
 	}
-	if f.gaps > 0 && gap >= 0.9*f.gap && gap <= 1.1*f.gap {
+	if f.inStep = f.gaps > 0 && gap >= 0.9*f.gap && gap <= 1.1*f.gap; f.inStep {
 		f.steady++
 	}
 	f.gap = gap

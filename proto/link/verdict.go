@@ -171,11 +171,20 @@ func (v *Verdict) Reset() {
 // these that of the smallest id. The switch of the
 // policy of everything turns each treatment into a label.
 func (v *Verdict) Judge(book Rulebook, m *Match, req *Request) {
-	var affiliate []byte
-	if m.Value != nil {
-		affiliate = m.Link.Affiliate(m.Value)
-	}
-	v.blocks = book.AppendBlocks(v.blocks[:0], req.Address.Unmap().WithZone(""), req.UserAgent, affiliate)
+	v.Find(book, m, req)
+	v.Decide(book, m, req)
+}
+
+// Find is the first half of Judge, which can be done before the request has all its
+// other labels: it finds the blocks that match.
+func (v *Verdict) Find(book Rulebook, m *Match, req *Request) {
+	v.blocks = book.AppendBlocks(v.blocks[:0], req.Address.Unmap().WithZone(""), req.UserAgent, m.affiliate())
+}
+
+// Decide is the other half: with the blocks that Find has found for the same
+// request.
+func (v *Verdict) Decide(book Rulebook, m *Match, req *Request) {
+	affiliate := m.affiliate()
 	treatment := TreatLabel
 	for _, b := range v.blocks {
 		if b.Only != "" && b.Only != string(affiliate) {
@@ -207,6 +216,14 @@ func (v *Verdict) Judge(book Rulebook, m *Match, req *Request) {
 	if req.Trace != nil {
 		req.Trace.verdict(v, &policies, off)
 	}
+}
+
+// affiliate is the id of the link's affiliate, nil where there is none.
+func (m *Match) affiliate() []byte {
+	if m.Value == nil {
+		return nil
+	}
+	return m.Link.Affiliate(m.Value)
 }
 
 // accuse gives the label of a block.

@@ -44,13 +44,15 @@ type affiliate struct {
 	words entropies
 	burst bursts
 
-	oddUntil   uint32 // seconds: entropy or countries were not as usual lately
-	viralUntil uint32 // seconds: a link has gone viral
-	fadedUntil uint32 // seconds: foreign clicks were fading
-	looked     uint32
-	found      [numDetectors]uint32
-	taken      uint32
-	samples    [sourceSamples]sample
+	oddUntil     uint32 // seconds: entropy or countries were not as usual lately
+	alikeUntil   uint32 // seconds: the entropy of clicks that are as many as a flood's was not
+	foreignUntil uint32 // seconds: likewise, their countries were not
+	viralUntil   uint32 // seconds: a link has gone viral
+	fadedUntil   uint32 // seconds: foreign clicks were fading
+	looked       uint32
+	found        [numDetectors]uint32
+	taken        uint32
+	samples      [sourceSamples]sample
 }
 
 // affiliates holds as many as it was made for, as table does.
@@ -134,6 +136,9 @@ func (e *Engine) affiliate(ev *event) {
 		v := a.words.close(&e.settings.Entropy, second/hourSeconds)
 		if v.confidence > 0 {
 			a.oddUntil = second + oddSeconds
+			if rate := float64(v.clicks) / float64(ev.at-v.begin); rate >= e.settings.Flood.Least/(binSeconds*1e6) {
+				a.alikeUntil = a.oddUntil
+			}
 			e.affiliateFinding(detectEntropy, i, ev.at, v)
 		}
 		a.words.open(ev.at)
@@ -175,6 +180,9 @@ func (e *Engine) closeBin(i int, at int64) {
 	}
 	if v := e.settings.Country.affiliate(a); v.confidence > 0 {
 		a.oddUntil = uint32(at/1e6) + oddSeconds
+		if float64(v.clicks) >= e.settings.Flood.Least*hourSeconds/binSeconds {
+			a.foreignUntil = a.oddUntil
+		}
 		e.affiliateFinding(detectCountry, i, at, v)
 	}
 	e.lookAffiliate(i, at)
@@ -242,7 +250,7 @@ func (e *Engine) lookAffiliate(i int, at int64) {
 	if now < e.settings.Flood.Least {
 		return
 	}
-	odd := a.oddUntil > uint32(at/1e6) || a.scattered(e.settings.Flood.Least/2)
+	odd := a.odd(uint32(at/1e6), now, e.settings.Country.Share) || a.scattered(e.settings.Flood.Least/2)
 	why := ""
 	if odd {
 		why = ", and countries or user agents are not as usual"
@@ -255,10 +263,21 @@ func (e *Engine) lookAffiliate(i int, at int64) {
 	e.affiliateFinding(detectFlood, i, at, v)
 }
 
+// odd says that the many clicks of this bin are what was not as usual lately. They
+// need not be: beside a script that clicks now and then, and makes the affiliate's
+// clicks of hours alike, a mail goes round.
+func (a *affiliate) odd(second uint32, now, foreign float64) bool {
+	return a.alikeUntil > second || a.foreignUntil > second && float64(a.bins[a.bin%bins].foreign) >= foreign/2*now
+}
+
 // scattered says that the many clicks of the last half hour come from other
 // countries than usual, and from no country in particular: a link that goes viral
-// has one, and is one, and the scanners of a mail are through by then.
+// has one, and is one, and the scanners of a mail are through by then. What is left
+// of a link that has gone viral, at an affiliate with much else, is neither: it fades.
 func (a *affiliate) scattered(least float64) bool {
+	if a.faded() && !a.even() {
+		return false
+	}
 	for j := range uint32(3) {
 		if float64(a.bins[(a.bin-j)%bins].n) < least {
 			return false

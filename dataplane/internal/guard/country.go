@@ -319,10 +319,13 @@ func (a *affiliate) faded() bool { return a.bin*binSeconds < a.fadedUntil }
 
 // lasting says that foreign clicks have come evenly for two hours, and were not
 // fading before.
-func (a *affiliate) lasting() bool {
+func (a *affiliate) lasting() bool { return !a.faded() && a.even() }
+
+// even says that foreign clicks have come evenly for two hours.
+func (a *affiliate) even() bool {
 	n := a.halves()
 	least, most := slices.Min(n[:]), slices.Max(n[:])
-	return !a.faded() && least >= lastingClicks && least >= 0.8*most-0.5*math.Sqrt(most)
+	return least >= lastingClicks && least >= 0.8*most-0.5*math.Sqrt(most)
 }
 
 // fewForeign are too few in half an hour to see them fade, and lastingClicks are

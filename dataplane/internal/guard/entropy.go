@@ -13,7 +13,8 @@ import (
 // ("Mining Anomalies Using Traffic Feature Distributions", SIGCOMM 2005) found for
 // networks. It is taken over windows of 128 clicks in 64 classes of a hash, so
 // that all windows compare, however fast clicks come, and compared with the
-// affiliate's own windows.
+// affiliate's own windows, of three days at least: one afternoon may be all of one
+// kind.
 //
 // Confidence: 0.96 when two windows in a row are that far off, 0.99 when by twice
 // as much. Referrers alone never speak: a link that goes viral has one. Nor does
@@ -25,8 +26,10 @@ type EntropySettings struct {
 	Agents, Networks float64
 	// And how many standard deviations. Default: 5.
 	Score float64
-	// How many windows the affiliate must have had. Default: 6, each of another hour.
-	Windows uint16
+	// How many windows the affiliate must have had, each of another hour, and on how
+	// many days: what goes viral lasts for hours, and would be all that is known of
+	// an affiliate after its first day. Default: 6, 3.
+	Windows, Days uint16
 }
 
 func (d *EntropySettings) setDefaults() {
@@ -34,6 +37,7 @@ func (d *EntropySettings) setDefaults() {
 	setDefault(&d.Networks, 1.5)
 	setDefault(&d.Score, 5)
 	setDefault(&d.Windows, 6)
+	setDefault(&d.Days, 3)
 }
 
 const (
@@ -52,6 +56,7 @@ type entropies struct {
 	windows uint16
 	low     uint16 // windows in a row
 	learned uint32 // the hour of the last one that was learned from
+	days    uint16 // on which one was
 	classes [3][entropyClasses]uint8
 	mean    [3]float32
 	spread  [3]float32 // variance
@@ -93,7 +98,7 @@ func (w *entropies) close(d *EntropySettings, hour uint32) (v verdict) {
 		off[i] = float64(w.mean[i]) - now[i]
 		score[i] = off[i] / math.Sqrt(float64(w.spread[i])+0.15*0.15)
 	}
-	known := w.windows >= d.Windows
+	known := w.windows >= d.Windows && w.days >= d.Days
 	agents := off[entropyAgents] / d.Agents
 	networks := off[entropyNetworks] / d.Networks
 	if score[entropyAgents] < d.Score {
@@ -113,6 +118,9 @@ func (w *entropies) close(d *EntropySettings, hour uint32) (v verdict) {
 			part = 1.0 / 256 // apps' browsers, while something goes viral
 		}
 		if hour != w.learned { // what goes viral has many windows, and all of one kind
+			if w.days == 0 || hour/24 != w.learned/24 {
+				w.days++
+			}
 			w.learned = hour
 			w.learn(&now, part)
 		}

@@ -28,12 +28,28 @@ func (m *majority) share(n uint32) float64 {
 	return min(1, (float64(m.lead)/float64(n)+1)/2)
 }
 
-// least is at least the share of hash among n: 0 where nothing has a majority.
-func (m *majority) least(n uint32) float64 {
+// counted is a majority that also counts how often hash has come since it leads.
+type counted struct {
+	majority
+	own uint32
+}
+
+func (m *counted) add(hash uint32) {
+	if m.lead == 0 && m.hash != hash {
+		m.own = 0
+	}
+	if m.majority.add(hash); m.hash == hash {
+		m.own++
+	}
+}
+
+// least is at least the share of hash among n; it lacks what came before hash was
+// in the lead.
+func (m *counted) least(n uint32) float64 {
 	if n == 0 {
 		return 0
 	}
-	return float64(m.lead) / float64(n)
+	return float64(m.own) / float64(n)
 }
 
 // bitmap counts different things by linear counting (Whang et al., 1990). It is
@@ -61,7 +77,8 @@ type features struct {
 	n           uint32
 	labelled    uint32
 
-	affiliate, link, agent, referrer, languages, peer majority
+	affiliate                              counted
+	link, agent, referrer, languages, peer majority
 
 	links, agents, peers bitmap // peers: the addresses of a network, the networks of others
 	countries            uint64
@@ -69,6 +86,7 @@ type features struct {
 	// The gaps between clicks, in seconds.
 	gaps     uint32
 	steady   uint32 // within a tenth of the one before
+	inStep   bool   // the last one is
 	gap      float32
 	mean, m2 float32 // by Welford
 
@@ -107,7 +125,7 @@ func (f *features) addGap(at int64) {
 	} else {
 		f.last = at
 	}
-	if f.gaps > 0 && gap >= 0.9*f.gap && gap <= 1.1*f.gap {
+	if f.inStep = f.gaps > 0 && gap >= 0.9*f.gap && gap <= 1.1*f.gap; f.inStep {
 		f.steady++
 	}
 	f.gap = gap

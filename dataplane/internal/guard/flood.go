@@ -24,8 +24,10 @@ import (
 // by median and MAD (Iglewicz and Hoaglin, 1993). Many clicks alone are no
 // fraud: a link that goes viral and a mail to thousands look the same, so that
 // the confidence is 0.6, which no default blocks for; it is 0.96 when the
-// countries or the user agents are not those that the affiliate usually has, and
-// it is not what going viral looks like either.
+// countries or the user agents of clicks that are many themselves are not those
+// that the affiliate usually has, and it is not what going viral looks like
+// either. A script that clicks now and then is found by others, and says nothing
+// about the mail that goes round beside it.
 type FloodSettings struct {
 	// Clicks within ten seconds. Default: 12.
 	Clicks uint32

@@ -449,9 +449,9 @@ func TestOneAddressWithAListOfAgentsIsFoundAndAGatewayDuringAMailIsNot(t *testin
 func TestEntropyFallsWithAlikeClicksAndNotWithMoreOfThem(t *testing.T) {
 	for _, alike := range []bool{true, false} {
 		r := random(t)
-		hits := people(r, 0, 2*day, 1)
+		hits := people(r, 0, 4*day, 1)
 		for range 1500 {
-			h := person(r, day+time.Duration(r.Int64N(int64(2*time.Hour))))
+			h := person(r, 3*day+time.Duration(r.Int64N(int64(2*time.Hour))))
 			h.affiliate = 1
 			if alike {
 				h.agent = "Mozilla/5.0 cut"

@@ -77,7 +77,8 @@ func (s *source) add(ev *event, peer uint32) (fast, short, long bool) {
 			s.fast = features{}
 		}
 		s.fast.add(ev, peer)
-		fast = due(&s.looked[0], second, 1)
+		// A burst may be over before the second is: each doubling is looked at, too.
+		fast = due(&s.looked[0], second, 1) || s.fast.n&(s.fast.n-1) == 0
 	}
 	if ev.at >= s.short.begin+shortWindow {
 		s.short = features{}

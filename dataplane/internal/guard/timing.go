@@ -15,6 +15,9 @@ import (
 // source that goes on by day and by night on behalf of one affiliate with one
 // browser is none.
 //
+// The last click must be in step, too: the first one after a script has stopped,
+// hours later perhaps, is a neighbour's of the same network.
+//
 // Confidence: with 24 gaps 0.96, and each doubling halves the doubt; no more
 // than 0.97 for a source without a night, which may be a person who is up for
 // long.
@@ -49,7 +52,7 @@ func (d *TimingSettings) source(k kind, f *features, again bool) (v verdict) {
 		return v
 	}
 	steady, variation := f.steadiness(), f.variation()
-	if steady < d.Steady && (variation > d.Variation || f.agent.share(f.n) < 0.9) {
+	if (steady < d.Steady || !f.inStep) && (variation > d.Variation || f.agent.share(f.n) < 0.9) {
 		return v
 	}
 	v.confidence = 1 - 0.04*float64(least)/float64(f.gaps)

@@ -61,6 +61,12 @@
 //
 // TestHonestAddresses... and TestFirstClicks... measure these.
 //
+// # Time
+//
+// The lines of a request are in no cache, as a rule, and memory takes longer than
+// all else here. So they are prefetched as soon as the keys are known, and looked
+// at when all that needs no memory is done.
+//
 // # Concurrency
 //
 // A Judge may be used by any number of goroutines. There is no lock: places are

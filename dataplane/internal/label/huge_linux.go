@@ -1,7 +1,6 @@
 package label
 
 import (
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -12,10 +11,10 @@ import (
 // few thousand pages are: with small ones, finding out took longer than reading.
 // It is advice, for whole huge pages only: one of which the kernel is told half
 // could never become one, and what the table has beside it needs that, too.
-func useHugePages(words []atomic.Uint64) {
+func useHugePages(all []line) {
 	const page = 2 << 20
-	begin := uintptr(unsafe.Pointer(unsafe.SliceData(words)))
-	end := (begin + uintptr(len(words))*8) &^ (page - 1)
+	begin := uintptr(unsafe.Pointer(unsafe.SliceData(all)))
+	end := (begin + uintptr(len(all))*unsafe.Sizeof(line{})) &^ (page - 1)
 	if begin = (begin + page - 1) &^ (page - 1); begin < end {
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, begin, end-begin, unix.MADV_HUGEPAGE)
 	}

@@ -2,6 +2,4 @@
 
 package label
 
-import "sync/atomic"
-
-func useHugePages([]atomic.Uint64) {}
+func useHugePages([]line) {}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"time"
+	"unsafe"
 
 	"github.com/zeebo/xxh3"
 
@@ -20,6 +21,7 @@ type Judge struct {
 	cfg  Config
 	seed uint64
 
+	window             window
 	addresses, perLink counter
 	clicks             marks // by address, user agent and link; extra: of the whole request
 	ids                marks // by click id and link
@@ -37,8 +39,7 @@ func New(cfg Config) (*Judge, error) {
 	cfg.setDefaults()
 	j := &Judge{cfg: cfg, seed: rand.Uint64()}
 	tables := newLines(4, cfg.Memory/4)
-	j.addresses = counter{tables[0], int64(cfg.RateWindow)}
-	j.perLink = counter{tables[1], int64(cfg.RateWindow)}
+	j.addresses, j.perLink, j.window = counter{tables[0]}, counter{tables[1]}, window(cfg.RateWindow)
 	j.clicks = marks{tables[2], 10}
 	j.ids = marks{tables[3], 0}
 	j.rate = fmt.Appendf(nil, "rate-address 1: over %d in %v", cfg.Rate, cfg.RateWindow)
@@ -53,7 +54,8 @@ func New(cfg Config) (*Judge, error) {
 
 // Memory is the number of bytes that all counts and marks take.
 func (j *Judge) Memory() int64 {
-	return int64(len(j.addresses.words)+len(j.perLink.words)+len(j.clicks.words)+len(j.ids.words)) * 8
+	lines := len(j.addresses.lines) + len(j.perLink.lines) + len(j.clicks.lines) + len(j.ids.lines)
+	return int64(lines) * int64(unsafe.Sizeof(line{}))
 }
 
 // Off are the labels that are never given.
@@ -73,26 +75,23 @@ type Request struct {
 // Judge fills the verdict about a request whose link has been looked up: its
 // labels, with reasons that stay valid as long as the Judge and the book, and its
 // treatment. It counts the request, and does not allocate.
+//
+// What is remembered is in memory that no cache holds. So it is asked for first,
+// and looked at last.
 func (j *Judge) Judge(v *link.Verdict, r *Request, m *link.Match, req *link.Request, book link.Rulebook) {
 	v.Reset()
 	v.Off = j.cfg.Off
-	k := j.keys(m, req, r.Visitor.AgentID())
-	j.addresses.fetch(k.from)
-	if m.Value != nil {
-		j.perLink.fetch(k.pair)
-		j.clicks.fetch(k.click)
-		if k.network >= 0 {
-			j.ids.fetch(k.id)
-		}
-	}
+	var k keys
+	j.fetch(&k, r, m, req)
 	r.Visitor.Label(&v.Labels, r.Head, r.Secure)
+	v.Find(book, m, req)
 	if !v.Off.Has(link.LabelRate) && req.Address.IsValid() {
 		j.rates(&v.Labels, &k, r, m)
 	}
 	if m.Value != nil && v.Set()&noClick == 0 {
-		j.compare(&v.Labels, &k, r, req)
+		j.compare(&v.Labels, &k, r)
 	}
-	v.Judge(book, m, req)
+	v.Decide(book, m, req)
 }
 
 // noClick are the labels of what is no click.
@@ -103,46 +102,53 @@ var noClick = link.Of(link.LabelBot, link.LabelPrefetch, link.LabelPreview, link
 type keys struct {
 	from, to    uint64 // the address, the link
 	pair, click uint64 // both of them; and the user agent
+	whole       uint64 // all of that; and path and query
 	id          uint64 // the click id and the link
 	network     int    // whose id it is; negative: there is none
 }
 
-func (j *Judge) keys(m *link.Match, req *link.Request, agent uint64) (k keys) {
+// fetch finds the keys, and asks for the line of each as soon as it is known.
+func (j *Judge) fetch(k *keys, r *Request, m *link.Match, req *link.Request) {
 	k.from = j.client(req.Address)
-	if m.Value != nil {
-		k.to = xxh3.HashSeed(m.Link.Path(m.Value), xxh3.HashSeed(m.Link.Domain(m.Value), j.seed))
-		k.pair = mix(k.from, k.to)
-		k.click = mix(agent, k.pair)
-		if k.network = -1; len(req.Query) > minID {
-			if network, value := clickID(req.Query); value != nil {
-				k.network, k.id = network, xxh3.HashSeed(value, k.to+uint64(network)+1) //nolint:gosec // 0 to 5
-			}
+	j.addresses.fetch(k.from)
+	if m.Value == nil {
+		return
+	}
+	k.to = xxh3.HashSeed(m.Link.Path(m.Value), xxh3.HashSeed(m.Link.Domain(m.Value), j.seed))
+	k.pair = mix(k.from, k.to)
+	j.perLink.fetch(k.pair)
+	k.click = mix(r.Visitor.AgentID(), k.pair)
+	j.clicks.fetch(k.click)
+	if k.network = -1; len(req.Query) > minID {
+		if network, value := clickID(req.Query); value != nil {
+			k.network, k.id = network, xxh3.HashSeed(value, k.to+uint64(network)+1) //nolint:gosec // 0 to 5
+			j.ids.fetch(k.id)
 		}
 	}
-	return k
+	k.whole = xxh3.HashSeed(req.Path, k.click)
+	if len(req.Query) > 0 {
+		k.whole = xxh3.HashSeed(req.Query, k.whole)
+	}
 }
 
 // rates counts a request.
 func (j *Judge) rates(labels *link.Labels, k *keys, r *Request, m *link.Match) {
-	if j.addresses.count(k.from, r.Mono) > j.cfg.Rate {
+	at := j.window.at(r.Mono)
+	if j.addresses.count(k.from, at) > j.cfg.Rate {
 		labels.Add(link.LabelRate, j.rate)
 	}
-	if m.Value != nil && j.perLink.count(k.pair, r.Mono) > j.cfg.RatePerLink {
+	if m.Value != nil && j.perLink.count(k.pair, at) > j.cfg.RatePerLink {
 		labels.Add(link.LabelRate, j.ratePerLink)
 	}
 }
 
 // compare compares a click with those before it.
-func (j *Judge) compare(labels *link.Labels, k *keys, r *Request, req *link.Request) {
-	whole := xxh3.HashSeed(req.Path, k.click)
-	if len(req.Query) > 0 {
-		whole = xxh3.HashSeed(req.Query, whole)
-	}
-	age, was := j.clicks.touch(k.click, whole, r.Mono)
+func (j *Judge) compare(labels *link.Labels, k *keys, r *Request) {
+	age, was := j.clicks.touch(k.click, k.whole, r.Mono)
 	if age <= int64(j.cfg.Duplicate) {
 		labels.Add(link.LabelDuplicate, j.duplicate)
 	}
-	if age <= int64(retryWindow) && was == j.clicks.extra(whole) {
+	if age <= int64(retryWindow) && was == j.clicks.extra(k.whole) {
 		labels.Add(link.LabelReplay, j.retry)
 	}
 	if k.network >= 0 && !j.cfg.Off.Has(link.LabelReplay) {

@@ -9,13 +9,16 @@ import (
 
 const minute = int64(time.Minute)
 
-func newCounter(bytes int64) *counter { return &counter{newLines(1, bytes)[0], minute} }
+// newCounter makes one whose window is a minute.
+func newCounter(bytes int64) *counter { return &counter{newLines(1, bytes)[0]} }
+
+func at(now int64) moment { return window(minute).at(now) }
 
 func TestCountsOfAKeySlideWithTheWindow(t *testing.T) {
 	c := newCounter(1 << 20)
 	key, now := uint64(0x123456789abcdef), 10*minute
 	for i := 1; i <= 100; i++ {
-		if n := c.count(key, now); n != i {
+		if n := c.count(key, at(now)); n != i {
 			t.Fatalf("%d requests count as %d", i, n)
 		}
 	}
@@ -30,7 +33,7 @@ func TestCountsOfAKeySlideWithTheWindow(t *testing.T) {
 		{12 * minute, 5},           // the window with the 100 is over; 4 are left
 		{14 * minute, 1},           // a window has passed without any
 	} {
-		if n := c.count(key, step.at); n != step.want {
+		if n := c.count(key, at(step.at)); n != step.want {
 			t.Errorf("after %v: %d, want %d", time.Duration(step.at-10*minute), n, step.want)
 		}
 	}
@@ -40,7 +43,7 @@ func TestCountsDoNotOverflow(t *testing.T) {
 	c := newCounter(64)
 	n := 0
 	for range 70_000 {
-		n = c.count(7, minute)
+		n = c.count(7, at(minute))
 	}
 	if n != 0xffff {
 		t.Errorf("counted %d", n)
@@ -54,7 +57,7 @@ func TestAKeyNeverCountsForLessThanItHasSent(t *testing.T) {
 	for range 20_000 {
 		key := uint64(r.IntN(1000)) * 0x9e3779b97f4a7c15
 		sent[key]++
-		if n := c.count(key, minute); n < sent[key] {
+		if n := c.count(key, at(minute)); n < sent[key] {
 			t.Fatalf("%d requests count as %d", sent[key], n)
 		}
 	}
@@ -73,16 +76,16 @@ func TestHonestAddressesAreNotLabelledBesideAFlood(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	key := func(kind, i int) uint64 { return mix(uint64(kind), uint64(i)) }
 	for i := range flood {
-		c.count(key(1, i), minute)
+		c.count(key(1, i), at(minute))
 	}
 	for range 700 {
 		for i := range heavy {
-			c.count(key(2, i), minute)
+			c.count(key(2, i), at(minute))
 		}
 	}
 	most, labelled := 0, 0
 	for i := range honest {
-		n := c.count(key(3, i), minute+r.Int64N(minute/2))
+		n := c.count(key(3, i), at(minute+r.Int64N(minute/2)))
 		most = max(most, n)
 		if n > limit {
 			labelled++
@@ -95,7 +98,7 @@ func TestHonestAddressesAreNotLabelledBesideAFlood(t *testing.T) {
 	}
 	missed := 0
 	for i := range heavy {
-		if c.count(key(2, i), minute) <= limit {
+		if c.count(key(2, i), at(minute)) <= limit {
 			missed++
 		}
 	}
@@ -169,13 +172,13 @@ func TestRacesCostHardlyAnyCount(t *testing.T) {
 	for range workers {
 		wg.Go(func() {
 			for i := range each {
-				c.count(9, minute)
+				c.count(9, at(minute))
 				m.touch(9, uint64(i), minute)
 			}
 		})
 	}
 	wg.Wait()
-	if n := c.count(9, minute); n > workers*each+1 || n < workers*each*9/10 {
+	if n := c.count(9, at(minute)); n > workers*each+1 || n < workers*each*9/10 {
 		t.Errorf("%d of %d are counted", n, workers*each)
 	}
 }

@@ -21,8 +21,8 @@ import (
 // Seeds of the evaluation: detectors are tuned with the former, and nothing but
 // the report is made with the latter.
 var (
-	TuningSeeds = []uint64{1001, 1002, 1003} // and 1 to 3, 2001 to 2003 and 3001 to 3003 before
-	HeldSeeds   = []uint64{4001, 4002, 4003}
+	TuningSeeds = []uint64{1001, 1002, 1003} // and 1 to 3, 2001 to 2003, 3001 to 3003 and 4001 to 4003 before
+	HeldSeeds   = []uint64{5001, 5002, 5003}
 )
 
 // Config is a run's.

@@ -179,8 +179,9 @@ func only(f *clickv1.Finding, prefix netip.Prefix) string {
 }
 
 // oneAffiliate is the share of a finding's clicks from which its block is for the
-// links of their affiliate only.
-const oneAffiliate = 0.9
+// links of their affiliate only: the others may be a neighbour's, of sixteen clicks
+// by which a script is found again, say.
+const oneAffiliate = 0.8
 
 // maxReason is what a block's reason may have.
 const maxReason = 256

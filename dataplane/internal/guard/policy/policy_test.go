@@ -46,7 +46,8 @@ func TestABlockIsForOneAffiliateWhenNearlyAllIsForIt(t *testing.T) {
 		want    string
 	}{
 		{"203.0.113.0/24", 0.95, "aff-7"},
-		{"203.0.113.0/24", 0.85, ""},
+		{"203.0.113.0/24", 0.8, "aff-7"},
+		{"203.0.113.0/24", 0.75, ""},
 		{"203.0.113.9/32", 1, ""},
 		{[]byte("agent"), 0.9, "aff-7"},
 		{1, 1, ""},

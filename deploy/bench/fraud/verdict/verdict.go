@@ -6,7 +6,7 @@
 // block's end, or an hour where there is no block. What is less sure is a finding
 // for people to look at, and counts neither way.
 //
-// An accusation of a user agent or a network of which nine tenths are for one
+// An accusation of a user agent or a network of which four fifths are for one
 // affiliate is held against that affiliate's clicks only, as its block is.
 //
 // An accusation of an address, a network, an autonomous system or a user agent is
@@ -201,7 +201,7 @@ func (r *Reports) decide(f *clickv1.Finding, d *clickv1.Decision) error {
 // holdOnly has the accusation held against an affiliate's clicks only, if nearly all
 // are for it.
 func (a *Accusation) holdOnly(f *clickv1.Finding) {
-	if f.GetAffiliateShare() >= 0.9 {
+	if f.GetAffiliateShare() >= 0.8 {
 		a.only = f.GetAffiliate()
 	}
 }

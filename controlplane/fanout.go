@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,9 +27,9 @@ const (
 	// many bytes of them: an import comes in large ones.
 	busyRevisions = 2
 	busyBytes     = 16 << 10
-	// chunk is how many streams are served before what that has woken runs: it
-	// finds in the cache what has just been there.
-	chunk = 64
+	// chunk is how many streams are served before what that has woken runs, and
+	// what answers have woken: it finds in the cache what has just been there.
+	chunk = 16
 	// stuckAfter is how long a send may take that does not wait for its node.
 	stuckAfter = time.Second
 )
@@ -53,6 +52,7 @@ type fanout struct {
 	streams map[*subscription]struct{}
 
 	// Of run.
+	queue    func()                       // lets others run
 	all      []*subscription              // of a round
 	at       atomic.Pointer[subscription] // where it is; nil: between two
 	steps    atomic.Uint64                // that were made
@@ -97,6 +97,9 @@ func (f *fanout) run(ctx context.Context) {
 	var guarding sync.WaitGroup
 	defer guarding.Wait()
 	guarding.Go(func() { f.guard(ctx) })
+	var end func()
+	f.queue, end = newQueue()
+	defer end()
 	beats := time.NewTicker(max(f.heartbeat/8, time.Millisecond))
 	defer beats.Stop()
 	f.head = f.log.Head() // what is older is no news: each stream begins with a look of its own
@@ -183,7 +186,7 @@ func (f *fanout) each(do func(s *subscription)) {
 		do(s)
 		f.at.Store(nil)
 		if (i+1)%chunk == 0 {
-			runtime.Gosched()
+			f.queue()
 		}
 	}
 	clear(f.all)

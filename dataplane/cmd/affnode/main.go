@@ -6,7 +6,6 @@ import (
 	"flag"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -78,11 +77,9 @@ func main() {
 			return cfg.Validate()
 		},
 		Run: func(ctx context.Context, log *slog.Logger) error {
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(collectAt)
-			}
 			registry := service.NewRegistry()
 			cfg.Log, cfg.Registerer = log, registry
+			cfg.TuneCollector = os.Getenv("GOGC") == ""
 			node, err := dataplane.New(cfg)
 			if err != nil {
 				return err
@@ -99,11 +96,6 @@ func pages(node *dataplane.Node) []service.Page {
 		{Pattern: "GET /explain", Handler: node.Explain().ServeHTTP},
 	}
 }
-
-// collectAt is the growth of the heap, in percent, at which the collector runs,
-// unless GOGC says otherwise. The table is a few large blocks without pointers:
-// a collection at 1M links takes half a millisecond, and memory is what counts.
-const collectAt = 20
 
 // split takes a list apart.
 func split(list string) []string {

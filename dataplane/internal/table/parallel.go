@@ -2,15 +2,17 @@ package table
 
 import (
 	"runtime"
+	"sort"
 	"sync"
 
 	"github.com/affleet/affleet/proto/link"
 )
 
 const (
-	blockEntries  = 4096 // that are put in one go
+	blockEntries  = 8192 // that are put in one go
 	serialEntries = 128  // fewer are not worth a goroutine
 	maxWorkers    = 64
+	placeBits     = 10 // of the hash, by which links are put in order
 )
 
 // PutAll puts n entries as Put does, with as many goroutines as the process may
@@ -34,9 +36,10 @@ func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong fun
 		}
 	} else {
 		pooled := pendings.Get().(*[]pending)
-		block := (*pooled)[:min(n, blockEntries)]
+		blocks := (n + blockEntries - 1) / blockEntries
+		block := (*pooled)[:(n+blocks-1)/blocks] // all of about the same size
 		defer func() {
-			clear((*pooled)[:min(n, blockEntries)]) // they keep what was put
+			clear((*pooled)[:(n+blocks-1)/blocks]) // they keep what was put
 			pendings.Put(pooled)
 		}()
 		for first := 0; first < n; first += len(block) {
@@ -60,8 +63,8 @@ type leftOut struct {
 }
 
 // putBlock compiles the links of a block in parallel, then puts each into its
-// shard, with all the links of a shard done by one goroutine. The block begins
-// with entry first. It appends what it leaves out.
+// shard, with all the links of a shard done by one goroutine, one behind the
+// other. The block begins with entry first. It appends what it leaves out.
 func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) (key, value []byte), left []leftOut) []leftOut {
 	inParallel(workers, func(w int) {
 		for i := len(block) * w / workers; i < len(block)*(w+1)/workers; i++ {
@@ -69,11 +72,8 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 			*p = pending{}
 			key, value := entry(first + i)
 			kind, id := cutKind(key)
-			if p.isLink = kind == link.Links; !p.isLink {
-				continue
-			}
-			if p.err = b.prepare(p, id, value); p.err == nil {
-				p.worker = uint8(b.firstPlace(b.shard(p.at), p.at) * workers >> b.bits)
+			if p.isLink = kind == link.Links; p.isLink {
+				p.err = b.prepare(p, id, value)
 			}
 		}
 	})
@@ -85,13 +85,14 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 		}
 	}
 	b.underWay.forget()
+	order := inOrder(block)
+	parts := b.parts(block, order, workers)
 	inParallel(workers, func(w int) {
-		for i := range block {
-			if p := &block[i]; p.isLink && int(p.worker) == w && p.err == nil {
-				key, value := entry(first + i)
-				_, id := cutKind(key)
-				p.err = b.insert(p, id, value)
-			}
+		for _, i := range order[parts[w]:parts[w+1]] {
+			p := &block[i]
+			key, value := entry(first + int(i))
+			_, id := cutKind(key)
+			p.err = b.insert(p, id, value)
 		}
 	})
 	for i := range block {
@@ -112,6 +113,46 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 		}
 	}
 	return left
+}
+
+// inOrder gives the links of a block that are to be inserted in the order of
+// their places in the list of shards, and those of one place as they came: what
+// one finds in the cache, the next one does too.
+func inOrder(block []pending) []uint16 {
+	const places = 1 << placeBits
+	var ends [places + 1]int
+	for i := range block {
+		if p := &block[i]; p.isLink && p.err == nil {
+			ends[p.at>>(64-placeBits)+1]++
+		}
+	}
+	for i := range places {
+		ends[i+1] += ends[i]
+	}
+	order := make([]uint16, ends[places])
+	for i := range block {
+		if p := &block[i]; p.isLink && p.err == nil {
+			end := &ends[p.at>>(64-placeBits)]
+			order[*end] = uint16(i) //nolint:gosec // below blockEntries
+			*end++
+		}
+	}
+	return order
+}
+
+// parts is where the part of each worker begins, and the last one ends: at the
+// first link of a shard.
+func (b *Builder) parts(block []pending, order []uint16, workers int) []int {
+	parts := make([]int, workers+1)
+	for w := range parts {
+		parts[w] = sort.Search(len(order), func(i int) bool {
+			at := block[order[i]].at
+			// Where its shard begins, in the places that they are in the order of.
+			first := b.firstPlace(b.shard(at), at) << placeBits >> b.bits
+			return first*workers>>placeBits >= w
+		})
+	}
+	return parts
 }
 
 // inParallel calls f for each worker and waits for all.

@@ -30,8 +30,8 @@ func requests(t testing.TB) (messages [][]byte, applied []bool) {
 	newer := &feedv1.Applied{Version: version}
 	newer.ProtoReflect().SetUnknown([]byte{9 << 3, 1})
 	add(false, answer(newer))
-	add(false, answer(&feedv1.Applied{Links: 2}), 9<<3, 1)                            // a field of a newer release behind it
-	add(false, answer(&feedv1.Applied{Links: 2}), tagRequestApplied, 2, 3<<3, 4)      // once more: what is said last counts
+	add(false, answer(&feedv1.Applied{Links: 2}), 9<<3, 1)                             // a field of a newer release behind it
+	add(false, answer(&feedv1.Applied{Links: 2}), tagRequestApplied, 2, 3<<3, 4)       // once more: what is said last counts
 	add(false, answer(&feedv1.Applied{Version: version, Links: 2}), tagRequestApplied) // torn
 	add(false, &feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Status{Status: &feedv1.Status{Version: version, SetHash: hash}}})
 	add(false, &feedv1.SubscribeRequest{})

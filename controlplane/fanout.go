@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,10 @@ const (
 	// chunk is how many streams are served before what that has woken runs, and
 	// what answers have woken: it finds in the cache what has just been there.
 	chunk = 16
+	// Where others have so much to do that this takes longer than busyTurn, the
+	// rest of a round goes on without, and less often lets others run at all.
+	busyTurn  = 4 * time.Millisecond
+	busyChunk = 64
 	// stuckAfter is how long a send may take that does not wait for its node.
 	stuckAfter = time.Second
 )
@@ -180,13 +185,19 @@ func (f *fanout) each(do func(s *subscription)) {
 	f.mu.Lock()
 	f.all = slices.AppendSeq(f.all[:0], maps.Keys(f.streams))
 	f.mu.Unlock()
+	crowded := false
 	for i, s := range f.all {
 		f.steps.Add(1)
 		f.at.Store(s)
 		do(s)
 		f.at.Store(nil)
-		if (i+1)%chunk == 0 {
+		switch n := i + 1; {
+		case !crowded && n%chunk == 0:
+			begin := time.Now()
 			f.queue()
+			crowded = time.Since(begin) > busyTurn
+		case n%busyChunk == 0:
+			runtime.Gosched()
 		}
 	}
 	clear(f.all)

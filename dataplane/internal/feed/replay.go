@@ -10,7 +10,7 @@ import (
 // replayBytes is about how much of a journal is put into one table, in bytes.
 // The states in between are nobody's: an import leaves a journal as large as half the
 // file, and a table for each of its records took as long as the whole file.
-const replayBytes = 4 << 20
+const replayBytes = 1 << 20
 
 // replay applies record after record to the state of the file, and notes them.
 func (j *journal) replay(r io.Reader, t *table.Table, guard Guard) (*table.Table, error) {

@@ -590,23 +590,23 @@ func TestLinksOfAShardAreInsertedByOneGoroutine(t *testing.T) {
 			}
 			seen[block[i].at] = i
 		}
-		for _, workers := range []int{2, 3, 5, 7, maxWorkers} {
-			parts := b.parts(block, order, workers)
-			if parts[0] != 0 || parts[workers] != len(order) || !slices.IsSorted(parts) {
-				t.Fatalf("%d workers have the parts %v of %d", workers, parts, len(order))
+		for _, n := range []int{1, 2, 3, 5, 7, partsEach * maxWorkers} {
+			parts := b.parts(block, order, n)
+			if parts[0] != 0 || parts[n] != len(order) || !slices.IsSorted(parts) {
+				t.Fatalf("%d parts are %v of %d", n, parts, len(order))
 			}
 			whose := map[*shard]int{}
-			for w := range workers {
+			for w := range n {
 				for _, i := range order[parts[w]:parts[w+1]] {
 					s := b.shard(block[i].at)
 					if other, ok := whose[s]; ok && other != w {
-						t.Fatalf("of %d workers, %d and %d insert into one shard", workers, other, w)
+						t.Fatalf("of %d parts, %d and %d have links of one shard", n, other, w)
 					}
 					whose[s] = w
 				}
 			}
-			if links == 20_000 && workers == 2 && (parts[1] < len(order)/4 || parts[1] > len(order)*3/4) {
-				t.Errorf("two workers have the parts %v of %d", parts, len(order))
+			if links == 20_000 && n == 2 && (parts[1] < len(order)/4 || parts[1] > len(order)*3/4) {
+				t.Errorf("two parts are %v of %d", parts, len(order))
 			}
 		}
 	}

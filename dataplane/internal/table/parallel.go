@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/affleet/affleet/proto/link"
 )
@@ -12,7 +13,9 @@ const (
 	blockEntries  = 8192 // that are put in one go
 	serialEntries = 128  // fewer are not worth a goroutine
 	maxWorkers    = 64
-	placeBits     = 10 // of the hash, by which links are put in order
+	grain         = 256 // entries that a goroutine prepares at a time
+	partsEach     = 4   // parts of a block for each goroutine that inserts
+	placeBits     = 10  // of the hash, by which links are put in order
 )
 
 // PutAll puts n entries as Put does, with as many goroutines as the process may
@@ -66,8 +69,8 @@ type leftOut struct {
 // shard, with all the links of a shard done by one goroutine, one behind the
 // other. The block begins with entry first. It appends what it leaves out.
 func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) (key, value []byte), left []leftOut) []leftOut {
-	inParallel(workers, func(w int) {
-		for i := len(block) * w / workers; i < len(block)*(w+1)/workers; i++ {
+	inParallel(workers, (len(block)+grain-1)/grain, func(piece int) {
+		for i := piece * grain; i < min((piece+1)*grain, len(block)); i++ {
 			p := &block[i]
 			*p = pending{}
 			key, value := entry(first + i)
@@ -86,9 +89,9 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 	}
 	b.underWay.forget()
 	order := inOrder(block)
-	parts := b.parts(block, order, workers)
-	inParallel(workers, func(w int) {
-		for _, i := range order[parts[w]:parts[w+1]] {
+	parts := b.parts(block, order, partsEach*workers)
+	inParallel(workers, len(parts)-1, func(part int) {
+		for _, i := range order[parts[part]:parts[part+1]] {
 			p := &block[i]
 			key, value := entry(first + int(i))
 			_, id := cutKind(key)
@@ -140,26 +143,33 @@ func inOrder(block []pending) []uint16 {
 	return order
 }
 
-// parts is where the part of each worker begins, and the last one ends: at the
-// first link of a shard.
-func (b *Builder) parts(block []pending, order []uint16, workers int) []int {
-	parts := make([]int, workers+1)
-	for w := range parts {
-		parts[w] = sort.Search(len(order), func(i int) bool {
+// parts cuts them into n parts, of about the same size if they are many, so that
+// all links of a shard are in one: where each begins, and the last one ends.
+func (b *Builder) parts(block []pending, order []uint16, n int) []int {
+	parts := make([]int, n+1)
+	for part := range parts {
+		parts[part] = sort.Search(len(order), func(i int) bool {
 			at := block[order[i]].at
 			// Where its shard begins, in the places that they are in the order of.
 			first := b.firstPlace(b.shard(at), at) << placeBits >> b.bits
-			return first*workers>>placeBits >= w
+			return first*n>>placeBits >= part
 		})
 	}
 	return parts
 }
 
-// inParallel calls f for each worker and waits for all.
-func inParallel(workers int, f func(worker int)) {
+// inParallel calls f for each piece from 0 to n-1, in any order, by so many
+// goroutines, and waits for all. Whoever is done with one takes the next: other
+// work of the process may hold one of them up.
+func inParallel(workers, n int, f func(piece int)) {
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() { f(w) })
+	for range workers {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
 	}
 	wg.Wait()
 }

@@ -22,12 +22,13 @@ func (j *journal) replay(r io.Reader, t *table.Table, guard Guard) (*table.Table
 			for _, d := range piece {
 				j.note(d)
 			}
-			t = next
-		} else if next, err := j.oneByOne(t, piece, guard); err != nil {
-			return next, err
 		} else {
-			t = next
+			var err error
+			if next, err = j.oneByOne(t, piece, guard); err != nil {
+				return next, err
+			}
 		}
+		t = next
 		if errors.Is(end, io.EOF) {
 			return t, nil
 		}

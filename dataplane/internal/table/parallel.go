@@ -136,7 +136,7 @@ func inOrder(block []pending) []uint16 {
 	for i := range block {
 		if p := &block[i]; p.isLink && p.err == nil {
 			end := &ends[p.at>>(64-placeBits)]
-			order[*end] = uint16(i) //nolint:gosec // below blockEntries
+			order[*end] = uint16(i) // below blockEntries
 			*end++
 		}
 	}

@@ -39,9 +39,14 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	case *rawMessage:
 		return fmt.Errorf("unmarshal: a raw message is only sent")
 	case *request:
-		if _, node := v.message.(*feedv1.SubscribeRequest); node && data.Len() > maxNodeMessage {
-			v.err = fmt.Errorf("a node's message has %d bytes, and at most %d are allowed", data.Len(), maxNodeMessage)
-			return nil
+		if said, node := v.message.(*feedv1.SubscribeRequest); node {
+			if data.Len() > maxNodeMessage {
+				v.err = fmt.Errorf("a node's message has %d bytes, and at most %d are allowed", data.Len(), maxNodeMessage)
+				return nil
+			}
+			if len(data) == 1 && readApplied(data[0].ReadOnlyData(), said) {
+				return nil
+			}
 		}
 		v.err = c.CodecV2.Unmarshal(data, v.message)
 		return nil

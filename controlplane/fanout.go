@@ -28,9 +28,13 @@ const (
 	// many bytes of them: an import comes in large ones.
 	busyRevisions = 2
 	busyBytes     = 16 << 10
-	// chunk is how many streams are served before what that has woken runs: it
-	// finds in the cache what has just been there.
-	chunk = 64
+	// chunk is how many streams are served before what that has woken runs, and
+	// what answers have woken: it finds in the cache what has just been there.
+	chunk = 16
+	// Where others have so much to do that this takes longer than busyTurn, the
+	// rest of a round goes on without, and less often lets others run at all.
+	busyTurn  = 4 * time.Millisecond
+	busyChunk = 64
 	// stuckAfter is how long a send may take that does not wait for its node.
 	stuckAfter = time.Second
 )
@@ -53,6 +57,7 @@ type fanout struct {
 	streams map[*subscription]struct{}
 
 	// Of run.
+	queue    func()                       // lets others run
 	all      []*subscription              // of a round
 	at       atomic.Pointer[subscription] // where it is; nil: between two
 	steps    atomic.Uint64                // that were made
@@ -97,6 +102,9 @@ func (f *fanout) run(ctx context.Context) {
 	var guarding sync.WaitGroup
 	defer guarding.Wait()
 	guarding.Go(func() { f.guard(ctx) })
+	var end func()
+	f.queue, end = newQueue()
+	defer end()
 	beats := time.NewTicker(max(f.heartbeat/8, time.Millisecond))
 	defer beats.Stop()
 	f.head = f.log.Head() // what is older is no news: each stream begins with a look of its own
@@ -177,12 +185,18 @@ func (f *fanout) each(do func(s *subscription)) {
 	f.mu.Lock()
 	f.all = slices.AppendSeq(f.all[:0], maps.Keys(f.streams))
 	f.mu.Unlock()
+	crowded := false
 	for i, s := range f.all {
 		f.steps.Add(1)
 		f.at.Store(s)
 		do(s)
 		f.at.Store(nil)
-		if (i+1)%chunk == 0 {
+		switch n := i + 1; {
+		case !crowded && n%chunk == 0:
+			begin := time.Now()
+			f.queue()
+			crowded = time.Since(begin) > busyTurn
+		case n%busyChunk == 0:
 			runtime.Gosched()
 		}
 	}

@@ -232,3 +232,27 @@ func TestMessageOfANewerReleaseIsPassedOver(t *testing.T) {
 		}
 	})
 }
+
+func TestRoundGoesOnWhereOthersHaveMuchToDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFanout(nil, time.Hour)
+		const streams = 10*chunk + 1
+		for range streams {
+			f.join(new(subscription))
+		}
+		for _, c := range []struct {
+			takes time.Duration // that others run for
+			want  int           // times that they are let
+		}{{0, 10}, {busyTurn, 10}, {busyTurn + 1, 1}} {
+			queued, served := 0, map[*subscription]bool{}
+			f.queue = func() {
+				queued++
+				time.Sleep(c.takes)
+			}
+			f.each(func(s *subscription) { served[s] = true })
+			if queued != c.want || len(served) != streams {
+				t.Errorf("others are let run %d times for %s, not %d times; %d streams are served", queued, c.takes, c.want, len(served))
+			}
+		}
+	})
+}

@@ -95,11 +95,12 @@ func (s *subscription) run() error {
 		return err
 	}
 	s.unread.sent(len(first))
-	s.sentAt = time.Now()
-	s.fan.join(s)
+	now := time.Now()
+	s.sentAt = now
+	s.fan.join(s) // from here on, what mu guards may be somebody else's
 	defer s.fan.leave(s)
 	s.in.handle <- s.handle
-	s.serve(s.sentAt)
+	s.serve(now)
 	select {
 	case err := <-s.over:
 		return err

@@ -80,6 +80,10 @@ type Config struct {
 	// without a refused request. Without it an address in use is an error.
 	ReusePort bool
 
+	// The node has the process to itself, and sets how often its garbage is
+	// collected. Default: it is left as it is.
+	TuneCollector bool
+
 	Build      string                // the program's version
 	Registerer prometheus.Registerer // default: none
 	Log        *slog.Logger          // default: slog.Default()

@@ -23,18 +23,12 @@ func checkDestination(field string, url []byte) *Error {
 	if len(url) > MaxDestination {
 		return invalid(field, "", "is %d bytes long, and at most %d are allowed", len(url), MaxDestination)
 	}
-	template := false
+	var seen urlClass
 	for _, c := range url {
-		switch {
-		case c < ' ' || c == 0x7f:
-			return invalid(field, "percent-encode it", "has the control character %#02x in it", c)
-		case c == ' ' || c >= 0x80:
-			return invalid(field, "percent-encode it: "+escapeURL(url), "%q has a space or a byte outside ASCII in it", url)
-		case c == '\\':
-			return invalid(field, "write it as %5C, or as a slash", "%q has a backslash in it", url)
-		case c == '{' || c == '}':
-			template = true
-		}
+		seen |= urlClasses[c]
+	}
+	if seen&urlBad != 0 {
+		return badByte(field, url)
 	}
 	rest, err := cutScheme(field, url)
 	if err != nil {
@@ -44,19 +38,65 @@ func checkDestination(field string, url []byte) *Error {
 	if err := checkAuthority(field, url, authority); err != nil {
 		return err
 	}
-	if err := checkEscapes(field, url, rest[len(authority):]); err != nil {
-		return err
+	if seen&urlPercent != 0 {
+		if err := checkEscapes(field, url, rest[len(authority):]); err != nil {
+			return err
+		}
 	}
-	if template {
+	if seen&urlBrace != 0 {
 		return checkTemplate(field, url, rest[len(authority):])
 	}
 	return nil
 }
 
+// urlClass says what the bytes of a URL are, all at once.
+type urlClass uint8
+
+const (
+	urlBad     urlClass = 1 << iota // may not stand in it
+	urlBrace                        // begins or ends a macro
+	urlPercent                      // begins an escape
+	urlBehind                       // ends the authority
+)
+
+var urlClasses = func() (classes [256]urlClass) {
+	for c := range classes {
+		switch {
+		case c <= ' ' || c >= 0x7f || c == '\\':
+			classes[c] = urlBad
+		case c == '{' || c == '}':
+			classes[c] = urlBrace
+		case c == '%':
+			classes[c] = urlPercent
+		case c == '/' || c == '?' || c == '#':
+			classes[c] = urlBehind
+		}
+	}
+	return classes
+}()
+
+// badByte says what is wrong with a URL that has a byte of the class urlBad.
+func badByte(field string, url []byte) *Error {
+	for _, c := range url {
+		switch {
+		case urlClasses[c] != urlBad:
+		case c < ' ' || c == 0x7f:
+			return invalid(field, "percent-encode it", "has the control character %#02x in it", c)
+		case c == '\\':
+			return invalid(field, "write it as %5C, or as a slash", "%q has a backslash in it", url)
+		default:
+			return invalid(field, "percent-encode it: "+escapeURL(url), "%q has a space or a byte outside ASCII in it", url)
+		}
+	}
+	panic("BUG: a URL without a bad byte is said to have one")
+}
+
 // authorityOf is the host, with its port, of what follows the scheme.
 func authorityOf(rest []byte) []byte {
-	if i := bytes.IndexAny(rest, "/?#"); i >= 0 {
-		return rest[:i]
+	for i, c := range rest {
+		if urlClasses[c] == urlBehind {
+			return rest[:i]
+		}
 	}
 	return rest
 }

@@ -22,6 +22,13 @@ func Validate(r *linkv1.Resource) error {
 
 // Encode validates a resource, and gives the bytes that Marshal gives.
 func Encode(r *linkv1.Resource) ([]byte, error) {
+	_, value, err := EncodeNamed(r)
+	return value, err
+}
+
+// EncodeNamed is Encode, and gives the resource's name too, as Name does: "" if
+// that is what is wrong.
+func EncodeNamed(r *linkv1.Resource) (name string, value []byte, err error) {
 	var p problems
 	switch k := r.GetKind().(type) {
 	case *linkv1.Resource_Link:
@@ -35,11 +42,11 @@ func Encode(r *linkv1.Resource) ([]byte, error) {
 	case *linkv1.Resource_Policy:
 		p.policy(k.Policy)
 	}
-	name, err := Name(r)
-	if err != nil && len(p) == 0 {
+	if r.GetLink() != nil && len(p) == 0 {
+		name = Links.Prefix() + r.GetLink().GetDomain() + r.GetLink().GetPath() // both have been checked
+	} else if name, err = Name(r); err != nil && len(p) == 0 {
 		p = append(p, err)
 	}
-	var value []byte
 	if len(p) == 0 {
 		value = p.stored(r)
 	}
@@ -49,9 +56,9 @@ func Encode(r *linkv1.Resource) ([]byte, error) {
 		}
 	}
 	if len(p) > 0 {
-		return nil, errors.Join(p...)
+		return name, nil, errors.Join(p...)
 	}
-	return value, nil
+	return name, value, nil
 }
 
 type problems []error

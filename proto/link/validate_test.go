@@ -227,3 +227,34 @@ func TestLongestValuesAreAccepted(t *testing.T) {
 		t.Errorf("a loop that is allowed: %v", err)
 	}
 }
+
+func TestEncodeNamedNamesAsNameDoes(t *testing.T) {
+	wrong := func(change func(*linkv1.Link)) *linkv1.Resource {
+		l := summer()
+		change(l)
+		return resource(l)
+	}
+	for _, r := range []*linkv1.Resource{
+		resource(summer()),
+		resource(withEverything()),
+		wrong(func(l *linkv1.Link) { l.Domain = "Not Canonical" }),
+		wrong(func(l *linkv1.Link) { l.Path = "no-slash" }),
+		wrong(func(l *linkv1.Link) { l.Destination = "ftp://x.test/" }),
+		wrong(func(l *linkv1.Link) { l.Path, l.Destination = "", "" }),
+		resource(nil),
+		{Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{Id: "a"}}},
+		{Kind: &linkv1.Resource_Affiliate{Affiliate: &linkv1.Affiliate{Id: "no spaces"}}},
+		{Kind: &linkv1.Resource_Domain{Domain: &linkv1.Domain{Host: "a.test"}}},
+		{},
+	} {
+		want, wrong := link.Name(r)
+		name, value, err := link.EncodeNamed(r)
+		if name != want || wrong != nil && err == nil || (err == nil) != (value != nil) {
+			t.Errorf("%v: named %q, %v; Name says %q, %v", r, name, err, want, wrong)
+		}
+		again, errAgain := link.Encode(r)
+		if string(again) != string(value) || (err == nil) != (errAgain == nil) {
+			t.Errorf("%v: Encode says %q, %v", r, again, errAgain)
+		}
+	}
+}

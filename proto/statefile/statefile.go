@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/zeebo/xxh3"
@@ -182,43 +183,59 @@ func (r *Reader) Header() Header { return r.header }
 // Block gives the next block, a serialized SnapshotChunk, valid until the next
 // call; nil at the end of the file.
 func (r *Reader) Block() ([]byte, error) {
+	block, err := r.AppendBlock(r.raw[:0])
+	if errors.Is(err, io.EOF) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.raw = block
+	return block, nil
+}
+
+// AppendBlock appends the next block to dst, which the caller keeps; io.EOF, and
+// dst as it was, at the end of the file. Blocks behind each other are one
+// serialized SnapshotChunk.
+func (r *Reader) AppendBlock(dst []byte) ([]byte, error) {
 	var head [blockHeadSize]byte
 	if _, err := io.ReadFull(r.r, head[:]); err != nil {
-		return nil, Torn("block", err)
+		return dst, Torn("block", err)
 	}
 	n, size := int(binary.LittleEndian.Uint32(head[:])), int(binary.LittleEndian.Uint32(head[4:]))
 	if n > maxBlock || size > s2.MaxEncodedLen(maxBlock) || (n == 0) != (size == 0) {
-		return nil, errDamaged
+		return dst, errDamaged
 	}
 	if cap(r.compressed) < size {
 		r.compressed = make([]byte, size)
 	}
 	r.compressed = r.compressed[:size]
 	if _, err := io.ReadFull(r.r, r.compressed); err != nil {
-		return nil, Torn("block", err)
+		return dst, Torn("block", err)
 	}
 	if xxh3.HashSeed(r.compressed, binary.LittleEndian.Uint64(head[:])) != binary.LittleEndian.Uint64(head[8:]) {
-		return nil, errDamaged
+		return dst, errDamaged
 	}
 	if n == 0 {
-		return nil, r.end()
+		return dst, r.end()
 	}
 	if length, err := s2.DecodedLen(r.compressed); err != nil || length != n {
-		return nil, errDamaged
+		return dst, errDamaged
 	}
-	var err error
-	if r.raw, err = s2.Decode(r.raw[:cap(r.raw)], r.compressed); err != nil {
-		return nil, errDamaged
+	grown := slices.Grow(dst, n)[:len(dst)+n]
+	if _, err := s2.Decode(grown[len(dst):], r.compressed); err != nil {
+		return dst, errDamaged
 	}
-	return r.raw, nil
+	return grown, nil
 }
 
+// end gives io.EOF, unless something follows.
 func (r *Reader) end() error {
 	var more [1]byte
 	if n, _ := io.ReadFull(r.r, more[:]); n > 0 {
 		return errors.New("something follows its end")
 	}
-	return nil
+	return io.EOF
 }
 
 var errDamaged = errors.New("a block is damaged")

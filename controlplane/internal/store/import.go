@@ -148,8 +148,7 @@ func (c *chunk) validate() {
 	for i, r := range c.resources {
 		to := &c.rows[i]
 		to.number = c.first + int64(i)
-		to.name, _ = link.Name(r) // Encode says what is wrong with it
-		if to.value, to.invalid = link.Encode(r); to.invalid == nil {
+		if to.name, to.value, to.invalid = link.EncodeNamed(r); to.invalid == nil {
 			to.affiliate = r.GetLink().GetAffiliate()
 			if r.GetBlock().GetTtl() != nil {
 				to.timed = r

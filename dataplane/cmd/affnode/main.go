@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -80,12 +79,10 @@ func main() {
 			return cfg.Validate()
 		},
 		Run: func(ctx context.Context, log *slog.Logger) error {
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(collectAt)
-			}
 			cfg.Loops = share(cfg.Loops)
 			registry := service.NewRegistry()
 			cfg.Log, cfg.Registerer = log, registry
+			cfg.TuneCollector = os.Getenv("GOGC") == ""
 			node, err := dataplane.New(cfg)
 			if err != nil {
 				return err
@@ -102,11 +99,6 @@ func pages(node *dataplane.Node) []service.Page {
 		{Pattern: "GET /explain", Handler: node.Explain().ServeHTTP},
 	}
 }
-
-// collectAt is the growth of the heap, in percent, at which the collector runs,
-// unless GOGC says otherwise. The table is a few large blocks without pointers:
-// a collection at 1M links takes half a millisecond, and memory is what counts.
-const collectAt = 20
 
 // share gives the number of event loops that a setting means, and sees to it that
 // all else has room beside them: loops keep Ps of Go's scheduler for themselves,

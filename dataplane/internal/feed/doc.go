@@ -12,6 +12,7 @@
 //	                swap one pointer
 //	overlay         what was taken down ahead of the version that holds it
 //	keeper          writes what is live to the file, off the apply path
+//	batches, replay read the file and the journal when a node starts
 //
 // What comes from the network is checked and never trusted: a frame that does
 // not verify leaves the live table as it is. So does one that the guard holds

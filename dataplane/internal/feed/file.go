@@ -54,19 +54,11 @@ func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (*
 	}
 	builder := table.NewBuilder(int(min(h.Entries, maxHint)))
 	var left unserved
-	var list []pair
-	for {
-		plain, err := r.Block()
+	for list, err := range batches(r) {
+		if err == nil {
+			err = putAll(builder, list, &left)
+		}
 		if err != nil {
-			return nil, err
-		}
-		if plain == nil {
-			break
-		}
-		if list, err = appendEntries(list[:0], plain); err != nil {
-			return nil, err
-		}
-		if err := putAll(builder, list, &left); err != nil {
 			return nil, err
 		}
 		if int64(builder.Len()) > h.Entries {

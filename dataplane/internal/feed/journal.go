@@ -80,34 +80,6 @@ func (j *journal) read(t *table.Table, guard Guard) *table.Table {
 // forget drops all records.
 func (j *journal) forget() { j.records, j.size = nil, 0 }
 
-// replay applies record after record. The tables in between are nobody's.
-func (j *journal) replay(r io.Reader, t *table.Table, guard Guard) (*table.Table, error) {
-	live := &table.Live{}
-	live.Store(t)
-	a := newApplier(live, guard)
-	var buf []byte
-	for {
-		b, err := readRecord(r, &buf)
-		if errors.Is(err, io.EOF) {
-			return live.Load(), nil
-		}
-		if err != nil {
-			return live.Load(), err
-		}
-		d, err := decodeDelta(b)
-		if err != nil {
-			return live.Load(), err
-		}
-		if held := live.Load().Version(); d.to != held && !later(held, d.to) {
-			if o := a.delta(b); o.applied == nil {
-				return live.Load(), errors.New(o.rejection.reason)
-			}
-		}
-		j.size += int64(recordHead + len(b))
-		j.records = append(j.records, record{d.to, j.size})
-	}
-}
-
 // readRecord gives the next delta, which is valid until the next call; io.EOF at
 // the end.
 func readRecord(r io.Reader, buf *[]byte) ([]byte, error) {

@@ -191,3 +191,99 @@ func FuzzJournal(f *testing.F) {
 		}
 	})
 }
+
+// aJournal gives a journal of n deltas behind a base at revision 10, and the states
+// by revision. Keys come again, and go.
+func aJournal(t testing.TB, base state, n int) (path string, states map[int64]state) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), journalName)
+	w := &journal{path: path, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	s := maps.Clone(base)
+	states = map[int64]state{10: base}
+	for i := range int64(n) {
+		change := map[string]string{}
+		for k := range int64(200) {
+			change[fmt.Sprint("/", (i*70+k)%1000)] = fmt.Sprint("https://x.test/", i)
+		}
+		for k := range i % 3 * 10 {
+			if path := fmt.Sprint("/", (i*70+k+500)%1000); s[path] != "" {
+				change[path] = ""
+			}
+		}
+		d, err := proto.Marshal(s.delta(10+i, 11+i, change).GetDelta())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.add(table.Version{Epoch: epoch, Revision: 11 + i}, d)
+		states[11+i] = maps.Clone(s)
+	}
+	w.close()
+	return path, states
+}
+
+func TestJournalIsAppliedAtOnceAsItIsOneByOne(t *testing.T) {
+	base := state{"/a": "https://x.test/a"}
+	path, states := aJournal(t, base, 40)
+	held := heldTable(t, base)
+	for _, from := range []int64{10, 33, 50} { // of the file: it may be newer than some of the journal
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		piece, end := readPiece(f)
+		_ = f.Close()
+		if len(piece) != 40 || end != io.EOF {
+			t.Fatalf("%d records, %v", len(piece), end)
+		}
+		start, err := new(journal).oneByOne(held, piece[:from-10], Guard{})
+		if err != nil || start.Version().Revision != from {
+			t.Fatalf("revision %d, %v", start.Version().Revision, err)
+		}
+		got, ok := atOnce(start, piece, new(Guard))
+		if ok && from < 50 {
+			t.Fatal("a guard that allows nothing was not asked")
+		}
+		guard := Guard{}
+		guard.setDefaults()
+		if got, ok = atOnce(start, piece, &guard); !ok {
+			t.Fatalf("from revision %d, it is not applied at once", from)
+		}
+		live := &table.Live{}
+		live.Store(got)
+		wantHolds(t, live, 50, states[50])
+		// One that does not follow, and one that leads to another state, are noticed.
+		if from < 50 {
+			if _, ok := atOnce(start, append(piece[:from-10:from-10], piece[from-9:]...), &guard); ok {
+				t.Errorf("from revision %d, a journal without the delta behind it is applied", from)
+			}
+			wrong := append([]logged(nil), piece...)
+			wrong[39].hash.Lo++
+			if _, ok := atOnce(start, wrong, &guard); ok {
+				t.Errorf("from revision %d, a journal with another set hash is applied", from)
+			}
+		}
+	}
+}
+
+func TestJournalWithAWrongDeltaCountsUpToThere(t *testing.T) {
+	base := state{"/a": "https://x.test/a"}
+	path, states := aJournal(t, base, 20)
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	w := &journal{path: path, log: quiet}
+	if got := w.read(heldTable(t, base), Guard{}); got.Version().Revision != 30 || len(w.records) != 20 {
+		t.Fatalf("revision %d, %d records", got.Version().Revision, len(w.records))
+	}
+	s := maps.Clone(states[30])
+	d := s.delta(30, 31, map[string]string{"/more": "https://x.test/"}).GetDelta()
+	d.SetHash.Lo++
+	b, _ := proto.Marshal(d)
+	w.add(table.Version{Epoch: epoch, Revision: 31}, b)
+	w.close()
+	j := &journal{path: path, log: quiet}
+	live := &table.Live{}
+	live.Store(j.read(heldTable(t, base), Guard{}))
+	wantHolds(t, live, 30, states[30])
+	if len(j.records) != 20 {
+		t.Errorf("%d records are kept, not 20", len(j.records))
+	}
+}

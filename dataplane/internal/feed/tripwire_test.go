@@ -190,7 +190,8 @@ func TestMain(m *testing.M) {
 	}
 	go func() {
 		for last := int64(-1); ; time.Sleep(time.Millisecond) {
-			v := heldVersion(live).Revision
+			quarantined := c.metrics.quarantined.Load()
+			v := heldVersion(live).Revision // of that moment, or later
 			if v != last {
 				last = v
 				fmt.Println("serving", v)
@@ -199,7 +200,7 @@ func TestMain(m *testing.M) {
 				p, _ := os.FindProcess(os.Getpid())
 				_ = p.Kill()
 			}
-			if c.metrics.quarantined.Load() {
+			if quarantined {
 				fmt.Println("quarantined")
 				select {} // until the test ends it
 			}

@@ -23,7 +23,6 @@ type pending struct {
 	holds    uint64       // the key of its plan
 	was      uint64       // the key of the plan of the link that it replaced
 	replaced bool         // there was a link with a plan
-	worker   uint8        // which goroutine inserts it
 	isLink   bool         // the entry is a link
 	err      error        // why it is left out
 }
@@ -269,14 +268,14 @@ func (b *Builder) makeRoom(s *shard, size int) {
 		if s.n < b.each {
 			// On the way to what a full build expects, in few steps.
 			expect := (b.each + b.each/32 + 8) * (b.bytes + size) / (b.puts + 1)
-			want = max(want, min(expect, 16*s.live()+8*size))
+			want = max(want, min(expect, 64*s.live()+16*size))
 		}
 		s.resize(want)
 	}
 	if s.full() {
 		want := s.n + s.n/4 + 1
 		if s.n < b.each {
-			want = max(want, min(b.each+b.each/32, 4*want))
+			want = max(want, min(b.each+b.each/32, 32*want))
 		}
 		s.reindex(want, s.arena, func(off, _ uint32, _ []byte) uint32 { return off })
 	}

@@ -562,3 +562,52 @@ func TestPutAllIsPuttingOneByOne(t *testing.T) {
 		}
 	}
 }
+
+func TestLinksOfAShardAreInsertedByOneGoroutine(t *testing.T) {
+	for _, links := range []int{0, 500, 20_000} { // in one shard and in several, before
+		b := NewBuilder(0)
+		for i := range links {
+			key, value := aLink(t, "a.test", fmt.Sprint("/", i), "https://x.test/", "")
+			(model{}).put(t, b, []byte(key), []byte(value))
+		}
+		block := make([]pending, 3000)
+		for i := range block {
+			_, value := aLink(t, "a.test", fmt.Sprint("/new/", i%2500), "https://x.test/", "")
+			id := fmt.Sprint("a.test/new/", i%2500)
+			block[i].isLink = i%7 != 0
+			if err := b.prepare(&block[i], []byte(id), []byte(value)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		order := inOrder(block)
+		if want := len(block) - (len(block)+6)/7; len(order) != want {
+			t.Fatalf("%d links are in order, not %d", len(order), want)
+		}
+		seen := map[uint64]uint16{} // the last entry with a hash
+		for _, i := range order {
+			if at := block[i].at; seen[at] > i {
+				t.Fatalf("entry %d comes behind %d, which has the same key", i, seen[at])
+			}
+			seen[block[i].at] = i
+		}
+		for _, n := range []int{1, 2, 3, 5, 7, partsEach * maxWorkers} {
+			parts := b.parts(block, order, n)
+			if parts[0] != 0 || parts[n] != len(order) || !slices.IsSorted(parts) {
+				t.Fatalf("%d parts are %v of %d", n, parts, len(order))
+			}
+			whose := map[*shard]int{}
+			for w := range n {
+				for _, i := range order[parts[w]:parts[w+1]] {
+					s := b.shard(block[i].at)
+					if other, ok := whose[s]; ok && other != w {
+						t.Fatalf("of %d parts, %d and %d have links of one shard", n, other, w)
+					}
+					whose[s] = w
+				}
+			}
+			if links == 20_000 && n == 2 && (parts[1] < len(order)/4 || parts[1] > len(order)*3/4) {
+				t.Errorf("two parts are %v of %d", parts, len(order))
+			}
+		}
+	}
+}

@@ -2,15 +2,20 @@ package table
 
 import (
 	"runtime"
+	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/affleet/affleet/proto/link"
 )
 
 const (
-	blockEntries  = 4096 // that are put in one go
+	blockEntries  = 8192 // that are put in one go
 	serialEntries = 128  // fewer are not worth a goroutine
 	maxWorkers    = 64
+	grain         = 256 // entries that a goroutine prepares at a time
+	partsEach     = 4   // parts of a block for each goroutine that inserts
+	placeBits     = 10  // of the hash, by which links are put in order
 )
 
 // PutAll puts n entries as Put does, with as many goroutines as the process may
@@ -34,9 +39,10 @@ func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong fun
 		}
 	} else {
 		pooled := pendings.Get().(*[]pending)
-		block := (*pooled)[:min(n, blockEntries)]
+		blocks := (n + blockEntries - 1) / blockEntries
+		block := (*pooled)[:(n+blocks-1)/blocks] // all of about the same size
 		defer func() {
-			clear((*pooled)[:min(n, blockEntries)]) // they keep what was put
+			clear((*pooled)[:(n+blocks-1)/blocks]) // they keep what was put
 			pendings.Put(pooled)
 		}()
 		for first := 0; first < n; first += len(block) {
@@ -60,20 +66,17 @@ type leftOut struct {
 }
 
 // putBlock compiles the links of a block in parallel, then puts each into its
-// shard, with all the links of a shard done by one goroutine. The block begins
-// with entry first. It appends what it leaves out.
+// shard, with all the links of a shard done by one goroutine, one behind the
+// other. The block begins with entry first. It appends what it leaves out.
 func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) (key, value []byte), left []leftOut) []leftOut {
-	inParallel(workers, func(w int) {
-		for i := len(block) * w / workers; i < len(block)*(w+1)/workers; i++ {
+	inParallel(workers, (len(block)+grain-1)/grain, func(piece int) {
+		for i := piece * grain; i < min((piece+1)*grain, len(block)); i++ {
 			p := &block[i]
 			*p = pending{}
 			key, value := entry(first + i)
 			kind, id := cutKind(key)
-			if p.isLink = kind == link.Links; !p.isLink {
-				continue
-			}
-			if p.err = b.prepare(p, id, value); p.err == nil {
-				p.worker = uint8(b.firstPlace(b.shard(p.at), p.at) * workers >> b.bits)
+			if p.isLink = kind == link.Links; p.isLink {
+				p.err = b.prepare(p, id, value)
 			}
 		}
 	})
@@ -85,13 +88,14 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 		}
 	}
 	b.underWay.forget()
-	inParallel(workers, func(w int) {
-		for i := range block {
-			if p := &block[i]; p.isLink && int(p.worker) == w && p.err == nil {
-				key, value := entry(first + i)
-				_, id := cutKind(key)
-				p.err = b.insert(p, id, value)
-			}
+	order := inOrder(block)
+	parts := b.parts(block, order, partsEach*workers)
+	inParallel(workers, len(parts)-1, func(part int) {
+		for _, i := range order[parts[part]:parts[part+1]] {
+			p := &block[i]
+			key, value := entry(first + int(i))
+			_, id := cutKind(key)
+			p.err = b.insert(p, id, value)
 		}
 	})
 	for i := range block {
@@ -114,11 +118,58 @@ func (b *Builder) putBlock(block []pending, first, workers int, entry func(int) 
 	return left
 }
 
-// inParallel calls f for each worker and waits for all.
-func inParallel(workers int, f func(worker int)) {
+// inOrder gives the links of a block that are to be inserted in the order of
+// their places in the list of shards, and those of one place as they came: what
+// one finds in the cache, the next one does too.
+func inOrder(block []pending) []uint16 {
+	const places = 1 << placeBits
+	var ends [places + 1]int
+	for i := range block {
+		if p := &block[i]; p.isLink && p.err == nil {
+			ends[p.at>>(64-placeBits)+1]++
+		}
+	}
+	for i := range places {
+		ends[i+1] += ends[i]
+	}
+	order := make([]uint16, ends[places])
+	for i := range block {
+		if p := &block[i]; p.isLink && p.err == nil {
+			end := &ends[p.at>>(64-placeBits)]
+			order[*end] = uint16(i) // below blockEntries
+			*end++
+		}
+	}
+	return order
+}
+
+// parts cuts them into n parts, of about the same size if they are many, so that
+// all links of a shard are in one: where each begins, and the last one ends.
+func (b *Builder) parts(block []pending, order []uint16, n int) []int {
+	parts := make([]int, n+1)
+	for part := range parts {
+		parts[part] = sort.Search(len(order), func(i int) bool {
+			at := block[order[i]].at
+			// Where its shard begins, in the places that they are in the order of.
+			first := b.firstPlace(b.shard(at), at) << placeBits >> b.bits
+			return first*n>>placeBits >= part
+		})
+	}
+	return parts
+}
+
+// inParallel calls f for each piece from 0 to n-1, in any order, by so many
+// goroutines, and waits for all. Whoever is done with one takes the next: other
+// work of the process may hold one of them up.
+func inParallel(workers, n int, f func(piece int)) {
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() { f(w) })
+	for range workers {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
 	}
 	wg.Wait()
 }

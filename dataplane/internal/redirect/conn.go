@@ -31,9 +31,10 @@ const (
 	freshGrace = time.Second
 )
 
-// mostReads is after how many reads in a row a loop looks after its other
-// connections.
-const mostReads = 8
+// mostReads is after how many reads in a row, if none of them fills its buffer, a
+// loop looks after its other connections. One that does may hold hundreds of
+// requests.
+const mostReads = 4
 
 // past is a deadline that ends every wait.
 var past = time.Unix(1, 0)
@@ -212,7 +213,7 @@ func (c *conn) read(w *work, fd uintptr) bool {
 			}
 			break
 		}
-		if c.loop != nil && reads >= mostReads && c.end == open {
+		if c.loop != nil && (m == room || reads >= mostReads) && c.end == open {
 			c.loop.lookAgain(c)
 			break
 		}

@@ -159,7 +159,7 @@ func behindProxies(c *Config) {
 
 func TestConnectionsThatFindNoDescriptorAreAcceptedLater(t *testing.T) {
 	n := startNode(t, time.Second, oneLoop)
-	n.dial(t).Conn.Close()
+	_ = n.dial(t).Close()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

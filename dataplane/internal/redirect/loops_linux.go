@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,25 +19,14 @@ import (
 // serveLoops is serve with event loops. It gives false when there can be none,
 // and has done nothing then.
 func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain time.Duration) (served bool, err error) {
-	listener := -1
-	if control(ln, func(fd int) (err error) {
-		listener, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		return err
-	}) != nil {
+	listener := duplicate(ln)
+	if listener < 0 {
 		return false, nil
 	}
 	g.failed = make(chan error, 1)
-	for range g.srv.cfg.Loops {
-		l, err := newLoop(g, listener)
-		if err != nil {
-			for _, l := range g.loops {
-				l.close()
-			}
-			_ = unix.Close(listener)
-			g.loops = nil
-			return false, nil
-		}
-		g.loops = append(g.loops, l)
+	if !g.openLoops(listener) {
+		_ = unix.Close(listener)
+		return false, nil
 	}
 	_ = ln.Close() // the runtime's poller need not hear of connections
 	g.hushed.Add(len(g.loops))
@@ -69,6 +59,22 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 	return true, err
 }
 
+// openLoops opens as many loops as there are to be, or none.
+func (g *group) openLoops(listener int) bool {
+	for range g.srv.cfg.Loops {
+		l, err := newLoop(g, listener)
+		if err != nil {
+			for _, l := range g.loops {
+				l.close()
+			}
+			g.loops = nil
+			return false
+		}
+		g.loops = append(g.loops, l)
+	}
+	return true
+}
+
 // fail ends the group's serving: a loop cannot accept.
 func (g *group) fail(err error) {
 	select {
@@ -83,11 +89,8 @@ func (c *conn) handToLoop(first []byte) bool {
 	if len(c.group.loops) == 0 || !ok {
 		return false
 	}
-	fd := -1
-	if control(tcp, func(from int) (err error) {
-		fd, err = unix.FcntlInt(uintptr(from), unix.F_DUPFD_CLOEXEC, 0)
-		return err
-	}) != nil {
+	fd := duplicate(tcp)
+	if fd < 0 {
 		return false
 	}
 	c.group.unsettle(c)
@@ -96,6 +99,16 @@ func (c *conn) handToLoop(first []byte) bool {
 	c.loop, c.fd, c.place, c.rest = to, fd, -1, first
 	to.adopt(c)
 	return true
+}
+
+// duplicate gives another descriptor of a socket, -1 if there is none to be had.
+func duplicate(c syscall.Conn) int {
+	fd := -1
+	_ = control(c, func(from int) (err error) { // it stays -1
+		fd, err = unix.FcntlInt(uintptr(from), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	return fd
 }
 
 // emptiest is the loop that has the fewest connections.

@@ -41,7 +41,7 @@ func TestWhatIsSentToNATSGoesInPiecesWithAYieldBetween(t *testing.T) {
 	if least := len(want)/pieceBytes - 1; yields != least {
 		t.Errorf("there were %d yields, want %d", yields, least)
 	}
-	if err := errors.Join(c.Close(), p.Conn.Close()); !errors.Is(err, net.ErrClosed) {
+	if err := errors.Join(c.Close(), p.Close()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("it is not closed: %v", err)
 	}
 	if all := <-got; !bytes.Equal(all, want) {

@@ -17,8 +17,8 @@ import (
 
 // loop serves many connections from one goroutine: it asks the kernel which of
 // them have input and answers that, one after the other. A goroutine for each,
-// which the runtime's poller wakes, costs a fifth more for each request, and
-// whatever else computes on the same core holds it up until Go's scheduler looks.
+// which the runtime's poller wakes, goes through the scheduler for each arrival, and
+// whatever else computes on the same core holds it up until the scheduler looks.
 //
 // While it has work, a loop does not tell the scheduler that it waits, and so
 // keeps its P: to give it up and to get it back would cost as much as the rest.
@@ -194,9 +194,10 @@ func (l *loop) handle(fd int, events uint32) {
 	case l.timer:
 		l.expire()
 	default:
-		if c := l.conns[fd]; c != nil { // else it has ended since
-			l.serve(c, events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
+		if fd >= len(l.conns) || l.conns[fd] == nil {
+			return // it has ended since, or is the listener, of which no more is heard
 		}
+		l.serve(l.conns[fd], events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
 	}
 }
 

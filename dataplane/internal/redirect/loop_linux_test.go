@@ -197,6 +197,15 @@ func TestConnectionsThatFindNoDescriptorAreAcceptedLater(t *testing.T) {
 	c.expectEnd()
 }
 
+// The listener's event may come in one batch with the word to accept no more.
+func TestALoopPassesOverEventsOfWhatIsGone(t *testing.T) {
+	onlyLoops(t)
+	l := &loop{group: &group{}, epoll: -1, call: -1, timer: -1, listener: -1, conns: make([]*conn, 10)}
+	for _, fd := range []int{3, 9, 10, 1000} {
+		l.handle(fd, unix.EPOLLIN)
+	}
+}
+
 func TestLoopsShareTheirConnections(t *testing.T) {
 	onlyLoops(t)
 	g := &group{}

@@ -67,7 +67,7 @@ type Config struct {
 	Datacenters []string // lists of the networks of data centres, one CIDR prefix per line, read again when they are replaced. Default: none
 
 	LabelOff         string        // labels that are never given, separated by commas. Default: none
-	LabelMemory      int64         // bytes for all that labels remember, 1 MiB to 1 GiB. Default: 32 MiB
+	LabelMemory      int64         // bytes for all that labels remember, 1 MiB to 1 GiB. Default: 16 MiB
 	LabelRateWindow  time.Duration // of the label rate. Default: 1 min
 	LabelRate        int           // requests of one address in that time that are not labelled. Default: 600
 	LabelRatePerLink int           // of these for one link. Default: 120
@@ -83,6 +83,10 @@ type Config struct {
 	// The node has the process to itself, and sets how often its garbage is
 	// collected. Default: it is left as it is.
 	TuneCollector bool
+
+	// The same: event loops go before all other threads, whose nice value is raised.
+	// Default: it is left as it is.
+	LoopsFirst bool
 
 	Build      string                // the program's version
 	Registerer prometheus.Registerer // default: none

@@ -141,6 +141,7 @@ func (n *Node) redirectConfig() redirect.Config {
 		IdleTimeout:     n.cfg.IdleTimeout,
 		MaxConns:        n.cfg.MaxConns,
 		Loops:           n.cfg.Loops,
+		LoopsFirst:      n.cfg.LoopsFirst,
 		MaxConnsPerAddr: n.cfg.MaxConnsPerAddr,
 		TrustedProxies:  proxies,
 		ProxyProtocol:   n.cfg.ProxyProtocol,

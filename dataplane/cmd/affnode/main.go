@@ -64,7 +64,7 @@ func main() {
 				return nil
 			})
 			fs.StringVar(&cfg.LabelOff, "label-off", "", "`labels` that requests are never given, separated by commas: bot, datacenter, prefetch, preview, head, no_ua, odd_headers, rate, duplicate, replay, blocked")
-			fs.Int64Var(&cfg.LabelMemory, "label-memory", 32<<20, "`bytes` for all that labels remember, whatever the traffic")
+			fs.Int64Var(&cfg.LabelMemory, "label-memory", 16<<20, "`bytes` for all that labels remember, whatever the traffic")
 			fs.DurationVar(&cfg.LabelRateWindow, "label-rate-window", time.Minute, "`time` over which requests are counted for the label rate")
 			fs.IntVar(&cfg.LabelRate, "label-rate", 600, "`requests` of one address in that time from which on they are labelled")
 			fs.IntVar(&cfg.LabelRatePerLink, "label-rate-per-link", 120, "`requests` of one address for one link, likewise")
@@ -82,7 +82,7 @@ func main() {
 			cfg.Loops = share(cfg.Loops)
 			registry := service.NewRegistry()
 			cfg.Log, cfg.Registerer = log, registry
-			cfg.TuneCollector = os.Getenv("GOGC") == ""
+			cfg.TuneCollector, cfg.LoopsFirst = os.Getenv("GOGC") == "", true
 			node, err := dataplane.New(cfg)
 			if err != nil {
 				return err

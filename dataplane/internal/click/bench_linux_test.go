@@ -84,7 +84,7 @@ func BenchmarkPrepareSegment(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := s.remove(); err != nil {
+		if err := s.remove(func() {}); err != nil {
 			b.Fatal(err)
 		}
 	}

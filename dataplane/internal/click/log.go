@@ -174,7 +174,7 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 			}
 			most--
 		}
-		err = s.remove() // what fails is tried again
+		err = s.remove(pause) // what fails is tried again
 		gone[s] = err == nil
 	}
 	l.mu.Lock()

@@ -283,7 +283,7 @@ func (r *Recorder) newFile(number uint64) (*segment, error) {
 	}
 	s.durable.Store(segmentHead)
 	if err := syncNew(s.path); err != nil {
-		return nil, errors.Join(fmt.Errorf("sync new segment: %w", err), s.remove())
+		return nil, errors.Join(fmt.Errorf("sync new segment: %w", err), s.remove(r.pause))
 	}
 	return s, nil
 }

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"unsafe"
@@ -82,14 +81,17 @@ type segment struct {
 func newSegment(dir string, boot, number uint64, size int64, pause func()) (*segment, error) {
 	s := &segment{number: number, salt: rand.Uint32(), size: size}
 	var mem []byte
+	var err error
 	if dir == "" {
-		mem = make([]byte, size)
+		// Not of the heap: while clicks wait there, it would grow, and garbage be
+		// collected again and again, which takes the core from redirects.
+		mem, err = unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	} else {
 		s.path = filepath.Join(dir, fmt.Sprintf("%012d.seg", number))
-		var err error
-		if mem, err = createMapped(s.path, size, pause); err != nil {
-			return nil, fmt.Errorf("create segment: %w", err)
-		}
+		mem, err = createMapped(s.path, size, pause)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create segment: %w", err)
 	}
 	for part := range slices.Chunk(mem, pageSize) {
 		populate(part) // so that no writer meets a page for the first time
@@ -241,13 +243,17 @@ func (s *segment) mapIn() error {
 
 // mapOut gives back the memory of a segment whose bytes stay in its file.
 func (s *segment) mapOut(pause func()) {
-	mem := s.bytes()
-	if mem == nil || s.path == "" {
-		return
+	if s.path != "" {
+		s.unmap(pause)
 	}
-	giveBack(mem, pause)
-	s.mem.Store(nil)
-	_ = unix.Munmap(mem) // fails only for what was never mapped
+}
+
+func (s *segment) unmap(pause func()) {
+	if mem := s.bytes(); mem != nil {
+		giveBack(mem, pause)
+		s.mem.Store(nil)
+		_ = unix.Munmap(mem) // fails only for what was never mapped
+	}
 }
 
 // release gives the pages of a file's segment back to the kernel, which has
@@ -260,7 +266,8 @@ func (s *segment) release(pause func()) {
 	}
 }
 
-// giveBack gives the pages of a mapped file back to the kernel. Each call lets all
+// giveBack gives pages back to the kernel: of a file, which has their bytes, or of
+// plain memory that nobody needs any more. Each call lets all
 // cores forget them, which takes longer than the pages themselves: in steps of
 // 16 KiB it was 30% of what publishing a backlog takes.
 func giveBack(mem []byte, pause func()) {
@@ -271,10 +278,9 @@ func giveBack(mem []byte, pause func()) {
 }
 
 // remove deletes the segment for good.
-func (s *segment) remove() error {
-	s.mapOut(runtime.Gosched)
+func (s *segment) remove(pause func()) error {
+	s.unmap(pause)
 	if s.path == "" {
-		s.mem.Store(nil)
 		return nil
 	}
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -3,6 +3,7 @@ package click
 import (
 	"math"
 	"path/filepath"
+	"runtime"
 	"testing"
 )
 
@@ -57,5 +58,18 @@ func TestMemoryOfABacklogGoesAtOnce(t *testing.T) {
 	}
 	if gone := before - len(r.log.segments); gone < 8 {
 		t.Errorf("%d of %d segments are gone", gone, before)
+	}
+}
+
+// A collection of garbage takes the core from redirects, and what a backlog takes of
+// the heap would bring on one after the other.
+func TestMemoryOfABacklogIsNotOfTheHeap(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r := backlog(t, Memory)
+	runtime.ReadMemStats(&after)
+	grown := after.TotalAlloc - before.TotalAlloc
+	if held := uint64(len(r.log.segments)) * minSegment; held < 8*minSegment || grown > held/2 {
+		t.Errorf("%d bytes of segments took %d bytes of the heap", held, grown)
 	}
 }

@@ -9,7 +9,7 @@ import (
 
 // Config is a Judge's. The zero value works.
 type Config struct {
-	Memory int64         // bytes of all counts and marks, MinMemory to MaxMemory. Default: 32 MiB
+	Memory int64         // bytes of all counts and marks, MinMemory to MaxMemory. Default: 16 MiB
 	Off    link.LabelSet // labels that are never given; blocks that have one are passed over. Default: none
 
 	RateWindow  time.Duration // of rate: 1 s to 1 h. Default: 1 min
@@ -49,7 +49,7 @@ func (c *Config) Validate() error {
 
 func (c *Config) setDefaults() {
 	if c.Memory == 0 {
-		c.Memory = 32 << 20
+		c.Memory = 16 << 20
 	}
 	if c.RateWindow == 0 {
 		c.RateWindow = time.Minute

@@ -304,7 +304,7 @@ func TestSettingsAreChecked(t *testing.T) {
 		}
 	}
 	j, err := New(Config{})
-	if err != nil || j.Memory() != 32<<20 {
+	if err != nil || j.Memory() != 16<<20 {
 		t.Errorf("%v, %d bytes by default", err, j.Memory())
 	}
 }

@@ -17,9 +17,7 @@ type lines []line
 // newLines makes tables of as many lines as take so many bytes each, at least one.
 func newLines(tables, bytes int64) (all []lines) {
 	n := max(bytes/64, 1)
-	// So large a slice begins at a page, and so each line at 64 bytes.
-	whole := make([]line, tables*n)
-	useHugePages(whole)
+	whole := reserve(tables * n)
 	for i := range tables {
 		all = append(all, whole[i*n:(i+1)*n:(i+1)*n])
 	}

@@ -40,6 +40,11 @@ type Config struct {
 	// connection.
 	Loops int
 
+	// Event loops go before all other threads of this process, whose nice value is
+	// raised for good when Serve starts; for one Serve of a process. Default: only as
+	// far as Linux (6.12) lets them interrupt others that have the same.
+	LoopsFirst bool
+
 	// Peers that are believed about whose connections and requests they pass on.
 	// What comes from them is not counted by MaxConnsPerAddr, unless the PROXY
 	// protocol says for whom it comes.

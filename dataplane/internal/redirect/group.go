@@ -24,6 +24,7 @@ type group struct {
 	loops    []*loop        // constant while it serves; none: all connections have goroutines
 	deaf     atomic.Bool    // loops accept what is there, and no more
 	hushed   sync.WaitGroup // loops that still accept
+	unbegun  sync.WaitGroup // loops that have no thread yet
 	over     atomic.Bool    // loops end
 	failed   chan error     // why a loop cannot accept; has room for one
 

@@ -45,6 +45,7 @@ type loop struct {
 	timerAt   int64   // what the timer is set to, ns of the clock
 	again     []*conn // there is more to read
 	work      *work   // while there are events
+	thread    int     // its number in the kernel
 	listener  int     // negative: it accepts no more
 	acceptAt  int64   // when it accepts again; never: it does
 	pause     time.Duration
@@ -125,7 +126,9 @@ func (l *loop) adopt(c *conn) {
 // run serves until the group is over.
 func (l *loop) run() {
 	runtime.LockOSThread() // the thread ends with the goroutine
+	l.thread = unix.Gettid()
 	goFirst()
+	l.group.unbegun.Done()
 	events := make([]unix.EpollEvent, loopEvents)
 	patient := false // it waits as any goroutine does
 	for !l.group.over.Load() {
@@ -149,21 +152,6 @@ func (l *loop) run() {
 		l.group.srv.works.Put(l.work)
 		l.work = nil
 	}
-}
-
-// turn is for how long a loop asks for a core at a time.
-const turn = 100 * time.Microsecond
-
-// goFirst lets the calling thread interrupt others when it has been woken, as long
-// as it takes no more than its share: Linux does so since 6.12 for threads that ask
-// for shorter turns than those that run. Without it, they go on for up to some ms.
-func goFirst() {
-	attr, err := unix.SchedGetAttr(0, 0)
-	if err != nil || attr.Policy != unix.SCHED_NORMAL {
-		return // what somebody has chosen on purpose
-	}
-	attr.Runtime = uint64(turn)
-	_ = unix.SchedSetAttr(0, attr, 0) // best effort; older kernels pass it over
 }
 
 // wait asks for events. It fails when it is interrupted.

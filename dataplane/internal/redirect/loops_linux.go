@@ -30,9 +30,18 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 	}
 	_ = ln.Close() // the runtime's poller need not hear of connections
 	g.hushed.Add(len(g.loops))
-	var running sync.WaitGroup
+	g.unbegun.Add(len(g.loops))
+	var ended sync.WaitGroup
 	for _, l := range g.loops {
-		running.Go(l.run)
+		ended.Go(l.run)
+	}
+	if g.srv.cfg.LoopsFirst {
+		g.unbegun.Wait()
+		threads := make([]int, 0, len(g.loops))
+		for _, l := range g.loops {
+			threads = append(threads, l.thread)
+		}
+		standBack(threads)
 	}
 	select {
 	case <-ctx.Done():
@@ -52,7 +61,7 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 	g.drain(drain - last)
 	g.over.Store(true)
 	g.nudge()
-	running.Wait()
+	ended.Wait()
 	for _, l := range g.loops {
 		l.close()
 	}

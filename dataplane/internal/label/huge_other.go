@@ -1,5 +1,0 @@
-//go:build !linux
-
-package label
-
-func useHugePages([]line) {}

@@ -54,6 +54,7 @@ type conn struct {
 	fd    int   // of a loop's, else 0
 	place int   // in the loop's deadlines; negative: in none
 	hup   bool  // a loop's: the client sends no more
+	held  bool  // a loop's: it has answers of this connection that are not sent yet
 
 	client      netip.Prefix // as whose it is counted
 	expectProxy bool         // a PROXY protocol header must come first
@@ -294,15 +295,19 @@ func mayEnd(b []byte) bool {
 	return bytes.Contains(b, []byte("\n\r\n")) || bytes.Contains(b, []byte("\n\n"))
 }
 
-// flush sends w.out. What the socket does not take at once is sent as it
-// does, for at most the write timeout.
+// flush sends w.out, at once or soon.
 func (c *conn) flush(w *work, fd uintptr) {
 	out := w.out
 	w.out = w.out[:0]
-	if len(out) == 0 {
-		return
+	if len(out) > 0 && (c.loop == nil || !c.loop.hold(c, out)) {
+		c.post(fd, out)
 	}
-	if fd != 0 {
+}
+
+// post sends answers. What the socket does not take at once is sent as it does,
+// for at most the write timeout.
+func (c *conn) post(fd uintptr, out []byte) {
+	if fd != 0 && len(c.left) == 0 {
 		n, errno := send(fd, out)
 		if n == len(out) {
 			return

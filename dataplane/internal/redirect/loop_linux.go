@@ -42,12 +42,15 @@ type loop struct {
 	// Of its goroutine.
 	conns     []*conn // by descriptor
 	deadlines deadlines
-	timerAt   int64   // what the timer is set to, ns of the clock
-	again     []*conn // there is more to read
-	work      *work   // while there are events
-	thread    int     // its number in the kernel
-	listener  int     // negative: it accepts no more
-	acceptAt  int64   // when it accepts again; never: it does
+	timerAt   int64    // what the timer is set to, ns of the clock
+	again     []*conn  // there is more to read
+	work      *work    // while there are events
+	held      []answer // not sent yet; see hold
+	outbox    []byte   // of what is held
+	serving   *conn
+	thread    int   // its number in the kernel
+	listener  int   // negative: it accepts no more
+	acceptAt  int64 // when it accepts again; never: it does
 	pause     time.Duration
 	drained   bool // connections know that the group drains
 	deaf      bool // it has accepted all that there will be
@@ -63,7 +66,10 @@ const (
 
 // newLoop opens a loop that accepts from a listener.
 func newLoop(g *group, listener int) (l *loop, err error) {
-	l = &loop{group: g, epoll: -1, call: -1, timer: -1, listener: listener, timerAt: never, acceptAt: never}
+	l = &loop{
+		group: g, epoll: -1, call: -1, timer: -1, listener: listener, timerAt: never, acceptAt: never,
+		held: make([]answer, 0, mostHeld), outbox: make([]byte, 0, mostHeld*longHeld),
+	}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -149,6 +155,7 @@ func (l *loop) run() {
 				l.serve(c, false)
 			}
 		}
+		l.sendHeld()
 		l.group.srv.works.Put(l.work)
 		l.work = nil
 	}
@@ -175,6 +182,10 @@ func (l *loop) wait(events []unix.EpollEvent, patient bool) (int, syscall.Errno)
 
 func (l *loop) handle(fd int, events uint32) {
 	switch fd {
+	case l.listener, l.call, l.timer:
+		l.sendHeld() // this may take longer than answers do
+	}
+	switch fd {
 	case l.listener:
 		l.accept()
 	case l.call:
@@ -193,7 +204,10 @@ func (l *loop) handle(fd int, events uint32) {
 func (l *loop) serve(c *conn, hup bool) {
 	defer l.rescue(c)
 	c.hup = c.hup || hup
-	if c.read(l.work, uintptr(c.fd)) {
+	l.serving = c
+	ended := c.read(l.work, uintptr(c.fd))
+	l.serving = nil
+	if ended {
 		l.end(c)
 	}
 }
@@ -203,6 +217,7 @@ func (l *loop) rescue(c *conn) {
 	if recover() == nil {
 		return
 	}
+	l.serving = nil
 	l.work = l.group.srv.newWork().(*work) // what the other was left in, nobody knows
 	l.group.srv.conns.panics.Add(1)
 	if c.loop == l {
@@ -213,6 +228,12 @@ func (l *loop) rescue(c *conn) {
 
 // end lets go of a connection: it is closed, or a goroutine goes on with it.
 func (l *loop) end(c *conn) {
+	if c.held {
+		l.sendHeld()
+		if c.loop != l {
+			return // that has been its end
+		}
+	}
 	if c.end == closeNow && len(c.left) == 0 {
 		l.drop(c)
 		c.loop = nil
@@ -257,7 +278,9 @@ func (l *loop) start(c *conn) {
 	if c.rest != nil {
 		first := c.rest
 		c.rest = nil
+		l.serving = c
 		c.begin(first)
+		l.serving = nil
 	}
 	if err := l.watch(c.fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET); err != nil && c.end == open {
 		c.end = closeNow

@@ -15,6 +15,8 @@ func (*loop) nudge() {}
 
 func (*loop) lookAgain(*conn) {}
 
+func (*loop) hold(*conn, []byte) bool { return false }
+
 func (*group) serveLoops(context.Context, *net.TCPListener, time.Duration, time.Duration) (bool, error) {
 	return false, nil
 }

@@ -94,14 +94,28 @@ func TestWhatHasGoneViralHardlyEverLasts(t *testing.T) {
 	}
 }
 
+func TestALinkThatGoesViralWithinTenMinutesOfThemDoesNotLast(t *testing.T) {
+	if bits := withForeign(3, 0, 777, 1272, 822, 652, 497).lasting(0.1); bits >= lastingBits {
+		t.Errorf("%.1f bits", bits)
+	}
+}
+
 func TestAFarmBehindWhatHasFadedLasts(t *testing.T) {
 	r := random(t)
-	counts := fading(r, 500, 12, 18)
-	for range 12 {
-		counts = append(counts, chance(r, 40))
+	counts := fading(r, 2500, 12, 18)
+	for range 9 {
+		counts = append(counts, chance(r, 90))
 	}
 	if bits := withForeign(3, counts...).lasting(0.1); bits < lastingBits {
 		t.Errorf("%.1f bits", bits)
+	}
+	// Within the hour in which it begins, because it has risen.
+	counts = fading(r, 1000, 12, 24)
+	for range 6 {
+		counts = append(counts, chance(r, 45))
+	}
+	if bits := withForeign(3, counts...).lasting(0.1); bits < lastingBits {
+		t.Errorf("in its first hour: %.1f bits", bits)
 	}
 	// Another link goes viral behind a flood.
 	counts = append([]int{0, 2500, 3000, 0, 1, 0}, fading(r, 4000, 20, 10)...)

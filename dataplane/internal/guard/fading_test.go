@@ -110,10 +110,7 @@ func TestAFarmBehindWhatHasFadedLasts(t *testing.T) {
 		t.Errorf("%.1f bits", bits)
 	}
 	// Within the hour in which it begins, because it has risen.
-	counts = fading(r, 1000, 12, 24)
-	for range 6 {
-		counts = append(counts, chance(r, 45))
-	}
+	counts = append(fading(r, 1000, 12, 24), 47, 41, 44, 46, 40, 45)
 	if bits := withForeign(3, counts...).lasting(0.1); bits < lastingBits {
 		t.Errorf("in its first hour: %.1f bits", bits)
 	}

@@ -12,7 +12,7 @@ const (
 	hourSeconds = 3600
 	hoursOfWeek = 168
 	weeksKept   = 4
-	bins        = 12
+	bins        = 36
 )
 
 // oddSeconds is for how long clicks count as out of the usual after it was said
@@ -37,9 +37,8 @@ type affiliate struct {
 	where  countries
 	labels labels
 
-	// The share of the first link: usually, and in the hour before, with its clicks.
-	linkUsual, linkBefore float32
-	nBefore               uint32
+	// The share of the first link, usually.
+	linkUsual float32
 
 	words entropies
 	burst bursts
@@ -47,8 +46,6 @@ type affiliate struct {
 	oddUntil     uint32 // seconds: entropy or countries were not as usual lately
 	alikeUntil   uint32 // seconds: the entropy of clicks that are as many as a flood's was not
 	foreignUntil uint32 // seconds: likewise, their countries were not
-	viralUntil   uint32 // seconds: a link has gone viral
-	fadedUntil   uint32 // seconds: foreign clicks were fading
 	looked       uint32
 	found        [numDetectors]uint32
 	taken        uint32
@@ -125,7 +122,7 @@ func (e *Engine) affiliate(ev *event) {
 		count(&b.labelled)
 		a.labels.labelled++
 	}
-	if a.where.add(&e.settings.Country, ev.country, a.hour) {
+	if a.where.add(&e.settings.Country, ev.country) {
 		count(&b.foreign)
 	}
 	a.window.add(ev, uint32(ev.prefixKey[kindNetwork]>>32))
@@ -197,14 +194,11 @@ func (a *affiliate) closeHour(now uint32, country *CountrySettings) {
 			odd = odd || float64(a.thisHour) > 3*6*median+20
 			weight = min(1, (6*median+1)/float64(max(1, a.thisHour)))
 		}
-		odd = odd || a.foreignHour(country)
+		odd = a.foreignHour(country, a.oddUntil > a.hour*hourSeconds) || odd
 		a.where.learn(odd, weight, a.hour, a.bins[:])
 		a.labels.learn(odd)
-		if n := a.window.n; n > 0 {
-			a.linkBefore, a.nBefore = float32(a.window.link.share(n)), n
-			if !odd {
-				a.linkUsual += (a.linkBefore - a.linkUsual) / 16
-			}
+		if n := a.window.n; n > 0 && !odd {
+			a.linkUsual += (float32(a.window.link.share(n)) - a.linkUsual) / 16
 		}
 		for h := a.hour; h < now && h < a.hour+2*hoursOfWeek; h++ {
 			n := uint32(0)
@@ -275,9 +269,6 @@ func (a *affiliate) odd(second uint32, now, foreign float64) bool {
 // has one, and is one, and the scanners of a mail are through by then. What is left
 // of a link that has gone viral, at an affiliate with much else, is neither: it fades.
 func (a *affiliate) scattered(least float64) bool {
-	if a.faded() && !a.even() {
-		return false
-	}
 	for j := range uint32(3) {
 		if float64(a.bins[(a.bin-j)%bins].n) < least {
 			return false
@@ -286,8 +277,12 @@ func (a *affiliate) scattered(least float64) bool {
 	if a.window.n >= 30 && float32(a.window.link.share(a.window.n)) > a.linkUsual+0.2 {
 		return false
 	}
-	bits, top := a.where.divergence(a.bin / 6)
-	return bits >= 0.18 && top < 0.6 && int64(a.bin)*binSeconds*1e6 >= a.first+countryDays
+	hour := a.bin / 6
+	if a.lasting(a.where.foreign(hour)) < fadedBits {
+		return false
+	}
+	bits, top := a.where.divergence(hour)
+	return bits >= 0.18 && top < oneCountry && int64(a.bin)*binSeconds*1e6 >= a.first+countryDays
 }
 
 func (e *Engine) affiliateFinding(d detector, i int, at int64, v verdict) {

@@ -3,22 +3,21 @@ package guard
 import (
 	"fmt"
 	"math"
-	"slices"
 )
 
 // CountrySettings are of the detector of a sudden change of an affiliate's mix of
 // countries.
 //
 // The mix of an hour is compared with that of the days before by the divergence of
-// Jensen and Shannon (Lin, 1991), and by the share of clicks from countries that
-// the affiliate hardly ever has. These must be there over nearly each ten minutes
-// of an hour, and at most two fifths of them in any: the scanners of a mail come
-// with it.
+// Jensen and Shannon (Lin, 1991), and by the share of foreign clicks: those from
+// countries that the affiliate hardly ever has, and from one that it has now and then
+// and has several times as often now. They must be there over nearly each ten minutes
+// of an hour, and at most two fifths of them in any: the scanners of a mail come with
+// it.
 //
-// A link that goes viral can bring another country, too: then most clicks are on
-// one link and from one country, and there are many times the usual; and what goes
-// viral fades, by half within the hour, where a farm goes on. That is not said
-// here.
+// A link that goes viral can bring another country, too, but what goes viral fades,
+// where a farm goes on. Nothing is said before there is enough evidence that the
+// foreign clicks do not fade: see lasting.
 //
 // Confidence: 0.96 at the least share of foreign clicks; the doubt falls as that
 // share rises.
@@ -58,20 +57,28 @@ type countries struct {
 	// the world does not.
 	base  [4][countryClasses]uint16
 	total [4]uint32
-	// What is usual of foreign clicks at each hour of the day.
-	hours [24]struct{ of, foreign float32 }
+	// What is usual of foreign clicks at each hour of the day, and the share that they
+	// had then on the last days, of which each counts twice the one before it.
+	hours [24]struct{ of, foreign, again float32 }
+	// The class of a country that is foreign because it has risen, and 1; 0: none has.
+	risen uint16
 }
 
 const (
 	usualWeight = 16
+	// risenTimes its usual share is what a country has that has risen, of at least
+	// risenClicks.
+	risenTimes  = 3
+	risenClicks = 40
 	// countryMemory is how many clicks what is usual rests on.
 	countryMemory = 4000
 	// countryHour is how many clicks what is usual at an hour of the day rests on.
 	countryHour = 2000
 )
 
-// foreign is the share of foreign clicks that is usual at an hour of the day;
-// where little is known of that hour, half more than over the whole day.
+// foreign is the share of foreign clicks that is usual at an hour of the day; where
+// little is known of that hour, half more than over the whole day. A country that has
+// risen is foreign with all its clicks.
 func (w *countries) foreign(hour uint32) (share float64) {
 	sum := func(from, to uint32) (of, foreign float64) {
 		for h := from; h <= to; h++ {
@@ -86,6 +93,10 @@ func (w *countries) foreign(hour uint32) (share float64) {
 		of, foreign = sum(0, 23)
 		share = max(share, 1.5*(foreign+1)/(of+10))
 	}
+	if w.risen > 0 {
+		most, _ := w.most(int(w.risen) - 1)
+		share += most
+	}
 	return min(1, share)
 }
 
@@ -94,16 +105,57 @@ func countryClass(code uint16) int {
 }
 
 // add counts a click, and says whether its country is foreign.
-func (w *countries) add(d *CountrySettings, code uint16, hour uint32) bool {
+func (w *countries) add(d *CountrySettings, code uint16) bool {
 	if code == 0 {
 		return false
 	}
 	c := countryClass(code)
 	count(&w.now[c])
-	if n, of := w.usual(c, hour); of == 0 || n >= d.Foreign*of {
-		return false
+	return w.risen == uint16(c)+1 || w.rare(c, d.Foreign)
+}
+
+// rare says that a class is less than a share of the usual clicks in each quarter of
+// the day: otherwise what has come for hours would be foreign from one moment on, as
+// if it had begun then.
+func (w *countries) rare(c int, share float64) bool {
+	most, ok := w.most(c)
+	return ok && most < share
+}
+
+// most is the largest share that a class has of the usual clicks, in any quarter of
+// the day of which enough is known, or where there is none, of the whole day.
+func (w *countries) most(c int) (share float64, ok bool) {
+	for q := range uint32(4) {
+		if n, of := w.usual(c, 6*q); of > 0 {
+			share, ok = max(share, n/of), true
+		}
 	}
-	return true
+	return share, ok
+}
+
+// watch looks for a country that has risen: it comes too often to be foreign, but has
+// a large part of the clicks of this hour and the one before, and several times its
+// usual share. It is foreign until it has less than half of that.
+func (w *countries) watch(d *CountrySettings) {
+	sum, top := 0.0, 0
+	n := func(c int) float64 { return float64(w.now[c]) + float64(w.past[c]) }
+	for c := range w.now {
+		sum += n(c)
+		if n(c) > n(top) {
+			top = c
+		}
+	}
+	if w.risen > 0 {
+		top = int(w.risen) - 1
+	}
+	most, ok := w.most(top)
+	least := max(d.Share, risenTimes*most) * sum
+	switch {
+	case w.risen > 0 && n(top) < least/2:
+		w.risen = 0
+	case w.risen == 0 && ok && sum >= risenClicks && n(top) >= least:
+		w.risen = uint16(top) + 1
+	}
 }
 
 // usual is how many clicks of a class there are of how many that count for an
@@ -199,7 +251,7 @@ func (w *countries) divergence(hour uint32) (bits, top float64) {
 
 // affiliate judges the last hour.
 func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
-	a.watchFading()
+	a.where.watch(d)
 	hour := a.bin / 6
 	if _, of := a.where.usual(0, hour); of == 0 || int64(a.bin)*binSeconds*1e6 < a.first+countryDays {
 		return v
@@ -226,10 +278,7 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 	// Six standard deviations, and by a third: mails bring foreign clicks while an
 	// affiliate's own country sleeps.
 	least := max(d.Share, usual+0.33, usual+6*math.Sqrt(usual*(1-usual)/float64(n)))
-	if share < least || bits < d.Divergence || !a.spread() {
-		return v
-	}
-	if a.viral(top) || a.faded() {
+	if share < least || bits < d.Divergence || !a.spread() || a.lasting(usual) < enough(top) {
 		return v
 	}
 	v.begin, v.clicks = a.lastHour(), uint64(n)
@@ -240,41 +289,23 @@ func (d *CountrySettings) affiliate(a *affiliate) (v verdict) {
 }
 
 // foreignHour says that so many clicks of the hour that ends are foreign that a farm
-// may have begun in it: it must not be learned as if it were usual.
-func (a *affiliate) foreignHour(d *CountrySettings) bool {
+// may have begun in it: it must not be learned as if it were usual. Where they were
+// as many at the same hour of the days before, they are: that hour's own country
+// sleeps, or what is believed to be usual is not. Else only hours that happen to have
+// few foreign clicks would be learned.
+func (a *affiliate) foreignHour(d *CountrySettings, accused bool) bool {
 	n, foreign := 0, 0
 	for i := range uint32(6) {
 		b := a.bins[(a.hour*6+i)%bins]
 		n += int(b.n)
 		foreign += int(b.foreign)
 	}
-	return foreign >= fewForeign && float64(foreign) >= d.Share*float64(n)
-}
-
-// viral says that what is new may be a link that has gone viral: most clicks are
-// on one link and from one country, which is not how it usually is, or they are
-// many times the usual. Such a link is visited for hours.
-func (a *affiliate) viral(topCountry float64) bool {
-	link, n := a.linkBefore, a.nBefore
-	if a.window.n >= 30 {
-		link = float32(a.window.link.share(a.window.n))
+	share, again := float64(foreign)/float64(max(1, n)), &a.where.hours[a.hour%24].again
+	odd := foreign >= fewForeign && share >= d.Share && share > float64(*again)+0.15
+	if n >= 10 && !accused {
+		*again += (float32(share) - *again) / 2
 	}
-	n = max(n, a.window.n)
-	if topCountry < 0.6 || link < 0.7 || a.lasting() {
-		return false
-	}
-	median := 0.0
-	if usual := a.usual(a.bin / 6); len(usual) > 0 {
-		median, _ = robust(usual)
-	}
-	switch {
-	case float64(n) > 5*6*median+30:
-		a.viralUntil = (a.bin + viralBins) * binSeconds
-		return true
-	case a.bin*binSeconds < a.viralUntil:
-		return true
-	}
-	return link > a.linkUsual+0.2
+	return odd
 }
 
 // spread says that this hour's clicks come from many networks: a gateway of another
@@ -284,63 +315,8 @@ func (a *affiliate) spread() bool {
 	return n >= 20 && a.window.peers.count() >= min(0.5*n, 60)
 }
 
-// halves are the foreign clicks of the last four half hours, the last one first.
-func (a *affiliate) halves() (n [4]float64) {
-	for i := range uint32(bins) {
-		n[i/3] += float64(a.bins[(a.bin-i)%bins].foreign)
-	}
-	return n
-}
-
-// watchFading says for hours of foreign clicks that they are what is left of a link
-// that has gone viral, once those of the last half hour are fewer than three
-// quarters of those of another one of the last two hours, by one and a half
-// standard deviations, and until they rise again as clearly. The rate of what goes
-// viral falls with a power of the time (Crane and Sornette, PNAS 2008, with
-// exponents above 1): half is left after half an hour, a quarter after one and a
-// half. A farm goes on.
-func (a *affiliate) watchFading() {
-	n := a.halves()
-	before := slices.Max(n[1:])
-	if max(n[0], before) < fewForeign {
-		return
-	}
-	wide := 1.5 * math.Sqrt(before)
-	switch {
-	case n[0] > before/0.75+wide:
-		a.fadedUntil = 0
-	case n[0] < 0.75*before-wide, a.faded():
-		a.fadedUntil = (a.bin + fadedBins) * binSeconds
-	}
-}
-
-// faded says that they are what is left.
-func (a *affiliate) faded() bool { return a.bin*binSeconds < a.fadedUntil }
-
-// lasting says that foreign clicks have come evenly for two hours, and were not
-// fading before.
-func (a *affiliate) lasting() bool { return !a.faded() && a.even() }
-
-// even says that foreign clicks have come evenly for two hours.
-func (a *affiliate) even() bool {
-	n := a.halves()
-	least, most := slices.Min(n[:]), slices.Max(n[:])
-	return least >= lastingClicks && least >= 0.8*most-0.5*math.Sqrt(most)
-}
-
-// fewForeign are too few in half an hour to see them fade, and lastingClicks are
-// the least by which it can be said that they last.
-const (
-	fewForeign    = 20
-	lastingClicks = 40
-)
-
-// viralBins is for how long a link is visited that has gone viral, and fadedBins
-// for how long what was fading is not taken for what lasts: its tail is slow.
-const (
-	viralBins = 36
-	fadedBins = 36
-)
+// fewForeign are too few clicks in an hour to say that a farm may have begun.
+const fewForeign = 20
 
 // lastHour is where the last six bins begin, in µs.
 func (a *affiliate) lastHour() int64 { return int64(a.bin-5) * binSeconds * 1e6 }

@@ -32,7 +32,7 @@ func (d detector) String() string { return detectorNames[d] }
 
 // detectorVersion is of the rules: it changes when they would find something
 // else in the same clicks.
-const detectorVersion = 3
+const detectorVersion = 4
 
 // Settings of an engine. The zero value works.
 type Settings struct {

@@ -186,7 +186,7 @@ func (c *capacity) markdown(p func(string, ...any)) {
 }
 
 func (n *node) markdown(p func(string, ...any)) {
-	p("\n## The memory that labels take of a node\n\nOne request on behalf of each of %d addresses, VmRSS of `affnode` in MB, with labels as they are by default (--label-memory 32 MiB) and with none (--label-off). "+
+	p("\n## The memory that labels take of a node\n\nOne request on behalf of each of %d addresses, VmRSS of `affnode` in MB, with labels as they are by default (--label-memory 16 MiB) and with none (--label-off). "+
 		"Clicks go into a small spool without a broker, in both.\n\n| | ready | after | peak |\n|---|---|---|---|\n", n.Addresses)
 	p("| with labels | %.0f | %.0f | %.0f |\n| without | %.0f | %.0f | %.0f |\n", n.With.Ready, n.With.After, n.With.Peak, n.Without.Ready, n.Without.After, n.Without.Peak)
 }

@@ -168,7 +168,7 @@ type Config struct {
 	Level        Level         // default: process
 	Sync         time.Duration // at level fsync: how often clicks are brought to the disk. Default: DefaultSync
 	MaxBytes     int64         // limit of the spool, everything included. Default: 1 GiB
-	SegmentBytes int64         // size of a segment, 256 KiB to 256 MiB. Default: 4 MiB, less where MaxBytes is small
+	SegmentBytes int64         // size of a segment, 256 KiB to 256 MiB. Default: 2 MiB, less where MaxBytes is small
 	Retention    time.Duration // how long what was sent is kept, as far as MaxBytes allows. Default: 10 min; negative, and at level memory: not at all
 	Node, Region string        // Node is required
 	Boot         uint64        // required
@@ -191,7 +191,7 @@ func (c *Config) setDefaults() error {
 		c.MaxBytes = 1 << 30
 	}
 	if c.SegmentBytes == 0 {
-		c.SegmentBytes = min(4<<20, max(minSegment, c.MaxBytes/(spareCount+2)&^(pageSize-1)))
+		c.SegmentBytes = min(2<<20, max(minSegment, c.MaxBytes/(spareCount+2)&^(pageSize-1)))
 	}
 	if c.Retention == 0 {
 		c.Retention = 10 * time.Minute

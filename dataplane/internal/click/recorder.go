@@ -322,11 +322,11 @@ func (r *Recorder) reopen() {
 const keepCount = 2
 
 // goneEvery is how often a segment may be removed while there is room, and
-// goneAtOnce how many are when there has been time: each is 3 ms of work, and
+// goneAtOnce how many are when there has been time: each is 1.5 ms of work, and
 // while a backlog of hours drains, redirects have better use for them.
 const (
-	goneEvery  = 125 * time.Millisecond
-	goneAtOnce = 8
+	goneEvery  = 62500 * time.Microsecond
+	goneAtOnce = 16
 )
 
 // trim removes what is of no more use: segments of earlier boots and of a

@@ -271,3 +271,41 @@ func TestForeignClicksThatComeEachDayAtTheSameHourAreUsualThen(t *testing.T) {
 		}
 	}
 }
+
+// The law is that of videos; what fades by another one, to a half within an hour, is no
+// farm either.
+func TestClicksThatFadeByAnotherLawDoNotLast(t *testing.T) {
+	half := func(bins float64) func(i float64) float64 {
+		return func(i float64) float64 { return math.Exp2(-i / bins) }
+	}
+	power := func(exponent, tau float64) func(i float64) float64 {
+		return func(i float64) float64 { return math.Pow(1+i/tau, -exponent) }
+	}
+	for _, c := range []struct {
+		name  string
+		rate  func(bin float64) float64
+		lasts bool
+	}{
+		{"half of it in 20 minutes", half(2), false},
+		{"half of it in an hour", half(6), false},
+		{"a slower power, at once", power(1, 1), false},
+		{"a slower power", power(1.2, 3), false},
+		{"a faster power", power(2, 3), false},
+		{"half of it in four hours", half(24), true},
+		{"an even rate", half(math.Inf(1)), true},
+	} {
+		for _, n := range []int{12, 18, bins} {
+			x, all := make([]float64, n), 0.0
+			for i := range x {
+				x[i] = c.rate(float64(i))
+				all += x[i]
+			}
+			for i := range x {
+				x[i] *= 1000 / all
+			}
+			if bits := evenToFading(x, make([]float64, n), 0); bits > lastingBits != c.lasts {
+				t.Errorf("%s, seen for %d minutes: %.0f bits that it lasts", c.name, 10*n, bits)
+			}
+		}
+	}
+}

@@ -85,7 +85,7 @@ func TestLabelsAndBlocksGoFromTheControlPlaneToTheClickStream(t *testing.T) {
 	_ = resp.Body.Close()
 	for _, want := range []string{
 		`aff_labels_total{label="bot"} `, `aff_treated_total{action="refuse"} `, `aff_label_list_broken{label="bot",list="1 crawler-user-agents `,
-		`aff_label_list_entries{label="preview",list="2 link-previews `, "aff_label_memory_bytes 3.3554432e+07",
+		`aff_label_list_entries{label="preview",list="2 link-previews `, "aff_label_memory_bytes 1.6777216e+07",
 	} {
 		if !strings.Contains(string(metrics), want) {
 			t.Errorf("%s is not among the metrics", want)

@@ -242,3 +242,24 @@ func TestDeadlinesComeInOrder(t *testing.T) {
 		t.Error("there is a deadline of nobody")
 	}
 }
+
+// Answers that are sent in pieces do not wait for the client's acknowledgement of the
+// ones before (Nagle's algorithm): its side may take 200 ms for that.
+func TestSocketsDoNotWaitForAcknowledgements(t *testing.T) {
+	n := startNode(t, time.Second)
+	c := n.dial(t)
+	c.send(getA)
+	c.expect(302)
+	client := c.LocalAddr().(*net.TCPAddr).Port
+	for fd := range 1 << 12 {
+		peer, err := unix.Getpeername(fd)
+		if at, ok := peer.(*unix.SockaddrInet4); err != nil || !ok || at.Port != client {
+			continue
+		}
+		if on, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY); err != nil || on == 0 {
+			t.Errorf("TCP_NODELAY is %d, %v", on, err)
+		}
+		return
+	}
+	t.Error("the server has no such connection")
+}

@@ -314,6 +314,9 @@ func (l *loop) accept() (more bool) {
 		switch {
 		case err == nil:
 			l.pause = 0
+			// As package net does: otherwise what a pipelining client is sent in two
+			// pieces waits for its acknowledgement of the first, for up to 200 ms.
+			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails for no TCP socket
 			l.take(fd, peerAddr(peer))
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):

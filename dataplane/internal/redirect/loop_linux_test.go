@@ -250,11 +250,15 @@ func TestSocketsDoNotWaitForAcknowledgements(t *testing.T) {
 	c := n.dial(t)
 	c.send(getA)
 	c.expect(302)
-	client := c.LocalAddr().(*net.TCPAddr).Port
+	client, server := c.LocalAddr().(*net.TCPAddr).Port, c.RemoteAddr().(*net.TCPAddr).Port
 	for fd := range 1 << 12 {
 		peer, err := unix.Getpeername(fd)
 		if at, ok := peer.(*unix.SockaddrInet4); err != nil || !ok || at.Port != client {
 			continue
+		}
+		own, err := unix.Getsockname(fd)
+		if at, ok := own.(*unix.SockaddrInet4); err != nil || !ok || at.Port != server {
+			continue // another test's, with the same number
 		}
 		if on, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY); err != nil || on == 0 {
 			t.Errorf("TCP_NODELAY is %d, %v", on, err)

@@ -23,10 +23,6 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 	if listener < 0 {
 		return false, nil
 	}
-	// Connections inherit it, as those of package net have it: otherwise what a
-	// pipelining client is sent in two pieces waits for its acknowledgement of the
-	// first, which takes it up to 200 ms.
-	_ = unix.SetsockoptInt(listener, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails for no TCP socket
 	g.failed = make(chan error, 1)
 	if !g.openLoops(listener) {
 		_ = unix.Close(listener)

@@ -8,10 +8,9 @@ import (
 )
 
 const (
-	// leastTurn is for how long work goes on before it lets others go first: with
-	// turns of 1 ms, the p99 of redirects was twice as long. When that takes long,
-	// because there are redirects all the time, it is this share of it: work has a
-	// fourth of a core that is full at most, and does not fall behind for good.
+	// leastTurn is for how long work goes on before it lets others go first. When that
+	// takes long, because there are redirects all the time, it is this share of it:
+	// work has a fourth of a core that is full, and does not fall behind for good.
 	leastTurn = 100 * time.Microsecond
 	share     = 3
 )

@@ -267,9 +267,9 @@ func (s *segment) release(pause func()) {
 }
 
 // giveBack gives pages back to the kernel: of a file, which has their bytes, or of
-// plain memory that nobody needs any more. Each call lets all
-// cores forget them, which takes longer than the pages themselves: in steps of
-// 16 KiB it was 30% of what publishing a backlog takes.
+// plain memory that nobody needs any more. Each call lets all cores forget them,
+// which takes longer than the pages themselves: in steps of 16 KiB it was 30% of
+// what publishing a backlog takes.
 func giveBack(mem []byte, pause func()) {
 	for part := range slices.Chunk(mem, giveBytes) {
 		_ = unix.Madvise(part, unix.MADV_DONTNEED) // advice

@@ -47,7 +47,7 @@ type loop struct {
 	work      *work    // while there are events
 	held      []answer // not sent yet; see hold
 	outbox    []byte   // of what is held
-	serving   *conn
+	serving   *conn    // whose requests are answered now
 	thread    int   // its number in the kernel
 	listener  int   // negative: it accepts no more
 	acceptAt  int64 // when it accepts again; never: it does
@@ -181,10 +181,11 @@ func (l *loop) wait(events []unix.EpollEvent, patient bool) (int, syscall.Errno)
 }
 
 func (l *loop) handle(fd int, events uint32) {
-	switch fd {
-	case l.listener, l.call, l.timer:
-		l.sendHeld() // this may take longer than answers do
+	if fd < len(l.conns) && l.conns[fd] != nil {
+		l.serve(l.conns[fd], events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
+		return
 	}
+	l.sendHeld() // what follows may take longer than answers do
 	switch fd {
 	case l.listener:
 		l.accept()
@@ -192,11 +193,7 @@ func (l *loop) handle(fd int, events uint32) {
 		l.attend()
 	case l.timer:
 		l.expire()
-	default:
-		if fd >= len(l.conns) || l.conns[fd] == nil {
-			return // it has ended since, or is the listener, of which no more is heard
-		}
-		l.serve(l.conns[fd], events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
+	default: // a connection that has ended since, or the listener, of which no more is heard
 	}
 }
 

@@ -48,9 +48,9 @@ type loop struct {
 	held      []answer // not sent yet; see hold
 	outbox    []byte   // of what is held
 	serving   *conn    // whose requests are answered now
-	thread    int   // its number in the kernel
-	listener  int   // negative: it accepts no more
-	acceptAt  int64 // when it accepts again; never: it does
+	thread    int      // its number in the kernel
+	listener  int      // negative: it accepts no more
+	acceptAt  int64    // when it accepts again; never: it does
 	pause     time.Duration
 	drained   bool // connections know that the group drains
 	deaf      bool // it has accepted all that there will be

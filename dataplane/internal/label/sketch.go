@@ -3,6 +3,9 @@ package label
 import (
 	"math/bits"
 	"sync/atomic"
+	"unsafe"
+
+	"github.com/affleet/affleet/dataplane/internal/prefetch"
 )
 
 // lineWords is how many places a line has.
@@ -32,7 +35,7 @@ func (l lines) of(hash uint64) *line {
 
 // fetch asks for the line of a hash, well before it is looked at: those of
 // several tables come at the same time.
-func (l lines) fetch(hash uint64) { prefetch(l.of(hash)) }
+func (l lines) fetch(hash uint64) { prefetch.Line(unsafe.Pointer(l.of(hash))) }
 
 // find gives the place whose upper bits, those from shift on, are a tag.
 //

@@ -171,13 +171,13 @@ func rawConn(nc net.Conn) syscall.RawConn {
 // gives true when the connection ends, and false to be called again.
 func (c *conn) ready(fd uintptr) bool {
 	w := c.srv.works.Get().(*work)
-	ended := c.read(w, fd)
+	ended := c.read(w, fd, nil)
 	c.srv.works.Put(w)
 	return ended
 }
 
 // read answers what has arrived. It gives true when the connection ends, or is
-// its loop's no more.
+// its loop's no more. First is what has been read into w.in already, if that is so.
 //
 // A socket is reported once for each arrival, so it reads until nothing is left.
 // When a read did not fill its buffer and all of it was answered, then nothing
@@ -187,12 +187,18 @@ func (c *conn) ready(fd uintptr) bool {
 // poller does not pass it on, and to find out at once would take one more read
 // for each request; so the next look is when the read deadline passes, which is
 // made to be soon.
-func (c *conn) read(w *work, fd uintptr) bool {
+func (c *conn) read(w *work, fd uintptr, first *arrival) bool {
 	n := copy(w.in, c.rest)
 	seen := n
 	for reads := 1; c.end == open; reads++ {
 		room := len(w.in) - n
-		m, errno := recv(fd, w.in[n:])
+		var m int
+		var errno syscall.Errno
+		if first != nil {
+			m, errno, first = first.n, first.errno, nil
+		} else {
+			m, errno = recv(fd, w.in[n:])
+		}
 		n += m
 		final := c.group.draining.Load()
 		if final && m > 0 && n < len(w.in) {

@@ -42,9 +42,10 @@ type loop struct {
 	// Of its goroutine.
 	conns     []*conn // by descriptor
 	deadlines deadlines
-	timerAt   int64    // what the timer is set to, ns of the clock
-	again     []*conn  // there is more to read
-	work      *work    // while there are events
+	timerAt   int64   // what the timer is set to, ns of the clock
+	again     []*conn // there is more to read
+	work      *work   // while there are events
+	arrivals  []arrival
 	held      []answer // not sent yet; see hold
 	outbox    []byte   // of what is held
 	serving   *conn    // whose requests are answered now
@@ -68,7 +69,10 @@ const (
 func newLoop(g *group, listener int) (l *loop, err error) {
 	l = &loop{
 		group: g, epoll: -1, call: -1, timer: -1, listener: listener, timerAt: never, acceptAt: never,
-		held: make([]answer, 0, mostHeld), outbox: make([]byte, 0, mostHeld*longHeld),
+		arrivals: make([]arrival, mostAhead), held: make([]answer, 0, mostHeld), outbox: make([]byte, 0, mostHeld*longHeld),
+	}
+	for i := range l.arrivals {
+		l.arrivals[i].in = make([]byte, g.srv.cfg.MaxHead)
 	}
 	defer func() {
 		if err != nil {
@@ -147,12 +151,12 @@ func (l *loop) run() {
 		l.work = l.group.srv.works.Get().(*work)
 		again := l.again
 		l.again = nil
-		for i := range events[:n] {
-			l.handle(int(events[i].Fd), events[i].Events)
+		for at := 0; at < n; {
+			at += l.handle(events[at:n])
 		}
 		for _, c := range again {
 			if c.loop == l {
-				l.serve(c, false)
+				l.serve(c, false, nil)
 			}
 		}
 		l.sendHeld()
@@ -180,13 +184,18 @@ func (l *loop) wait(events []unix.EpollEvent, patient bool) (int, syscall.Errno)
 	return int(n), errno
 }
 
-func (l *loop) handle(fd int, events uint32) {
-	if fd < len(l.conns) && l.conns[fd] != nil {
-		l.serve(l.conns[fd], events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
-		return
+// handle does what the first event is about, or the first few where those are of
+// connections. It gives how many that were.
+func (l *loop) handle(events []unix.EpollEvent) (done int) {
+	for done < min(len(events), mostAhead) && l.conn(int(events[done].Fd)) != nil {
+		done++
+	}
+	if done > 0 {
+		l.serveAll(events[:done])
+		return done
 	}
 	l.sendHeld() // what follows may take longer than answers do
-	switch fd {
+	switch int(events[0].Fd) {
 	case l.listener:
 		l.accept()
 	case l.call:
@@ -195,14 +204,23 @@ func (l *loop) handle(fd int, events uint32) {
 		l.expire()
 	default: // a connection that has ended since, or the listener, of which no more is heard
 	}
+	return 1
 }
 
-// serve answers what a connection has sent.
-func (l *loop) serve(c *conn, hup bool) {
+// conn is the connection with a descriptor, nil when there is none.
+func (l *loop) conn(fd int) *conn {
+	if fd < len(l.conns) {
+		return l.conns[fd]
+	}
+	return nil
+}
+
+// serve answers what a connection has sent, of which first has been read.
+func (l *loop) serve(c *conn, hup bool, first *arrival) {
 	defer l.rescue(c)
 	c.hup = c.hup || hup
 	l.serving = c
-	ended := c.read(l.work, uintptr(c.fd))
+	ended := c.read(l.work, uintptr(c.fd), first)
 	l.serving = nil
 	if ended {
 		l.end(c)
@@ -297,7 +315,7 @@ func (l *loop) notice(c *conn) {
 		l.end(c)
 		return
 	}
-	l.serve(c, false)
+	l.serve(c, false, nil)
 }
 
 // lookAgain reads from a connection once more when others have had their turn.
@@ -411,7 +429,7 @@ func (l *loop) expire() {
 			c.end = closeNow
 			l.end(c)
 		} else {
-			l.serve(c, false)
+			l.serve(c, false, nil)
 		}
 	}
 	if l.acceptAt <= now {

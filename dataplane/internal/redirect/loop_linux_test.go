@@ -202,7 +202,9 @@ func TestALoopPassesOverEventsOfWhatIsGone(t *testing.T) {
 	onlyLoops(t)
 	l := &loop{group: &group{}, epoll: -1, call: -1, timer: -1, listener: -1, conns: make([]*conn, 10)}
 	for _, fd := range []int{3, 9, 10, 1000} {
-		l.handle(fd, unix.EPOLLIN)
+		if n := l.handle([]unix.EpollEvent{{Fd: int32(fd), Events: unix.EPOLLIN}, {}}); n != 1 {
+			t.Errorf("descriptor %d: %d events", fd, n)
+		}
 	}
 }
 

@@ -102,7 +102,8 @@ func pages(node *dataplane.Node) []service.Page {
 
 // share gives the number of event loops that a setting means, and sees to it that
 // all else has room beside them: loops keep Ps of Go's scheduler for themselves,
-// and the kernel shares the cores between all.
+// and the kernel shares the cores between all. On one core that is one P: of
+// several, one always looks for what another has to do, and takes the core for it.
 func share(loops int) int {
 	cores := runtime.GOMAXPROCS(0)
 	switch {
@@ -111,7 +112,7 @@ func share(loops int) int {
 	case loops < 0:
 		loops = 0
 	}
-	runtime.GOMAXPROCS(max(cores, loops) + max(2, cores/4))
+	runtime.GOMAXPROCS(max(cores, loops) + max(1, cores/2))
 	return loops
 }
 

@@ -29,13 +29,12 @@ func NewYield() (yield func()) {
 		if begin.Sub(last) < turn {
 			return
 		}
-		if alone {
-			runtime.Gosched()
-		} else {
+		if !alone {
 			// A system call that Go's scheduler need not know of: it takes as long as
 			// others compute, and the P would only change hands.
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // cannot fail
 		}
+		runtime.Gosched() // what else runs beside redirects may have this P only
 		last = time.Now()
 		turn = max(leastTurn, last.Sub(begin)/share)
 	}

@@ -26,10 +26,11 @@ func (l *loop) serveAll(events []unix.EpollEvent) {
 	t := l.group.srv.cfg.Live.Load()
 	for i := range events {
 		l.arrivals[i].read(l.conns[events[i].Fd], t)
+		if i > 0 {
+			l.arrivals[i-1].link.Entry()
+		}
 	}
-	for i := range events {
-		l.arrivals[i].link.Entry()
-	}
+	l.arrivals[len(events)-1].link.Entry()
 	for i := range events {
 		a := &l.arrivals[i]
 		first := a

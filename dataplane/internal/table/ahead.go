@@ -43,23 +43,28 @@ func (t *Table) Ahead(host, path []byte) Ahead {
 
 // Entry asks for the entry that the slot says.
 func (a Ahead) Entry() {
-	if a.shard == nil {
-		return
+	entry := a.entry()
+	for at := 0; at < min(entryLines*lineBytes, len(entry)); at += lineBytes {
+		prefetch.Line(unsafe.Pointer(&entry[at]))
 	}
+}
+
+// entry is the arena from the entry on, nil when there is none.
+func (a Ahead) entry() []byte {
 	s := a.shard
+	if s == nil {
+		return nil
+	}
 	mask := uint32(1)<<s.offBits - 1
 	tag := uint32(a.hash>>32) << s.offBits
 	for i := home(a.hash, len(s.index)); i < len(s.index); i++ {
 		v := atomic.LoadUint32(&s.index[i])
 		if v == 0 {
-			return
+			break
 		}
 		if off := v&mask - 1; (v^tag)&^mask == 0 && s.has(off) {
-			entry := s.arena[off:]
-			for at := 0; at < min(entryLines*lineBytes, len(entry)); at += lineBytes {
-				prefetch.Line(unsafe.Pointer(&entry[at]))
-			}
-			return
+			return s.arena[off:]
 		}
 	}
+	return nil
 }

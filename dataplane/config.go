@@ -84,8 +84,9 @@ type Config struct {
 	// collected. Default: it is left as it is.
 	TuneCollector bool
 
-	// The same: event loops go before all other threads, whose nice value is raised.
-	// Default: it is left as it is.
+	// The same: event loops go before all other threads. Their nice value is lowered,
+	// where the process may do so (CAP_SYS_NICE, RLIMIT_NICE), and else that of all
+	// others is raised. Default: both are left as they are.
 	LoopsFirst bool
 
 	Build      string                // the program's version

@@ -41,7 +41,7 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 		for _, l := range g.loops {
 			threads = append(threads, l.thread)
 		}
-		standBack(threads)
+		goBefore(threads)
 	}
 	select {
 	case <-ctx.Done():

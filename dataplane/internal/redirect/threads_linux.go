@@ -20,7 +20,7 @@ const (
 	// used up its share when it is woken: only then may it interrupt others.
 	behind = 4
 
-	leastNice = 19
+	mostNice, leastNice = -20, 19 // nice values go from more to less
 )
 
 // goFirst lets the calling thread interrupt others when it has been woken, as long
@@ -35,10 +35,22 @@ func goFirst() {
 	_ = unix.SchedSetAttr(0, attr, 0) // best effort; older kernels pass it over
 }
 
-// standBack gives the threads of the process a lesser share of the cores than one
-// of its loops has, but for those of loops. Threads that it makes later inherit it.
-func standBack(loops []int) {
+// goBefore gives loops a larger share of the cores than all other threads of the
+// process have. Theirs stays as it is where loops may have more: with CAP_SYS_NICE,
+// or RLIMIT_NICE. Else they stand back.
+func goBefore(loops []int) {
 	nice := niceOf(loops[0])
+	for _, tid := range loops {
+		if unix.Setpriority(unix.PRIO_PROCESS, tid, max(nice-behind, mostNice)) != nil {
+			standBack(loops, nice)
+			return
+		}
+	}
+}
+
+// standBack gives the threads of the process a lesser share of the cores than its
+// loops have, whose nice value is given. Threads that they make inherit it.
+func standBack(loops []int, nice int) {
 	for again := true; again; { // a thread that had its old share may have made another
 		again = false
 		threads, err := os.ReadDir("/proc/self/task")

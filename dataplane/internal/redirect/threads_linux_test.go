@@ -1,0 +1,70 @@
+package redirect
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// mayVar makes a process of the tests one that only gives its loops their share.
+const mayVar = "AFFNODE_TEST_LOOPS_MAY"
+
+// The nice value is of a whole process, so that it is another one.
+func TestLoopsGoBeforeAllOtherThreads(t *testing.T) {
+	if may := os.Getenv(mayVar); may != "" {
+		fmt.Print(goBeforeInThisProcess(may == "yes"))
+		os.Exit(0) // before the other runs of it
+	}
+	for may, want := range map[string]string{"yes": "loops -4 -4, another 0", "no": "loops 0 0, another 4"} {
+		cmd := exec.Command(os.Args[0], "-test.run", t.Name())
+		cmd.Env = append(os.Environ(), mayVar+"="+may)
+		out, err := cmd.Output()
+		switch got := string(out); {
+		case err != nil:
+			t.Fatalf("%v\n%s", err, out)
+		case strings.HasPrefix(got, "not here"):
+			t.Log(got)
+		case got != want:
+			t.Errorf("it may lower the nice value: %s. Want %s, got %s", may, want, got)
+		}
+	}
+}
+
+func goBeforeInThisProcess(may bool) string {
+	runtime.LockOSThread()
+	if was := niceOf(0); was != 0 {
+		return fmt.Sprintf("not here: it begins with nice value %d", was)
+	}
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&head, &caps[0]); err != nil {
+		return err.Error()
+	}
+	if caps[0].Effective&(1<<unix.CAP_SYS_NICE) == 0 && may {
+		return "not here: no CAP_SYS_NICE"
+	}
+	if !may { // of this thread, which is the one that sets nice values
+		caps[0].Effective &^= 1 << unix.CAP_SYS_NICE
+		if err := unix.Capset(&head, &caps[0]); err != nil {
+			return err.Error()
+		}
+	}
+	threads, end := make(chan int), make(chan bool)
+	defer close(end)
+	for range 3 {
+		go func() {
+			runtime.LockOSThread()
+			threads <- unix.Gettid()
+			<-end
+		}()
+	}
+	loops := []int{<-threads, <-threads}
+	another := <-threads
+	goBefore(loops)
+	return fmt.Sprintf("loops %d %d, another %d", niceOf(loops[0]), niceOf(loops[1]), niceOf(another))
+}

@@ -15,7 +15,7 @@ const (
 	slowEvery       = time.Second // between two bytes of one
 	headTimeout     = "5s"        // of nginx; it is affnode's default
 	deltaRate       = 1000        // per second
-	besideRounds    = 2           // at most
+	besideRounds    = 5           // at most
 )
 
 // beside is what something else that goes on does to a server's answers.

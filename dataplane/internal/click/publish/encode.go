@@ -22,14 +22,15 @@ const (
 )
 
 // encoder writes one clickv1.Batch at a time, by hand: strings and clicks are
-// written in the order in which they come up, which protobuf allows, and
-// compressed when they are all there. It belongs to one goroutine.
+// written in the order in which they come up, and packed when they are all
+// there. It belongs to one goroutine.
 type encoder struct {
 	identity []byte // the fields that each batch of the log begins with
 	limit    int    // bytes of a batch
 
 	out      []byte // storage of the batch
-	buf      []byte // what is to be compressed
+	buf      []byte // the strings, which are compressed, and what the clicks refer to
+	records  []byte // the clicks, which are not
 	packed   []byte
 	scratch  [20 << 10]byte // more than packBytes can become
 	yield    func()         // lets redirects go first
@@ -83,7 +84,7 @@ func newEncoder(id click.Identity) *encoder {
 
 // begin starts a batch in the storage of buf, which becomes the encoder's.
 func (e *encoder) begin(buf []byte, first uint64) {
-	e.out, e.buf = buf[:0], e.buf[:0]
+	e.out, e.buf, e.records = buf[:0], e.buf[:0], e.records[:0]
 	e.first, e.clicks = first, 0
 	e.strings = append(e.strings[:0], text{})
 	if e.generation++; e.generation == 0 {
@@ -101,12 +102,12 @@ func (e *encoder) add(c *click.Click) bool {
 		e.buf = appendVarint(e.buf, tagBaseRevision, uint64(c.Revision))
 		e.buf = append(e.buf, tagString, 0) // entry 0
 	} else if c.Sequence != e.first+e.clicks || c.Epoch != e.epoch || len(e.strings) > maxStrings ||
-		len(e.identity)+len(e.buf)+clickBytes+size(c) > e.limit {
+		len(e.identity)+len(e.buf)+len(e.records)+clickBytes+size(c) > e.limit {
 		return false
 	}
 	e.clicks++
 
-	// The strings come first: each is written when it is seen first.
+	// A string is written when it is seen first.
 	link := e.index(c.Link)
 	affiliate, campaign, variant := e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant)
 	destination, agent := e.index(c.Destination), e.index(c.UserAgent)
@@ -118,8 +119,8 @@ func (e *encoder) add(c *click.Click) bool {
 	}
 	e.parameters, e.labels = e.pairs(e.parameters[:0], c.Parameters), e.pairs(e.labels[:0], c.Labels)
 
-	var scratch [clickBytes]byte
-	b := scratch[:0]
+	b := append(e.records, tagClick, 0) // its length, below
+	start := len(b)
 	b = appendVarint(b, 1<<3, zigzag(c.Time-e.time))
 	b = appendVarint(b, 2<<3, zigzag(c.Revision-e.revision))
 	b = appendVarint(b, 3<<3, uint64(link))
@@ -147,8 +148,20 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendPacked(b, 19, e.labels)
 	b = appendHigh(b, 20, uint64(country))
 	b = appendHigh(b, 21, uint64(c.ASN))
-	e.buf = appendBytes(e.buf, tagClick, b)
+	e.records = setLength(b, start)
 	return true
+}
+
+// setLength writes how long the bytes from start on are into the byte before
+// them, or makes room for more.
+func setLength(b []byte, start int) []byte {
+	n := uint64(len(b) - start)
+	if n < 0x80 {
+		b[start-1] = byte(n)
+		return b
+	}
+	var length [binary.MaxVarintLen64]byte
+	return slices.Replace(b, start-1, start, length[:binary.PutUvarint(length[:], n)]...)
 }
 
 // pairs writes the strings of pairs, and gives their indexes.
@@ -218,20 +231,25 @@ func (e *encoder) end(account *click.Ledger, final bool) []byte {
 const packBytes = 16<<10 - 1
 
 // pack appends what was written, compressed where that is less. A block of Snappy
-// is its length and a row of pieces, each of which refers to what has been before
-// it: pieces of several blocks make one.
+// is its length and a row of pieces, each of which is text or refers to what has
+// been before it: pieces of several blocks make one. The clicks are mostly
+// numbers that no search would find again, and become text as they are.
 func (e *encoder) pack(out []byte) []byte {
-	e.packed = binary.AppendUvarint(e.packed[:0], uint64(len(e.buf)))
+	e.packed = binary.AppendUvarint(e.packed[:0], uint64(len(e.buf)+len(e.records)))
 	for part := range slices.Chunk(e.buf, packBytes) {
 		block := s2.EncodeSnappy(e.scratch[:], part)
 		_, n := binary.Uvarint(block)
 		e.packed = append(e.packed, block[n:]...)
 		e.yield()
 	}
-	if len(e.packed)+4 < len(e.buf) {
+	for part := range slices.Chunk(e.records, 1<<16) {
+		e.packed = binary.LittleEndian.AppendUint16(append(e.packed, 61<<2), uint16(len(part)-1))
+		e.packed = append(e.packed, part...)
+	}
+	if len(e.packed)+4 < len(e.buf)+len(e.records) {
 		return appendBytes(out, tagSnappy, e.packed)
 	}
-	return append(out, e.buf...)
+	return append(append(out, e.buf...), e.records...)
 }
 
 func zigzag(v int64) uint64 { return uint64(v<<1) ^ uint64(v>>63) }

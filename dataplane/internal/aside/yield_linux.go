@@ -7,13 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// leastTurn is for how long work goes on before it lets others go first. When that
-	// takes long, because there are redirects all the time, it is this share of it:
-	// work has a fourth of a core that is full, and does not fall behind for good.
-	leastTurn = 100 * time.Microsecond
-	share     = 3
-)
+// leastTurn is for how long work goes on before it lets others go first. When that
+// takes long, because there are redirects all the time, it goes on for as long as it
+// has waited: how the core is shared is the kernel's then, which takes from the share
+// of who yields (since Linux 6.18 what is left of his turn).
+const leastTurn = 100 * time.Microsecond
 
 // NewYield gives a function that lets redirects go first if its caller has gone
 // on for long enough. It is to be called behind each piece of work, of some µs.
@@ -36,6 +34,6 @@ func NewYield() (yield func()) {
 		}
 		runtime.Gosched() // what else runs beside redirects may have this P only
 		last = time.Now()
-		turn = max(leastTurn, last.Sub(begin)/share)
+		turn = max(leastTurn, last.Sub(begin))
 	}
 }

@@ -30,6 +30,7 @@ type Recorder struct {
 	degraded atomic.Pointer[error]
 
 	syncFailed atomic.Bool // degraded is for that
+	none       atomic.Bool // the last try to make a spare segment gave none
 
 	yield     func()    // lets redirects go first; maintain's, once that runs
 	removedAt time.Time // when segments of the log were last; maintain's
@@ -196,6 +197,10 @@ func (r *Recorder) refill() {
 // lacksSpare says whether a segment should and can be made spare.
 func (r *Recorder) lacksSpare() bool { return len(r.spares) < cap(r.spares) }
 
+// Short says that the segment in use is the last, and that another is being made:
+// who goes on without a pause may be quicker, and lose clicks.
+func (r *Recorder) Short() bool { return len(r.spares) == 0 && !r.none.Load() }
+
 func (r *Recorder) room() bool { return r.Bytes()+r.config.SegmentBytes <= r.config.MaxBytes }
 
 // errFull is why there is no spare segment when the spool has reached its limit.
@@ -210,6 +215,7 @@ func (r *Recorder) prepare() error {
 	opened := number > spareCount
 	r.mu.Unlock()
 	s, err := r.spare(number, opened)
+	r.none.Store(err != nil)
 	if err != nil {
 		return err
 	}

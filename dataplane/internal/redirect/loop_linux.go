@@ -50,6 +50,7 @@ type loop struct {
 	outbox    []byte   // of what is held
 	serving   *conn    // whose requests are answered now
 	thread    int      // its number in the kernel
+	waits     int      // in a row, for room in the spool
 	listener  int      // negative: it accepts no more
 	acceptAt  int64    // when it accepts again; never: it does
 	pause     time.Duration
@@ -60,6 +61,9 @@ type loop struct {
 const (
 	loopEvents  = 128
 	mostAccepts = 16 // in a row; connections that are there go first
+
+	forRoom   = 500 * time.Microsecond
+	mostWaits = 200 // in a row
 
 	// A new connection goes to another loop if that has so many less.
 	unequal = 16
@@ -162,6 +166,20 @@ func (l *loop) run() {
 		l.sendHeld()
 		l.group.srv.works.Put(l.work)
 		l.work = nil
+		l.giveWay()
+	}
+}
+
+// giveWay waits when clicks come quicker than the spool gets room for them, so that
+// it may: on a core that is full, what makes room has a share only. It does not wait
+// for a disk that has stopped.
+func (l *loop) giveWay() {
+	switch {
+	case !l.group.srv.cfg.Clicks.Short():
+		l.waits = 0
+	case l.waits < mostWaits:
+		l.waits++
+		time.Sleep(forRoom)
 	}
 }
 

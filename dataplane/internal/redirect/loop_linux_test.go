@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
 )
 
 // onlyLoops skips what is about loops when there are none.
@@ -268,4 +271,37 @@ func TestSocketsDoNotWaitForAcknowledgements(t *testing.T) {
 		return
 	}
 	t.Error("the server has no such connection")
+}
+
+// Nobody takes clicks from the recorder: it gets full.
+func TestALoopGivesWayToWhatMakesRoomForClicksUntilThereIsNone(t *testing.T) {
+	onlyLoops(t)
+	const segment = 256 << 10
+	clicks, err := click.Open(click.Config{Level: click.Memory, Node: "n", Boot: 1, SegmentBytes: segment, MaxBytes: 400 * segment})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clicks.Close()
+	l := &loop{group: &group{srv: &Server{cfg: Config{Clicks: clicks}}}}
+	e := &click.Event{Destination: bytes.Repeat([]byte("d"), 60<<10)}
+	gave := 0
+	for account := clicks.Ledger(); account.Lost() == 0; account = clicks.Ledger() {
+		clicks.Record(e)
+		short, begin := clicks.Short(), time.Now()
+		if l.giveWay(); l.waits > 0 {
+			gave++
+			if took := time.Since(begin); short && took < forRoom {
+				t.Fatalf("it waited for %v", took)
+			}
+		}
+	}
+	if gave == 0 || clicks.Ledger().Recorded < 4*390 { // four in a segment
+		t.Errorf("it gave way %d times; %+v", gave, clicks.Ledger())
+	}
+	for clicks.Short() { // until the recorder knows that it is full
+		time.Sleep(time.Millisecond)
+	}
+	if l.giveWay(); l.waits != 0 {
+		t.Error("it gives way to nothing")
+	}
 }

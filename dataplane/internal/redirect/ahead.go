@@ -24,8 +24,8 @@ func glimpse(head []byte) (host, path []byte) {
 	if !bytes.HasPrefix(head, []byte(method)) {
 		return nil, nil
 	}
-	target, rest, _ := bytes.Cut(head[len(method):], []byte(" "))
-	rest = head[len(method)+len(target):]
+	target, _, _ := bytes.Cut(head[len(method):], []byte(" "))
+	rest := head[len(method)+len(target):]
 	if !bytes.HasPrefix(rest, []byte(between)) {
 		return nil, nil
 	}

@@ -171,7 +171,7 @@ func BenchmarkCompress(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(done), "compress-ns/click")
 			b.ReportMetric(float64(len(buf))/float64(n), "bytes/click")
-			b.ReportMetric(float64(len(e.buf))/float64(n), "plain-bytes/click")
+			b.ReportMetric(float64(len(e.buf)+len(e.records))/float64(n), "plain-bytes/click")
 		})
 	}
 }

@@ -1,6 +1,8 @@
 package redirect
 
 import (
+	"bytes"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
@@ -24,33 +26,54 @@ func (l *loop) serveAll(events []unix.EpollEvent) {
 		return
 	}
 	t := l.group.srv.cfg.Live.Load()
+	var last table.Ahead
 	for i := range events {
-		l.arrivals[i].read(l.conns[events[i].Fd], t)
-		if i > 0 {
-			l.arrivals[i-1].link.Entry()
-		}
+		next := l.arrivals[i].read(l.conns[events[i].Fd], t)
+		last.Entry()
+		last = next
 	}
-	l.arrivals[len(events)-1].link.Entry()
+	last.Entry()
 	for i := range events {
-		a := &l.arrivals[i]
-		first := a
-		if a.n < 0 {
-			first = nil
-		} else {
+		var first *arrival
+		if a := &l.arrivals[i]; a.n >= 0 {
+			first = a
 			l.work.in, a.in = a.in, l.work.in
 		}
 		l.serve(l.conns[events[i].Fd], events[i].Events&ended != 0, first)
 	}
 }
 
-// read reads from a connection that has nothing unanswered.
-func (a *arrival) read(c *conn, t *table.Table) {
-	a.n, a.link = -1, table.Ahead{}
+// read reads from a connection that has nothing unanswered, and asks for its link.
+// It sets n to a negative number when it does not.
+func (a *arrival) read(c *conn, t *table.Table) table.Ahead {
+	a.n = -1
 	if c.rest != nil {
-		return
+		return table.Ahead{}
 	}
 	a.n, a.errno = recv(uintptr(c.fd), a.in)
-	if host, path := glimpse(a.in[:a.n]); path != nil && t != nil {
-		a.link = t.Ahead(host, path)
+	host, path := glimpse(a.in[:a.n])
+	if path == nil || t == nil {
+		return table.Ahead{}
 	}
+	return t.Ahead(host, path)
+}
+
+// glimpse guesses what a head asks for, which begins as those of most clients do:
+// nil when it does not.
+func glimpse(head []byte) (host, path []byte) {
+	const method, between = "GET ", " HTTP/1.1\r\nHost: "
+	if !bytes.HasPrefix(head, []byte(method)) {
+		return nil, nil
+	}
+	target, _, _ := bytes.Cut(head[len(method):], []byte(" "))
+	rest := head[len(method)+len(target):]
+	if !bytes.HasPrefix(rest, []byte(between)) {
+		return nil, nil
+	}
+	host, _, ok := bytes.Cut(rest[len(between):], []byte("\r"))
+	if !ok {
+		return nil, nil
+	}
+	path, _, _ = bytes.Cut(target, []byte("?"))
+	return host, path
 }

@@ -72,6 +72,13 @@ type conn struct {
 	armed    int64  // what the read deadline was set to, ns of the clock
 }
 
+// arrival is what a read from a socket gave.
+type arrival struct {
+	in    []byte // as long as a head may be
+	n     int
+	errno syscall.Errno
+}
+
 // serve runs a new connection until it ends, or is another's.
 func (c *conn) serve() {
 	handed := false

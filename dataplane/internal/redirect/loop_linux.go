@@ -42,17 +42,17 @@ type loop struct {
 	// Of its goroutine.
 	conns     []*conn // by descriptor
 	deadlines deadlines
-	timerAt   int64   // what the timer is set to, ns of the clock
-	again     []*conn // there is more to read
-	work      *work   // while there are events
-	arrivals  []arrival
-	held      []answer // not sent yet; see hold
-	outbox    []byte   // of what is held
-	serving   *conn    // whose requests are answered now
-	thread    int      // its number in the kernel
-	waits     int      // in a row, for room in the spool
-	listener  int      // negative: it accepts no more
-	acceptAt  int64    // when it accepts again; never: it does
+	timerAt   int64     // what the timer is set to, ns of the clock
+	again     []*conn   // there is more to read
+	work      *work     // while there are events
+	arrivals  []arrival // of those that are read before the first is answered
+	held      []answer  // not sent yet; see hold
+	outbox    []byte    // of what is held
+	serving   *conn     // whose requests are answered now
+	thread    int       // its number in the kernel
+	waits     int       // in a row, for room in the spool
+	listener  int       // negative: it accepts no more
+	acceptAt  int64     // when it accepts again; never: it does
 	pause     time.Duration
 	drained   bool // connections know that the group drains
 	deaf      bool // it has accepted all that there will be
@@ -62,8 +62,8 @@ const (
 	loopEvents  = 128
 	mostAccepts = 16 // in a row; connections that are there go first
 
-	forRoom   = 500 * time.Microsecond
-	mostWaits = 200 // in a row
+	forRoom   = 500 * time.Microsecond // a wait for room in the spool
+	mostWaits = 200                    // in a row
 
 	// A new connection goes to another loop if that has so many less.
 	unequal = 16
@@ -170,8 +170,8 @@ func (l *loop) run() {
 	}
 }
 
-// giveWay waits when clicks come quicker than the spool gets room for them, so that
-// it may: on a core that is full, what makes room has a share only. It does not wait
+// giveWay waits a moment when clicks come quicker than the spool gets room for them:
+// on a core that is full, what makes room has only a share of it. It does not wait
 // for a disk that has stopped.
 func (l *loop) giveWay() {
 	switch {

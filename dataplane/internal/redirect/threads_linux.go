@@ -16,7 +16,7 @@ const (
 	// behind is by how much the nice value of all other threads is above that of
 	// loops. What computes all the time beside a loop that does so, too, has 29% of
 	// the core then (sched_prio_to_weight of the kernel: 423 and 1024), which is
-	// twice what publishing takes of it. And a loop that waits now and then has not
+	// more than publishing takes of it. And a loop that waits now and then has not
 	// used up its share when it is woken: only then may it interrupt others.
 	behind = 4
 

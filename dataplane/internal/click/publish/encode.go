@@ -230,6 +230,10 @@ func (e *encoder) end(account *click.Ledger, final bool) []byte {
 // no redirect is answered. Whole batches would take 7% fewer bytes.
 const packBytes = 16<<10 - 1
 
+// snappyText begins a piece of a block of Snappy that is text, whose length less
+// one follows in two bytes.
+const snappyText = 61 << 2
+
 // pack appends what was written, compressed where that is less. A block of Snappy
 // is its length and a row of pieces, each of which is text or refers to what has
 // been before it: pieces of several blocks make one. The clicks are mostly
@@ -243,7 +247,7 @@ func (e *encoder) pack(out []byte) []byte {
 		e.yield()
 	}
 	for part := range slices.Chunk(e.records, 1<<16) {
-		e.packed = binary.LittleEndian.AppendUint16(append(e.packed, 61<<2), uint16(len(part)-1))
+		e.packed = binary.LittleEndian.AppendUint16(append(e.packed, snappyText), uint16(len(part)-1))
 		e.packed = append(e.packed, part...)
 	}
 	if len(e.packed)+4 < len(e.buf)+len(e.records) {

@@ -70,34 +70,39 @@ const (
 )
 
 // newLoop opens a loop that accepts from a listener.
-func newLoop(g *group, listener int) (l *loop, err error) {
-	l = &loop{
+func newLoop(g *group, listener int) (*loop, error) {
+	l := &loop{
 		group: g, epoll: -1, call: -1, timer: -1, listener: listener, timerAt: never, acceptAt: never,
 		arrivals: make([]arrival, mostAhead), held: make([]answer, 0, mostHeld), outbox: make([]byte, 0, mostHeld*longHeld),
 	}
 	for i := range l.arrivals {
 		l.arrivals[i].in = make([]byte, g.srv.cfg.MaxHead)
 	}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
+	if err := l.begin(); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// begin opens what the loop asks the kernel with. What is open when it fails is for
+// close.
+func (l *loop) begin() (err error) {
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("epoll: %w", err)
+		return fmt.Errorf("epoll: %w", err)
 	}
 	if l.call, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
+		return fmt.Errorf("eventfd: %w", err)
 	}
 	if l.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("timerfd: %w", err)
+		return fmt.Errorf("timerfd: %w", err)
 	}
 	for _, fd := range []int{l.call, l.timer} {
 		if err := l.watch(fd, unix.EPOLLIN); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return l, l.listen()
+	return l.listen()
 }
 
 func (l *loop) close() {

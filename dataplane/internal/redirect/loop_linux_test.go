@@ -162,26 +162,16 @@ func behindProxies(c *Config) {
 
 func TestConnectionsThatFindNoDescriptorAreAcceptedLater(t *testing.T) {
 	n := startNode(t, time.Second, oneLoop)
-	_ = n.dial(t).Close()
+	accepted := n.dial(t) // what a loop needs for itself, it has
+	accepted.send(getLast)
+	accepted.expect(302)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := os.NewFile(uintptr(fd), "client")
 	defer f.Close()
-	var before unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
-		t.Fatal(err)
-	}
-	restore := func() {
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
-			t.Fatal(err)
-		}
-	}
-	defer restore()
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}); err != nil {
-		t.Fatal(err)
-	}
+	restore := leaveDescriptors(t, 0)
 	addr := n.listening
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}); err != nil {
 		t.Fatal(err)
@@ -198,6 +188,62 @@ func TestConnectionsThatFindNoDescriptorAreAcceptedLater(t *testing.T) {
 	c.send(getLast)
 	c.expect(302)
 	c.expectEnd()
+}
+
+// leaveDescriptors lets the process open so many descriptors more, until the
+// function that it gives is called, or the test ends.
+func leaveDescriptors(t *testing.T, n int) (restore func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	limit := 0
+	for range n {
+		fd, err := unix.Dup(0) // the lowest that is free, as all that are opened
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		limit = fd + 1
+	}
+	restore = func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(restore)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(limit), Max: before.Max}); err != nil { //nolint:gosec // positive
+		t.Fatal(err)
+	}
+	return restore
+}
+
+func TestALoopThatFindsNoDescriptorFails(t *testing.T) {
+	onlyLoops(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	listener := duplicate(ln.(*net.TCPListener))
+	defer unix.Close(listener)
+	g := &group{srv: &Server{}}
+	const own = 3 // epoll, eventfd, timerfd
+	for left := range own + 1 {
+		restore := leaveDescriptors(t, left)
+		l, err := newLoop(g, listener)
+		restore()
+		if (err == nil) != (left == own) || (l == nil) != (err != nil) {
+			t.Errorf("%d descriptors are left: %v, %v", left, l, err)
+		}
+		if l != nil {
+			l.close()
+		}
+	}
+	if l, err := newLoop(g, -1); err == nil || l != nil {
+		t.Errorf("without a listener: %v, %v", l, err)
+	}
 }
 
 // The listener's event may come in one batch with the word to accept no more.

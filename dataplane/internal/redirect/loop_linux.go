@@ -59,8 +59,7 @@ type loop struct {
 }
 
 const (
-	loopEvents  = 128
-	mostAccepts = 16 // in a row; connections that are there go first
+	loopEvents = 128
 
 	forRoom   = 500 * time.Microsecond // a wait for room in the spool
 	mostWaits = 200                    // in a row
@@ -344,35 +343,32 @@ func (l *loop) notice(c *conn) {
 // lookAgain reads from a connection once more when others have had their turn.
 func (l *loop) lookAgain(c *conn) { l.again = append(l.again, c) }
 
-// accept takes up connections that the kernel has established. It says whether
-// there may be more.
+// accept takes up a connection that the kernel has established: one, and then those
+// that are there have their turn. It says whether there may be more.
 func (l *loop) accept() (more bool) {
-	for range mostAccepts {
-		fd, peer, err := unix.Accept4(l.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		switch {
-		case err == nil:
-			l.pause = 0
-			// As package net does: otherwise what a pipelining client is sent in two
-			// pieces waits for its acknowledgement of the first, for up to 200 ms.
-			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails for no TCP socket
-			l.take(fd, peerAddr(peer))
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN):
-			return false
-		case passing(err):
-			l.group.srv.conns.acceptErrors.Add(1)
-			l.pause = min(max(2*l.pause, 5*time.Millisecond), time.Second)
-			now, _ := l.group.srv.clock.read()
-			l.acceptAt = now + int64(l.pause)
-			l.unwatch(l.listener)
-			return false
-		default:
-			l.group.fail(err)
-			l.hush()
-			return false
-		}
+	fd, peer, err := unix.Accept4(l.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	switch {
+	case err == nil:
+		l.pause = 0
+		// As package net does: otherwise what a pipelining client is sent in two
+		// pieces waits for its acknowledgement of the first, for up to 200 ms.
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails for no TCP socket
+		l.take(fd, peerAddr(peer))
+		return true
+	case errors.Is(err, unix.EINTR):
+		return true
+	case errors.Is(err, unix.EAGAIN):
+	case passing(err):
+		l.group.srv.conns.acceptErrors.Add(1)
+		l.pause = min(max(2*l.pause, 5*time.Millisecond), time.Second)
+		now, _ := l.group.srv.clock.read()
+		l.acceptAt = now + int64(l.pause)
+		l.unwatch(l.listener)
+	default:
+		l.group.fail(err)
+		l.hush()
 	}
-	return true
+	return false
 }
 
 // take starts a new connection, here or where it finds more room.

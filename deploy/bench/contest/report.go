@@ -89,6 +89,7 @@ func (r *Result) goals() []goal {
 		{"the same, typically: median over slices of 100 ms", 1, false, ratio(node, nginx, sliceP99)},
 		{"resident memory with the links loaded", 0.6, false, spread{loaded, loaded, loaded}},
 		{fmt.Sprintf("typical p99 beside %d slow connections, to that without", slowConnections), 1.2, false, r.besides[0].ratio(loopSlice)},
+		{"the same, to that beside as many to another process on the generator's core", 1.2, false, ratios(r.besides[0].with, r.besides[0].other, loopSlice)},
 		{fmt.Sprintf("p99.9 beside %d deltas a second, to that without", deltaRate), 2, false, r.besides[3].ratio(loopP999)},
 		{"an edit: how many times sooner, from the call that writes it", 500, true, spreadOf(r.edits.pairs)},
 		{"an edit: how many times sooner, from the write's acknowledgement", 500, true, spreadOf(r.edits.ackedPairs)},

@@ -6,6 +6,10 @@
 //
 //	slow --addr 127.0.0.1:8080 --connections 5000 --every 1s
 //
+// Without an address the connections are to a listener of its own, which does no
+// more than to close them in time: that shows what they cost the core on which
+// this program runs, and so whoever measures from there.
+//
 // All are opened over one period of the pace, evenly, and stay as evenly spread:
 // what a server feels is their number, not their coming all at once. It prints a
 // line when all are open, and ends with its standard input.
@@ -26,11 +30,11 @@ import (
 const beginning = "GET /a HTTP/1.1\r\nHost: go.example.com\r\nUser-Agent: "
 
 func main() {
-	addr := flag.String("addr", "127.0.0.1:8080", "`address` of the server")
+	addr := flag.String("addr", "", "`address` of the server; none: its own")
 	connections := flag.Int("connections", 5000, "`number` of connections")
 	every := flag.Duration("every", time.Second, "`time` between two bytes of one")
 	flag.Parse()
-	tcp, err := net.ResolveTCPAddr("tcp4", *addr)
+	to, err := target(*addr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "slow:", err)
 		os.Exit(1)
@@ -39,7 +43,7 @@ func main() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
-	a := attack{to: unix.SockaddrInet4{Port: tcp.Port, Addr: [4]byte(tcp.IP.To4())}, fds: make([]int, *connections)}
+	a := attack{to: to, fds: make([]int, *connections)}
 	for i := range a.fds {
 		a.fds[i] = -1
 	}
@@ -47,6 +51,56 @@ func main() {
 		fmt.Fprintln(os.Stderr, "slow:", err)
 		os.Exit(1)
 	}
+}
+
+// target is whom the connections are to.
+func target(addr string) (to unix.SockaddrInet4, err error) {
+	if addr == "" {
+		return own()
+	}
+	tcp, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return to, err
+	}
+	return unix.SockaddrInet4{Port: tcp.Port, Addr: [4]byte(tcp.IP.To4())}, nil
+}
+
+// own is a listener that closes what it accepts after the time that servers have
+// for a head.
+func own() (to unix.SockaddrInet4, err error) {
+	const headTimeout = 5 * time.Second
+	type accepted struct {
+		fd int
+		at time.Time
+	}
+	to.Addr = [4]byte{127, 0, 0, 1}
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return to, os.NewSyscallError("socket", err)
+	}
+	if err := errors.Join(unix.Bind(listener, &to), unix.Listen(listener, 511)); err != nil {
+		return to, fmt.Errorf("listen: %w", err)
+	}
+	name, err := unix.Getsockname(listener)
+	if err != nil {
+		return to, os.NewSyscallError("getsockname", err)
+	}
+	to.Port = name.(*unix.SockaddrInet4).Port
+	open := make(chan accepted, 1<<16)
+	go func() {
+		for {
+			if fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC); err == nil {
+				open <- accepted{fd, time.Now()}
+			}
+		}
+	}()
+	go func() {
+		for c := range open {
+			time.Sleep(time.Until(c.at.Add(headTimeout)))
+			_ = unix.Close(c.fd)
+		}
+	}()
+	return to, nil
 }
 
 // attack is the connections, in the order of their turns.

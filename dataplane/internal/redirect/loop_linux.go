@@ -183,6 +183,7 @@ func (l *loop) giveWay() {
 		l.waits = 0
 	case l.waits < mostWaits:
 		l.waits++
+		l.group.srv.conns.roomWaits.Add(1)
 		time.Sleep(forRoom)
 	}
 }

@@ -341,6 +341,9 @@ func TestALoopGivesWayToWhatMakesRoomForClicksUntilThereIsNone(t *testing.T) {
 			}
 		}
 	}
+	if waits := l.group.srv.conns.roomWaits.Load(); waits < uint64(gave) { //nolint:gosec // positive
+		t.Errorf("it gave way %d times, and counted %d", gave, waits)
+	}
 	if clicks.Ledger().Recorded < 90*segment/2200 {
 		t.Errorf("it gave way %d times; %+v", gave, clicks.Ledger())
 	}

@@ -39,6 +39,7 @@ type connCounts struct {
 	headTimeouts, idleTimeouts, writeTimeouts atomic.Uint64
 	acceptErrors, panics, cut                 atomic.Uint64
 	proxyErrors, handshakeErrors              atomic.Uint64
+	roomWaits                                 atomic.Uint64
 }
 
 // Stats is what a Server has done since New.
@@ -68,6 +69,7 @@ type Stats struct {
 	AcceptErrors  uint64 // failed accepts that were tried again, for want of descriptors above all
 	Panics        uint64 // connections closed by a defect in this program
 	Cut           uint64 // connections closed because the time to drain was over
+	RoomWaits     uint64 // times that an event loop waited for the spool to have room
 
 	ProxyErrors     uint64 // connections closed: no PROXY protocol header from a trusted proxy
 	HandshakeErrors uint64 // connections closed: no TLS was agreed on
@@ -101,6 +103,7 @@ func (s *Server) Stats() Stats {
 		HeadTimeouts: c.headTimeouts.Load(), IdleTimeouts: c.idleTimeouts.Load(), WriteTimeouts: c.writeTimeouts.Load(),
 		AcceptErrors: c.acceptErrors.Load(), Panics: c.panics.Load(), Cut: c.cut.Load(),
 		ProxyErrors: c.proxyErrors.Load(), HandshakeErrors: c.handshakeErrors.Load(),
+		RoomWaits: c.roomWaits.Load(),
 	}
 	if certs := s.certs.Load(); certs != nil {
 		set := certs.current.Load()
@@ -146,6 +149,8 @@ var (
 		"Connections that the server closed on its own, by reason.", []string{"reason"}, nil)
 	acceptErrorsDesc = prometheus.NewDesc("aff_redirect_accept_errors_total",
 		"Failed accepts that were tried again.", nil, nil)
+	roomWaitsDesc = prometheus.NewDesc("aff_redirect_room_waits_total",
+		"Waits of 0.5 ms for the spool to have room for clicks, by all event loops.", nil, nil)
 	certsDesc = prometheus.NewDesc("aff_redirect_certificates",
 		"Certificates of the TLS listener: those that are served, and pairs of files that cannot be loaded.", []string{"state"}, nil)
 	certErrorsDesc = prometheus.NewDesc("aff_redirect_certificate_errors_total",
@@ -158,7 +163,7 @@ var (
 type collector struct{ s *Server }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, labelsDesc, treatedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, labelsDesc, treatedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, roomWaitsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
 		ch <- d
 	}
 }
@@ -198,6 +203,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(endedDesc, st.ProxyErrors, "proxy_header")
 	count(endedDesc, st.HandshakeErrors, "tls_handshake")
 	count(acceptErrorsDesc, st.AcceptErrors)
+	count(roomWaitsDesc, st.RoomWaits)
 	if !st.CertificatesUntil.IsZero() {
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)

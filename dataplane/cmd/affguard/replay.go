@@ -140,7 +140,7 @@ func (r *replaying) stream(ctx context.Context, log *slog.Logger, pass *replay.R
 	if err != nil {
 		return err
 	}
-	options := clickstream.Options{Until: r.end, Log: log, Prefetch: 256}
+	options := clickstream.Options{Until: r.end, Log: log}
 	if !r.start.IsZero() {
 		options.Start = clickstream.At(r.start)
 	}

@@ -14,7 +14,7 @@ import (
 const (
 	// A batch is cut when it has this age or, encoded and before it is
 	// compressed, this many bytes. One click alone may be larger.
-	maxBatchBytes = 64 << 10
+	maxBatchBytes = 256 << 10
 
 	maxStrings = 6000    // of a batch, so that the table below stays sparse
 	slots      = 1 << 13 // a power of two

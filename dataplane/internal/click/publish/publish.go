@@ -54,7 +54,7 @@ type Config struct {
 }
 
 const (
-	maxInFlight = 64                    // batches that wait for their acknowledgement
+	maxInFlight = 32                    // batches that wait for their acknowledgement
 	tick        = 10 * time.Millisecond // how often the spool is looked at
 	maxAge      = 25 * time.Millisecond // of a batch that is cut; with two ticks, under 50 ms when it is sent
 	headRoom    = 1 << 10               // of a message, for its headers

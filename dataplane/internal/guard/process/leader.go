@@ -81,7 +81,6 @@ func (l *leader) consume(ctx context.Context) error {
 		Store:     l.state,
 		Start:     clickstream.At(time.Now().Add(-l.p.cfg.Rebuild)),
 		SaveEvery: min(time.Second, l.p.cfg.Checkpoint),
-		Prefetch:  256,
 		Malformed: func(m clickstream.Malformed) {
 			l.p.metrics.malformed.Inc()
 			l.log.Warn("a message in the stream of clicks is none of ours", "sequence", m.Sequence, "error", m.Err)

@@ -99,7 +99,7 @@ func newSentLog(dir string, maxBytes int64, retention time.Duration) *sentLog {
 func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes int64) bool) error {
 	size := int64(sentHead + len(b.Subject) + len(b.ID) + len(data))
 	if size > s.fileBytes-sentFileHead {
-		return nil // no message is so large but one of a single click in a tiny spool
+		return nil // no message is so large, but in a spool of a few MiB
 	}
 	if s.gone.Swap(false) {
 		s.close()

@@ -92,7 +92,7 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 		return err
 	}
 	rounds := min(b.rounds, 3)
-	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 4 * time.Second, rounds: 3, least: time.Minute, spool: 10e6}
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 4 * time.Second, rounds: 5, least: time.Minute, spool: 10e6}
 	if b.quick {
 		rounds, o.links, o.window, o.rounds, o.least, o.spool = 1, 10_000, 2*time.Second, 2, 10*time.Second, 1e6
 	}

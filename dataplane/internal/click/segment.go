@@ -35,7 +35,7 @@ const (
 	// 150 µs each, so that on a busy core no redirect waits for the 5 ms that a whole
 	// one takes.
 	stepBytes = 16 << 10
-	giveBytes = 128 << 10
+	giveBytes = 512 << 10
 
 	// The state of a segment is one word: how many records were begun
 	// (above) and the offset behind the last of them (below).

@@ -102,9 +102,13 @@ func (s *stage) editNode(ctx context.Context, e *edits) (whole, acked []float64,
 	return whole, acked, nil
 }
 
-// resolution is the time of one request of a probe, in ms. What is served
-// before its write is acknowledged counts as this.
-const resolution = 0.05
+// probePause is between two requests of a probe: it shares its core with what writes,
+// and one that asks without a pause holds that up.
+const probePause = 50 * time.Microsecond
+
+// resolution is the time of one request of a probe with its pause, in ms. What is
+// served before its write is acknowledged counts as this.
+const resolution = 0.1
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
@@ -140,6 +144,7 @@ func (p *probe) until(destination string, patience time.Duration) error {
 		if resp.Header.Get("Location") == destination {
 			return nil
 		}
+		time.Sleep(probePause)
 	}
 }
 

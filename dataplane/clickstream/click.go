@@ -11,7 +11,7 @@
 // Decode may be called by any number of goroutines. Consume calls its
 // functions from one goroutine, one after the other. What is decoded shares
 // memory among the clicks of a batch: keeping one click's strings keeps the
-// message's 64 KiB; strings.Clone what is to stay for long.
+// message's 256 KiB; strings.Clone what is to stay for long.
 package clickstream
 
 import (

@@ -73,7 +73,7 @@ func clickFigures() []*clickFigure {
 	figures = append(figures, &clickFigure{
 		What: "`clickstream.Consume`, clicks/s, the server in the same process", Goal: "at least 1,000,000", pkg: consumerClicks, bench: "BenchmarkConsume", times: "1x", unit: "clicks/s", least: 1_000_000,
 	})
-	for _, way := range []struct{ name, what string }{{"message", "message by message, as nodes do"}, {"atomic", "as atomic batches of 64"}, {"fast-ingest", "by fast ingest"}} {
+	for _, way := range []struct{ name, what string }{{"message", "message by message, as nodes do"}, {"atomic", "as atomic batches of 32"}, {"fast-ingest", "by fast ingest"}} {
 		figures = append(figures,
 			&clickFigure{What: "ready batches into the stream, " + way.what + ", clicks/s", Goal: "-", pkg: publishClicks, bench: "BenchmarkSend/" + way.name, times: "3000000x", unit: "clicks/s"},
 			&clickFigure{What: "the same, CPU of the node per click, ns", Goal: "-", pkg: publishClicks, bench: "BenchmarkSend/" + way.name, times: "3000000x", unit: "cpu-ns/click"},

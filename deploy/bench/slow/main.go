@@ -89,9 +89,12 @@ func own() (to unix.SockaddrInet4, err error) {
 	open := make(chan accepted, 1<<16)
 	go func() {
 		for {
-			if fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC); err == nil {
-				open <- accepted{fd, time.Now()}
+			fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "slow: accept:", err)
+				os.Exit(1)
 			}
+			open <- accepted{fd, time.Now()}
 		}
 	}()
 	go func() {

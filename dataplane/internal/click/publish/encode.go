@@ -227,7 +227,7 @@ func (e *encoder) end(account *click.Ledger, final bool) []byte {
 }
 
 // packBytes is how much is compressed in one go: some 20 µs, in which on one core
-// no redirect is answered. Whole batches would take 7% fewer bytes.
+// no redirect is answered. 64 KiB at a time would take 6% fewer bytes.
 const packBytes = 16<<10 - 1
 
 // snappyText begins a piece of a block of Snappy that is text, whose length less

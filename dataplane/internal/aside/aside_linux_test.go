@@ -10,10 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onOneCore keeps the calling goroutine on a thread of the first core.
+// onOneCore keeps the calling goroutine on a thread of the first core, as threads of a
+// node are.
 func onOneCore(t *testing.T) {
 	t.Helper()
 	runtime.LockOSThread() // which ends with the goroutine
+	ShortTurns(0)
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		t.Error(err)

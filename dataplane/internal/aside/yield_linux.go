@@ -7,24 +7,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leastTurn is for how long work goes on before it lets others go first. When that
-// takes long, because there are redirects all the time, it goes on for as long as it
-// has waited: how the core is shared is the kernel's then, which takes from the share
-// of who yields (since Linux 6.18 what is left of his turn).
-const leastTurn = 100 * time.Microsecond
+// leastTurn is for how long work goes on before it lets others go first: on a core
+// that both share, a redirect waits that long. How the core is shared is the kernel's.
+const leastTurn = Turn / 2
 
 // NewYield gives a function that lets redirects go first if its caller has gone
 // on for long enough. It is to be called behind each piece of work, of some µs.
 //
 // runtime.Gosched is not enough where threads share a core: the kernel lets one
 // that computes go on for up to some milliseconds before another, which waits for
-// input most of the time, has its turn.
+// input most of the time, has its turn. The threads of both are to have ShortTurns.
 func NewYield() (yield func()) {
-	last, turn := time.Now(), leastTurn
+	last := time.Now()
 	alone := runtime.GOMAXPROCS(0) == 1
 	return func() {
-		begin := time.Now()
-		if begin.Sub(last) < turn {
+		if time.Since(last) < leastTurn {
 			return
 		}
 		if !alone {
@@ -34,6 +31,5 @@ func NewYield() (yield func()) {
 		}
 		runtime.Gosched() // what else runs beside redirects may have this P only
 		last = time.Now()
-		turn = max(leastTurn, last.Sub(begin))
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/affleet/affleet/dataplane/internal/aside"
 )
 
 // loop serves many connections from one goroutine: it asks the kernel which of
@@ -145,7 +147,7 @@ func (l *loop) adopt(c *conn) {
 func (l *loop) run() {
 	runtime.LockOSThread() // the thread ends with the goroutine
 	l.thread = unix.Gettid()
-	goFirst()
+	aside.ShortTurns(0)
 	l.group.unbegun.Done()
 	events := make([]unix.EpollEvent, loopEvents)
 	patient := false // it waits as any goroutine does

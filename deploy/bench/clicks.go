@@ -92,9 +92,9 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 		return err
 	}
 	rounds := min(b.rounds, 3)
-	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 4 * time.Second, rounds: 5, least: time.Minute, spool: 10e6}
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 4 * time.Second, rounds: 12, full: 4, spool: 10e6}
 	if b.quick {
-		rounds, o.links, o.window, o.rounds, o.least, o.spool = 1, 10_000, 2*time.Second, 2, 10*time.Second, 1e6
+		rounds, o.links, o.window, o.rounds, o.full, o.spool = 1, 10_000, 2*time.Second, 2, 1, 1e6
 	}
 	figures := clickFigures()
 	if err := runFigures(ctx, dir, rounds, figures); err != nil {
@@ -222,7 +222,7 @@ func (o *outage) Rows() (rows []outageRow) {
 	for _, r := range []struct {
 		what    string
 		timings []timing
-	}{{"before", o.before}, {"while NATS is stopped", o.meanwhile}, {"while the spool drains", o.draining}} {
+	}{{"before", o.before}, {"while NATS is stopped, for " + o.Stopped(), o.meanwhile}, {"then, with " + o.Waited() + " clicks waiting at last", o.behind}, {"while the spool drains", o.draining}} {
 		all, typical := of(r.timings, p99), median(of(r.timings, slice))
 		rows = append(rows, outageRow{
 			r.what, len(r.timings), show3(median(of(r.timings, func(t timing) int64 { return t.P50 }))),
@@ -238,6 +238,7 @@ func (o *outage) Halting() string   { return proc.Halting(o.awake) }
 func (o *outage) Rate() string      { return show3(o.rate) }
 func (o *outage) Links() int        { return o.links }
 func (o *outage) Window() string    { return o.window.String() }
+func (o *outage) Stopped() string   { return fmt.Sprintf("%.0f s", o.stopped.Seconds()) }
 func (o *outage) Away() string      { return fmt.Sprintf("%.0f s", o.away.Seconds()) }
 func (o *outage) Waited() string    { return show3(o.waited) }
 func (o *outage) Drained() string   { return fmt.Sprintf("%.1f s", o.drained.Seconds()) }
@@ -264,8 +265,8 @@ requests of the other benchmarks, every link as likely as any other.
 
 affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}} The
 generator is an open loop of {{.Rate}} requests per second over 64 connections: a latency counts from the request's
-moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. In the outage, the first timing is with an
-empty spool and the last with a full one; between them, requests come as fast as they are answered. NATS was away for
+moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. When NATS had been
+stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for
 {{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. All clicks were in the stream in the end, and none was dropped.
 
 | | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | against before (p99 / typically) |

@@ -32,19 +32,19 @@ type outage struct {
 	links    int
 	rate     float64       // of redirects that are timed, per second
 	window   time.Duration // of one timing
-	rounds   int           // timings before the outage and in it
-	least    time.Duration // of the outage
+	rounds   int           // timings before the outage, and in it while the requests stay as they are
+	full     int           // timings with a full spool
 	spool    float64       // clicks that wait when NATS returns, at least
 
 	fleet *processes.Fleet
 	node  *processes.Process
 
 	// Results.
-	awake                       bool // cores do not halt
-	before, meanwhile, draining []timing
-	away, drained               time.Duration
-	waited                      float64 // clicks in the spool when NATS returned
-	bytes                       float64 // per click in the stream
+	awake                               bool // cores do not halt
+	before, meanwhile, behind, draining []timing
+	stopped, away, drained              time.Duration // stopped: of it before the spool was filled
+	waited                              float64       // clicks in the spool when NATS returned
+	bytes                               float64       // per click in the stream
 }
 
 // timing is what the program openloop prints.
@@ -177,25 +177,24 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 	return nil
 }
 
-// withoutNATS stops NATS for long enough, and fills the spool.
+// withoutNATS stops NATS, times redirects, and fills the spool.
 func (o *outage) withoutNATS(ctx context.Context) error {
 	if _, err := o.fleet.NATS.Stop(); err != nil {
 		return err
 	}
 	begin := time.Now()
 	fmt.Fprintln(os.Stderr, "NATS is stopped")
-	for round := range o.rounds {
+	for range o.rounds {
 		if err := o.time(ctx, &o.meanwhile); err != nil {
 			return err
 		}
-		if round < o.rounds-1 { // the last timing is with a full spool
-			if err := o.fill(ctx, o.spool*float64(round+1)/float64(o.rounds-1)); err != nil {
-				return err
-			}
-		}
 	}
-	for time.Since(begin) < o.least {
-		if err := o.time(ctx, &o.meanwhile); err != nil {
+	o.stopped = time.Since(begin)
+	if err := o.fill(ctx, o.spool); err != nil {
+		return err
+	}
+	for range o.full {
+		if err := o.time(ctx, &o.behind); err != nil {
 			return err
 		}
 	}

@@ -25,6 +25,7 @@ type beside struct {
 	rate   float64
 	start  func(ctx context.Context, s *stage, c *server) (stop func() error, err error)
 
+	turns       int  // in a round
 	apart       bool // measured beside slow connections to another process, too
 	alone, with []openLoop
 	other       []openLoop
@@ -35,17 +36,17 @@ type beside struct {
 // then deltas.
 func besides(servers []*server, rate float64) (all []*beside) {
 	for _, c := range servers[:3] {
-		all = append(all, &beside{what: fmt.Sprintf("%d slow connections", slowConnections), server: c, rate: rate, start: startSlow})
+		all = append(all, &beside{what: fmt.Sprintf("%d slow connections", slowConnections), server: c, rate: rate, turns: 1, start: startSlow})
 	}
-	all[0].apart = true
-	deltas := &beside{what: fmt.Sprintf("%d deltas a second", deltaRate), server: servers[0], rate: rate / 4}
+	all[0].apart, all[0].turns = true, 2 // it has a goal
+	deltas := &beside{what: fmt.Sprintf("%d deltas a second", deltaRate), server: servers[0], rate: rate / 4, turns: 1}
 	deltas.start = func(ctx context.Context, s *stage, _ *server) (func() error, error) {
 		return s.startDeltas(ctx, deltas)
 	}
 	return append(all, deltas)
 }
 
-// measure gives a round.
+// measure gives a turn.
 func (b *beside) measure(ctx context.Context, s *stage) error {
 	c := b.server
 	if err := c.begin(s); err != nil {
@@ -89,10 +90,10 @@ func (b *beside) loop(ctx context.Context, s *stage, start func(context.Context,
 	return with, err
 }
 
-// ratio compares the rounds.
+// ratio compares the turns.
 func (b *beside) ratio(figure func(openLoop) int64) spread { return ratios(b.with, b.alone, figure) }
 
-// ratios compares the open loops of the same rounds.
+// ratios compares the open loops of the same turns.
 func ratios(of, to []openLoop, figure func(openLoop) int64) spread {
 	var all []float64
 	for i := range to {
@@ -145,8 +146,8 @@ func attack(ctx context.Context, s *stage, addr string) (stop func() error, err 
 
 // besideTable is the report's.
 func (r *Result) besideTable(p func(string, ...any)) {
-	p("\n## Beside other work\n\nThe open loop alone, and then beside it: median of %d rounds (quartiles).\n\n"+
-		"| server | beside | requests/s | p50, times | typical p99, µs alone | with | times | p99, times | p99.9, times |\n|---|---|---|---|---|---|---|---|---|\n", len(r.besides[0].alone))
+	p("\n## Beside other work\n\nThe open loop alone, and then beside it: median of so many turns (quartiles).\n\n"+
+		"| server | beside | requests/s | turns | p50, times | typical p99, µs alone | with | times | p99, times | p99.9, times |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, b := range r.besides {
 		micros := func(of []openLoop) spread {
 			var all []float64
@@ -159,7 +160,7 @@ func (r *Result) besideTable(p func(string, ...any)) {
 		if len(b.pace) > 0 {
 			what += fmt.Sprintf(" (%.0f were applied)", spreadOf(b.pace).median)
 		}
-		p("| %s | %s | %.0f | %s | %s | %s | %s | %s | %s |\n", b.server.name, what, b.rate, b.ratio(loopP50).show(2),
+		p("| %s | %s | %.0f | %d | %s | %s | %s | %s | %s | %s |\n", b.server.name, what, b.rate, len(b.alone), b.ratio(loopP50).show(2),
 			micros(b.alone).show(0), micros(b.with).show(0), b.ratio(loopSlice).show(2), b.ratio(loopP99).show(2), b.ratio(loopP999).show(2))
 	}
 	first := r.besides[0]

@@ -134,8 +134,10 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	r.besides = besides(s.servers, r.Rate)
 	for range min(cfg.Rounds, besideRounds) {
 		for _, b := range r.besides {
-			if err := b.measure(ctx, s); err != nil {
-				return nil, fmt.Errorf("%s beside %s: %w\n%s", b.server.name, b.what, err, b.server.log())
+			for range b.turns {
+				if err := b.measure(ctx, s); err != nil {
+					return nil, fmt.Errorf("%s beside %s: %w\n%s", b.server.name, b.what, err, b.server.log())
+				}
 			}
 		}
 	}

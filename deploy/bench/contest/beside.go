@@ -146,7 +146,7 @@ func attack(ctx context.Context, s *stage, addr string) (stop func() error, err 
 
 // besideTable is the report's.
 func (r *Result) besideTable(p func(string, ...any)) {
-	p("\n## Beside other work\n\nThe open loop alone, and then beside it: median of so many turns (quartiles).\n\n"+
+	p("\n## Beside other work\n\nThe open loop alone, and then beside it: median of so many turns (quartiles).\n\n" +
 		"| server | beside | requests/s | turns | p50, times | typical p99, µs alone | with | times | p99, times | p99.9, times |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, b := range r.besides {
 		micros := func(of []openLoop) spread {

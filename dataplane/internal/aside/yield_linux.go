@@ -7,12 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leastTurn is for how long work goes on before it lets others go first: on a core
-// that both share, a redirect waits that long. How the core is shared is the kernel's.
-const leastTurn = Turn / 2
-
 // NewYield gives a function that lets redirects go first if its caller has gone
-// on for long enough. It is to be called behind each piece of work, of some µs.
+// on for a Turn: on a core that both share, a redirect waits that long. It is to be
+// called behind each piece of work, of some µs.
 //
 // runtime.Gosched is not enough where threads share a core: the kernel lets one
 // that computes go on for up to some milliseconds before another, which waits for
@@ -21,7 +18,7 @@ func NewYield() (yield func()) {
 	last := time.Now()
 	alone := runtime.GOMAXPROCS(0) == 1
 	return func() {
-		if time.Since(last) < leastTurn {
+		if time.Since(last) < Turn {
 			return
 		}
 		if !alone {

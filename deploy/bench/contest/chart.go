@@ -33,6 +33,14 @@ type panel struct {
 	offered  bool // at the offered rate
 }
 
+// of gives the figure of each round, and at the offered rate of each turn.
+func (p panel) of(c *server) []float64 {
+	if p.offered {
+		return c.timed(p.figure)
+	}
+	return c.of(p.figure)
+}
+
 // SVG is a chart of the CPU and of the p99 of each server, with the quartiles
 // as whiskers.
 func (r *Result) SVG() string {
@@ -71,7 +79,7 @@ func (r *Result) panel(p func(string, ...any), panel panel, x int) {
 	top := 0.0
 	for _, c := range r.servers {
 		if !panel.offered || r.keepsUp(c) {
-			top = max(top, spreadOf(c.of(panel.figure)).high)
+			top = max(top, spreadOf(panel.of(c)).high)
 		}
 	}
 	const valueWidth = 48 // right of the longest bar
@@ -89,7 +97,7 @@ func (r *Result) panel(p func(string, ...any), panel panel, x int) {
 			p(`<text x="%d" y="%d" font-style="italic">does not take this rate</text>`, x+6, headHeight+i*rowHeight+rowHeight/2+5)
 			continue
 		}
-		s := spreadOf(c.of(panel.figure))
+		s := spreadOf(panel.of(c))
 		colour, y := restColour, headHeight+i*rowHeight+(rowHeight-barHeight)/2
 		if c.admin != "" {
 			colour = ourColour

@@ -131,6 +131,9 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			r.realTime = r.realTime && own.RealTime
 		}
 	}
+	if err := s.timeMore(ctx, r.Rate, moreTimings*cfg.Rounds); err != nil {
+		return nil, err
+	}
 	r.besides = besides(s.servers, r.Rate)
 	for range min(cfg.Rounds, besideRounds) {
 		for _, b := range r.besides {
@@ -209,7 +212,21 @@ func (s *stage) turn(ctx context.Context, c *server, rate float64) (sample, open
 	if err != nil {
 		return sample{}, openLoop{}, err
 	}
-	var own openLoop
+	got, own, err := s.time(ctx, c, rate)
+	if err != nil {
+		return sample{}, openLoop{}, err
+	}
+	if got.resident, err = resident(c.pid()); err != nil {
+		return sample{}, openLoop{}, err
+	}
+	got.cpu = closed.cpu.Seconds() * 1e6 / float64(closed.requests)
+	got.rps = float64(closed.requests) / closed.wall.Seconds()
+	got.busy, got.foreign = closed.cpu.Seconds()/closed.wall.Seconds(), max(closed.foreign, got.foreign)
+	return got, own, c.end()
+}
+
+// time gives the latencies of an open loop.
+func (s *stage) time(ctx context.Context, c *server, rate float64) (got sample, own openLoop, err error) {
 	open, err := s.measure(c, func() (_ uint64, err error) {
 		own, err = s.openLoop(ctx, c.addr, rate)
 		return own.Answered, err
@@ -217,20 +234,44 @@ func (s *stage) turn(ctx context.Context, c *server, rate float64) (sample, open
 	if err != nil {
 		return sample{}, openLoop{}, fmt.Errorf("open loop: %w", err)
 	}
-	pid := c.pid()
-	memory, err := resident(pid)
-	if err != nil {
-		return sample{}, openLoop{}, err
-	}
 	micros := func(ns int64) float64 { return float64(ns) / 1e3 }
-	got := sample{
-		cpu:  closed.cpu.Seconds() * 1e6 / float64(closed.requests),
-		rps:  float64(closed.requests) / closed.wall.Seconds(),
-		busy: closed.cpu.Seconds() / closed.wall.Seconds(), foreign: max(closed.foreign, open.foreign),
-		p50: micros(own.P50), p99: micros(own.P99), p999: micros(own.P999), sliceP99: micros(own.SliceP99),
-		resident: memory,
+	return sample{
+		foreign: open.foreign, p50: micros(own.P50), p99: micros(own.P99), p999: micros(own.P999), sliceP99: micros(own.SliceP99),
+	}, own, nil
+}
+
+// moreTimings is how often, for each round, affnode and nginx are timed once more: a
+// p99 over some seconds is mostly what else the machine did in them, and five of them
+// say little.
+const moreTimings = 3
+
+// timeMore lets affnode and nginx take the fixed rate in turns, now one and now the
+// other first.
+func (s *stage) timeMore(ctx context.Context, rate float64, turns int) error {
+	for turn := range turns {
+		pair := [2]*server{s.servers[0], s.nginx}
+		if turn%2 == 1 {
+			pair[0], pair[1] = pair[1], pair[0]
+		}
+		for _, c := range pair {
+			if err := c.begin(s); err != nil {
+				return err
+			}
+			if err := awaitQuiet(ctx, patience); err != nil {
+				return err
+			}
+			got, _, err := s.time(ctx, c, rate)
+			if err != nil {
+				return fmt.Errorf("%s: %w\n%s", c.name, err, c.log())
+			}
+			progress("turn %d  %-28s p50 %4.0f  p99 %5.0f (typically %4.0f)  p99.9 %6.0f µs", turn+1, c.name, got.p50, got.p99, got.sliceP99, got.p999)
+			c.more = append(c.more, got)
+			if err := c.end(); err != nil {
+				return err
+			}
+		}
 	}
-	return got, own, c.end()
+	return nil
 }
 
 // calibrate gives half of what a core that is full takes with nginx, the

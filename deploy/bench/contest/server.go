@@ -34,7 +34,8 @@ type server struct {
 	clicks   bool     // published
 	flags    []string // affnode's, beside those that all have
 	loaded   float64
-	samples  []sample
+	samples  []sample // of the rounds
+	more     []sample // latencies alone
 }
 
 // pid is the process that is measured.

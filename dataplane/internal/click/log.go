@@ -5,6 +5,9 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"unsafe"
+
+	"github.com/affleet/affleet/dataplane/internal/prefetch"
 )
 
 // Log is the clicks of one boot in order: the running one's, or what an
@@ -238,6 +241,7 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 			}
 			return false, nil
 		}
+		c.fetch(length)
 		index, ok := click.read(c.mem[c.pos : c.pos+length])
 		if !ok { // damaged, and yet with the right checksum: another version's
 			index = c.index
@@ -258,6 +262,19 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 			c.log.boot.raiseCut(sequence)
 		}
 		return true, nil
+	}
+}
+
+// ahead is how far before it is read the memory of a record is asked for: two or three
+// records.
+const ahead = 1 << 10
+
+// fetch asks for as many bytes as are about to be read. A backlog is in no cache, and
+// redirects on the same core use what is fetched unasked for something else.
+func (c *Cursor) fetch(bytes int) {
+	from := (c.pos + ahead + prefetch.LineBytes - 1) &^ (prefetch.LineBytes - 1)
+	for at := from; at < min(c.pos+ahead+bytes, len(c.mem)); at += prefetch.LineBytes {
+		prefetch.Line(unsafe.Pointer(&c.mem[at]))
 	}
 }
 

@@ -1,6 +1,5 @@
 //go:build !amd64 && !arm64
 
-// Package prefetch asks for memory before it is needed.
 package prefetch
 
 import "unsafe"

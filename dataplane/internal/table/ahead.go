@@ -18,11 +18,9 @@ type Ahead struct {
 	hash  uint64
 }
 
-// lineBytes is what a core fetches at a time. An entry of the benchmarks has 130.
-const (
-	lineBytes  = 64
-	entryLines = 3
-)
+// entryLines are the cache lines of an entry that are asked for: one of the benchmarks
+// has 130 bytes.
+const entryLines = 3
 
 // Ahead asks for the slot of the link of a host and a path. It is a guess: what is
 // not canonical, or is answered by another link, is found all the same, later.
@@ -44,7 +42,7 @@ func (t *Table) Ahead(host, path []byte) Ahead {
 // Entry asks for the entry that the slot says.
 func (a Ahead) Entry() {
 	entry := a.entry()
-	for at := 0; at < min(entryLines*lineBytes, len(entry)); at += lineBytes {
+	for at := 0; at < min(entryLines*prefetch.LineBytes, len(entry)); at += prefetch.LineBytes {
 		prefetch.Line(unsafe.Pointer(&entry[at]))
 	}
 }

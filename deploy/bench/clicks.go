@@ -92,7 +92,7 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 		return err
 	}
 	rounds := min(b.rounds, 3)
-	o := &outage{bin: b.bin, dir: dir, links: 100_000, rate: 30_000, window: 4 * time.Second, rounds: 12, full: 4, spool: 10e6}
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, share: 0.25, window: 4 * time.Second, rounds: 12, full: 4, spool: 10e6}
 	if b.quick {
 		rounds, o.links, o.window, o.rounds, o.full, o.spool = 1, 10_000, 2*time.Second, 2, 1, 1e6
 	}
@@ -264,7 +264,7 @@ requests of the other benchmarks, every link as likely as any other.
 {{with .Outage}}## NATS is stopped, and returns
 
 affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}} The
-generator is an open loop of {{.Rate}} requests per second over 64 connections: a latency counts from the request's
+generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over 64 connections: a latency counts from the request's
 moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. When NATS had been
 stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for
 {{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. All clicks were in the stream in the end, and none was dropped.

@@ -81,6 +81,7 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	dir, err := os.MkdirTemp("", "affleet-bench-")
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -30,7 +31,7 @@ import (
 type outage struct {
 	bin, dir string
 	links    int
-	rate     float64       // of redirects that are timed, per second
+	share    float64       // of what the node's core takes: how many redirects are asked for while they are timed
 	window   time.Duration // of one timing
 	rounds   int           // timings before the outage, and in it while the requests stay as they are
 	full     int           // timings with a full spool
@@ -40,7 +41,8 @@ type outage struct {
 	node  *processes.Process
 
 	// Results.
-	awake                               bool // cores do not halt
+	rate                                float64 // of redirects that are timed, per second
+	awake                               bool    // cores do not halt
 	before, meanwhile, behind, draining []timing
 	stopped, away, drained              time.Duration // stopped: of it before the spool was filled
 	waited                              float64       // clicks in the spool when NATS returned
@@ -78,6 +80,9 @@ func (o *outage) run(ctx context.Context) error {
 		return err
 	}
 	defer o.node.Kill()
+	if err := o.calibrate(ctx); err != nil {
+		return err
+	}
 	for range o.rounds {
 		if err := o.time(ctx, &o.before); err != nil {
 			return err
@@ -153,6 +158,47 @@ func (o *outage) status(path string) int {
 	return resp.StatusCode
 }
 
+// fast is more requests per second than the node answers.
+const fast = 1e6
+
+// calibrate finds the rate: a share of what a core takes that does nothing else, with
+// every click published.
+func (o *outage) calibrate(ctx context.Context) error {
+	for range 2 { // the first one warms up
+		before, err := proc.CPU(o.node.PID())
+		if err != nil {
+			return err
+		}
+		t, err := o.load(ctx, fast, 0, 500*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		if err := o.published(); err != nil {
+			return err
+		}
+		after, err := proc.CPU(o.node.PID())
+		if err != nil {
+			return err
+		}
+		o.rate = math.Round(o.share * float64(t.Answered) / (after - before).Seconds())
+	}
+	fmt.Fprintf(os.Stderr, "offered rate: %.0f/s\n", o.rate)
+	return nil
+}
+
+// published waits until all clicks are.
+func (o *outage) published() error {
+	var m map[string]float64
+	var err error
+	if !processes.Eventually(func() bool {
+		m, err = o.metrics()
+		return err == nil && m["unacknowledged"] == 0
+	}) {
+		return errors.Join(err, fmt.Errorf("%.0f clicks are not published", m["unacknowledged"]))
+	}
+	return nil
+}
+
 // load asks the node for redirects.
 func (o *outage) load(ctx context.Context, rate float64, warm, d time.Duration) (t timing, err error) {
 	var errs strings.Builder
@@ -213,7 +259,6 @@ func (o *outage) fill(ctx context.Context, clicks float64) error {
 		if missing <= 0 {
 			return nil
 		}
-		const fast = 1e6 // per second: more than the node answers
 		if _, err := o.load(ctx, fast, 0, time.Duration(min(missing, 2e6)/fast*float64(time.Second))+time.Millisecond); err != nil {
 			return err
 		}
@@ -263,13 +308,12 @@ func (o *outage) drain(ctx context.Context) error {
 
 // check sees to it that no click is missing in the stream, and measures it.
 func (o *outage) check(ctx context.Context) error {
-	var m map[string]float64
-	var err error
-	if !processes.Eventually(func() bool {
-		m, err = o.metrics()
-		return err == nil && m["unacknowledged"] == 0
-	}) {
-		return errors.Join(err, fmt.Errorf("%.0f clicks are not published", m["unacknowledged"]))
+	if err := o.published(); err != nil {
+		return err
+	}
+	m, err := o.metrics()
+	if err != nil {
+		return err
 	}
 	if m["dropped_total"] > 0 || m["published_total"] != m["recorded_total"] {
 		return fmt.Errorf("clicks are missing: %v", m)

@@ -63,6 +63,7 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	dir, err := os.MkdirTemp("", "affleet-mutants-")
 	if err != nil {
 		return err

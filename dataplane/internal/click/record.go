@@ -327,6 +327,9 @@ func (p *Pairs) Next() (Pair, bool) {
 	return pair, true
 }
 
+// Bytes are the pairs as they lie in the record: who has the same has the same pairs.
+func (p *Pairs) Bytes() []byte { return p.b }
+
 // Len is how many bytes the pairs take, with 4 for each.
 func (p *Pairs) Len() int { return len(p.b) }
 

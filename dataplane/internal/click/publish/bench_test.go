@@ -115,6 +115,45 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
+// BenchmarkEncodeLabelled reads clicks from a spool and encodes them. Each has a label,
+// and two of three have another.
+func BenchmarkEncodeLabelled(b *testing.B) {
+	clicks := requestedClicks(b, 10_000, 1<<12)
+	r := openRecorder(b)
+	labels := []click.Pair{
+		{Name: []byte("repeat"), Value: []byte("address-agent-link 1: within 1m0s")},
+		{Name: []byte("rate"), Value: []byte("rate-address 1: over 600 in 1m0s")},
+	}
+	for i := range clicks {
+		c := &clicks[i]
+		r.Record(&click.Event{
+			Time: c.Time, Epoch: c.Epoch, Revision: c.Revision, LinkPath: c.Link, Affiliate: c.Affiliate, Destination: c.Destination,
+			Status: c.Status, UserAgent: c.UserAgent, Referrer: c.Referrer, Languages: c.Languages, Host: c.Host, Labels: labels[:1+min(i%3, 1)],
+		})
+	}
+	e := benchEncoder()
+	var buf []byte
+	var account click.Ledger
+	b.ReportAllocs()
+	b.ResetTimer()
+	for done := 0; done < b.N; {
+		cursor := r.Log().Cursor(0)
+		e.begin(buf, 1)
+		var c click.Click
+		for range clicks {
+			if ok, err := cursor.Next(&c); !ok || err != nil {
+				b.Fatalf("%t, %v", ok, err)
+			}
+			if done++; !e.add(&c) {
+				buf = e.end(&account, false)
+				e.begin(buf, c.Sequence)
+				e.add(&c)
+			}
+		}
+		cursor.Close()
+	}
+}
+
 // batchesOf gives clicks as messages, without the last one.
 func batchesOf(clicks []click.Click) (batches [][]byte, each float64) {
 	e := benchEncoder()

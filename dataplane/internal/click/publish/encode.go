@@ -2,6 +2,7 @@ package publish
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 
@@ -40,11 +41,25 @@ type encoder struct {
 	time     int64
 	revision int64
 
-	parameters, labels []byte // of the click that is added
+	parameters []byte               // of the click that is added
+	labels     [labelSlots]labelled // that clicks have had, by the hash of what was recorded
+	memo       []byte               // of these: what was recorded, and what it became
 
+	seed       uint64 // so that no client can choose strings that meet in the table
 	generation uint32
 	table      [slots]slot
 	strings    []text
+}
+
+// labelSlots is for how many sets of labels a batch remembers what it wrote: there are
+// few of them, and a click that is labelled has several strings in its set.
+const labelSlots = 1 << 5
+
+// labelled is a set of labels that a click had: where it lies in memo, as it was
+// recorded and then as it is written.
+type labelled struct {
+	generation    uint32
+	from, mid, to uint32
 }
 
 type slot struct{ generation, index uint32 }
@@ -74,7 +89,7 @@ const (
 )
 
 func newEncoder(id click.Identity) *encoder {
-	e := &encoder{limit: maxBatchBytes, yield: runtime.Gosched}
+	e := &encoder{limit: maxBatchBytes, seed: rand.Uint64(), yield: runtime.Gosched}
 	e.identity = appendBytes(e.identity, tagNode, []byte(id.Node))
 	e.identity = appendBytes(e.identity, tagRegion, []byte(id.Region))
 	e.identity = binary.LittleEndian.AppendUint64(append(e.identity, tagBoot), id.Boot)
@@ -86,9 +101,9 @@ func newEncoder(id click.Identity) *encoder {
 func (e *encoder) begin(buf []byte, first uint64) {
 	e.out, e.buf, e.records = buf[:0], e.buf[:0], e.records[:0]
 	e.first, e.clicks = first, 0
-	e.strings = append(e.strings[:0], text{})
+	e.strings, e.memo = append(e.strings[:0], text{}), e.memo[:0]
 	if e.generation++; e.generation == 0 {
-		e.table, e.generation = [slots]slot{}, 1
+		e.table, e.labels, e.generation = [slots]slot{}, [labelSlots]labelled{}, 1
 	}
 }
 
@@ -117,7 +132,8 @@ func (e *encoder) add(c *click.Click) bool {
 	if c.Country[0] != 0 {
 		country = e.index(c.Country[:])
 	}
-	e.parameters, e.labels = e.pairs(e.parameters[:0], c.Parameters), e.pairs(e.labels[:0], c.Labels)
+	e.parameters = e.pairs(e.parameters[:0], c.Parameters)
+	labels := e.labelsOf(c.Labels)
 
 	b := append(e.records, tagClick, 0) // its length, below
 	start := len(b)
@@ -145,7 +161,7 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendHigh(b, 16, uint64(host))
 	b = appendHigh(b, 17, uint64(path))
 	b = appendPacked(b, 18, e.parameters)
-	b = appendPacked(b, 19, e.labels)
+	b = appendPacked(b, 19, labels)
 	b = appendHigh(b, 20, uint64(country))
 	b = appendHigh(b, 21, uint64(c.ASN))
 	e.records = setLength(b, start)
@@ -173,6 +189,23 @@ func (e *encoder) pairs(b []byte, pairs click.Pairs) []byte {
 	return b
 }
 
+// labelsOf is pairs for labels. What it gives is valid until the next call.
+func (e *encoder) labelsOf(labels click.Pairs) []byte {
+	recorded := labels.Bytes()
+	if len(recorded) == 0 {
+		return nil
+	}
+	known := &e.labels[xxh3.HashSeed(recorded, e.seed)%labelSlots]
+	if known.generation != e.generation || string(e.memo[known.from:known.mid]) != string(recorded) {
+		from := len(e.memo)
+		e.memo = append(e.memo, recorded...)
+		mid := len(e.memo)
+		e.memo = e.pairs(e.memo, labels)
+		*known = labelled{e.generation, uint32(from), uint32(mid), uint32(len(e.memo))}
+	}
+	return e.memo[known.mid:known.to]
+}
+
 // size is an upper bound of what the click's strings take, encoded.
 func size(c *click.Click) int {
 	const heads = 11*4 + len(c.Country) // and pairs count 4 for each
@@ -186,7 +219,7 @@ func (e *encoder) index(s []byte) uint32 {
 	if len(s) == 0 {
 		return 0
 	}
-	hash := xxh3.Hash(s)
+	hash := xxh3.HashSeed(s, e.seed)
 	for at := hash; ; at++ {
 		slot := &e.table[at%slots]
 		if slot.generation != e.generation {

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/snappy"
+	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -226,6 +228,25 @@ func TestWhatIsPackedIsOneBlockOfSnappy(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Somebody who chooses referrers whose unseeded hashes meet in one place of the table
+// must not make a batch's strings be looked up one behind the other.
+func TestAClientCannotChooseStringsThatMeet(t *testing.T) {
+	e := newEncoder(click.Identity{Node: "n", Boot: 1})
+	e.begin(nil, 1)
+	for i := 0; len(e.strings) < 200; i++ {
+		if s := fmt.Appendf(nil, "https://attacker.example/%d", i); xxh3.Hash(s)%slots == 7 {
+			e.index(s)
+		}
+	}
+	homes := make(map[uint64]bool)
+	for _, s := range e.strings[1:] {
+		homes[s.hash%slots] = true
+	}
+	if len(homes) < 150 {
+		t.Errorf("%d strings have %d places", len(e.strings)-1, len(homes))
 	}
 }
 

@@ -46,7 +46,7 @@ type encoder struct {
 	memo       []byte               // of these: what was recorded, and what it became
 
 	seed       uint64 // so that no client can choose strings that meet in the table
-	generation uint32
+	generation uint16
 	table      [slots]slot
 	strings    []text
 }
@@ -58,11 +58,11 @@ const labelSlots = 1 << 5
 // labelled is a set of labels that a click had: where it lies in memo, as it was
 // recorded and then as it is written.
 type labelled struct {
-	generation    uint32
+	generation    uint16
 	from, mid, to uint32
 }
 
-type slot struct{ generation, index uint32 }
+type slot struct{ generation, index uint16 } // small: all of them are 32 KiB
 
 // text is a string of the batch: where it lies in buf.
 type text struct {
@@ -224,14 +224,14 @@ func (e *encoder) index(s []byte) uint32 {
 		slot := &e.table[at%slots]
 		if slot.generation != e.generation {
 			index := uint32(len(e.strings))
-			slot.generation, slot.index = e.generation, index
+			slot.generation, slot.index = e.generation, uint16(index)
 			e.buf = appendBytes(e.buf, tagString, s)
 			end := uint32(len(e.buf))
 			e.strings = append(e.strings, text{hash, end - uint32(len(s)), end})
 			return index
 		}
 		if t := &e.strings[slot.index]; t.hash == hash && string(e.buf[t.from:t.to]) == string(s) {
-			return slot.index
+			return uint32(slot.index)
 		}
 	}
 }

@@ -231,6 +231,26 @@ func TestWhatIsPackedIsOneBlockOfSnappy(t *testing.T) {
 	}
 }
 
+// Batches are told apart by a number that comes again.
+func TestABatchKnowsNoStringsOfEarlierOnes(t *testing.T) {
+	e := newEncoder(click.Identity{Node: "n", Boot: 1})
+	first, second := []byte("first"), []byte("second")
+	const every = 1<<16 - 1 // 0 is none
+	for i := range 3 * every {
+		e.begin(nil, 1)
+		if i%every == 0 { // and first is not seen until then
+			e.index(first)
+			if got := e.index(second); got != 2 {
+				t.Fatalf("batch %d: string %d", i, got)
+			}
+			continue
+		}
+		if got := e.index(second); got != 1 || len(e.strings) != 2 {
+			t.Fatalf("batch %d: string %d of %d", i, got, len(e.strings)-1)
+		}
+	}
+}
+
 // Somebody who chooses referrers whose unseeded hashes meet in one place of the table
 // must not make a batch's strings be looked up one behind the other.
 func TestAClientCannotChooseStringsThatMeet(t *testing.T) {

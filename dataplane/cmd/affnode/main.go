@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
@@ -46,8 +47,8 @@ func main() {
 			fs.Int64Var(&cfg.SpoolBytes, "spool-bytes", 1<<30, "`bytes` that clicks may take until NATS has them")
 			fs.Int64Var(&cfg.StreamBytes, "stream-bytes", 0, "`bytes` that the stream may take, if this node creates it; 0: 10 GiB, or what the server has")
 			fs.IntVar(&cfg.MaxHead, "max-head", 16<<10, "`bytes` of a request head")
-			fs.DurationVar(&cfg.HeadTimeout, "head-timeout", 5*time.Second, "`time` for a request head, or a TLS handshake")
-			fs.DurationVar(&cfg.IdleTimeout, "idle-timeout", 75*time.Second, "`time` that a connection may be without a request")
+			fs.DurationVar(&cfg.HeadTimeout, "head-timeout", 5*time.Second, "`time` for a request head of HTTP/1, or a TLS handshake")
+			fs.DurationVar(&cfg.IdleTimeout, "idle-timeout", 75*time.Second, "`time` that a connection may be without a request, or of HTTP/2 without a whole one")
 			fs.IntVar(&cfg.MaxConns, "max-conns", 0, "`connections` at a time; 0: 65536, at most 3/4 of the open files allowed")
 			fs.IntVar(&cfg.MaxConnsPerAddr, "max-conns-per-addr", 0, "`connections` from one IPv4 address or IPv6 /64; 0: a quarter of all")
 			fs.IntVar(&cfg.Loops, "loops", 0, "`number` of event loops that answer plain HTTP, on Linux; 0: one for each core; negative: none, and each connection has a goroutine")
@@ -76,6 +77,17 @@ func main() {
 		},
 		Check: func() error {
 			cfg.Control, cfg.TrustedProxies, cfg.GeoIP = split(control), split(proxies), split(geoip)
+			for _, s := range []struct {
+				name string
+				zero bool
+			}{
+				{"max-head", cfg.MaxHead == 0}, {"head-timeout", cfg.HeadTimeout == 0}, {"idle-timeout", cfg.IdleTimeout == 0},
+				{"drain", cfg.Drain == 0}, {"flush", cfg.Flush == 0},
+			} {
+				if s.zero { // which a Config takes for its default
+					return fmt.Errorf("--%s must be above 0", s.name)
+				}
+			}
 			return cfg.Validate()
 		},
 		Run: func(ctx context.Context, log *slog.Logger) error {

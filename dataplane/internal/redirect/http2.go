@@ -32,12 +32,12 @@ func newHTTP2(s *Server) *http2 {
 	only := new(http.Protocols)
 	only.SetHTTP2(true)
 	x.http = &http.Server{
-		Handler:           x,
-		Protocols:         only,
-		TLSConfig:         &tls.Config{NextProtos: []string{protoHTTP2}}, // says what is spoken; the handshake is over
-		ReadHeaderTimeout: s.cfg.HeadTimeout,
-		IdleTimeout:       s.cfg.IdleTimeout,
-		MaxHeaderBytes:    s.cfg.MaxHead,
+		Handler:        x,
+		Protocols:      only,
+		TLSConfig:      &tls.Config{NextProtos: []string{protoHTTP2}}, // says what is spoken; the handshake is over
+		IdleTimeout:    s.cfg.IdleTimeout,                             // also of a head that does not end
+		WriteTimeout:   s.cfg.WriteTimeout,                            // of a stream whose client opens no window
+		MaxHeaderBytes: s.cfg.MaxHead,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
 			WriteByteTimeout:              s.cfg.WriteTimeout,

@@ -76,6 +76,13 @@ func readShapes(t testing.TB) []shape {
 	if err := lines.Err(); err != nil {
 		t.Fatal(err)
 	}
+	names := make(map[string]string)
+	for _, s := range shapes {
+		if other, twice := names[s.request]; twice {
+			t.Fatalf("%q is %q once more", s.name, other)
+		}
+		names[s.request] = s.name
+	}
 	return shapes
 }
 

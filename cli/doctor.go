@@ -172,6 +172,9 @@ func (d *doctor) stream(conn *nats.Conn, info *jetstream.StreamInfo) {
 	if c.MaxBytes > 0 && s.Bytes > uint64(c.MaxBytes)/5*4 {
 		d.say("stream", levelWarning, "the stream is nearly full: then it refuses clicks, they stay in the spools, and are dropped when these are full (nats stream edit --max-bytes, or --max-age)")
 	}
+	if c.MaxMsgs > 0 && s.Msgs > uint64(c.MaxMsgs)/5*4 {
+		d.say("stream", levelWarning, "the stream has nearly as many messages as it may have: then it refuses clicks (nats stream edit --max-msgs -1)")
+	}
 	if info.Cluster != nil {
 		for _, peer := range info.Cluster.Replicas {
 			if peer.Offline || !peer.Current {

@@ -272,7 +272,11 @@ func (n *Node) Run(ctx context.Context) error {
 	flush, done := context.WithTimeout(behind, n.cfg.Flush)
 	defer done()
 	if err := n.publisher.Flush(flush); err != nil {
-		n.cfg.Log.Warn("clicks stay in the spool until the next start", "reason", err)
+		what := "clicks stay in the spool until the next start"
+		if n.cfg.ClickLevel == string(click.Memory) {
+			what = "clicks are lost with the memory that they are in"
+		}
+		n.cfg.Log.Warn(what, "reason", err)
 	}
 	stop()
 	if failed := background.Wait(); failed != nil && !errors.Is(failed, context.Canceled) {

@@ -8,8 +8,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// largestMessage is the size that a node's batch can have.
-const largestMessage = 65 << 10
+// largestMessage is the size that a node's batch can have, with its headers.
+const largestMessage = 257 << 10
 
 // CheckStream says in a line each what about a stream's settings is unsafe, and
 // what that can cost. servers is how many NATS servers there are.
@@ -28,7 +28,9 @@ func CheckStream(c jetstream.StreamConfig, servers int) (lines []string) {
 	note(c.MaxBytes <= 0, "the stream has no limit of bytes: it can fill the server's disk, which stops all of its streams (nats stream edit --max-bytes)")
 	note(c.MaxAge > 0 && c.MaxAge < time.Hour, fmt.Sprintf("the stream forgets clicks after %s: a consumer that is down for longer loses them (nats stream edit --max-age)", c.MaxAge))
 	note(c.MaxMsgs > 0 && c.Discard != jetstream.DiscardNew || c.MaxMsgsPerSubject > 0, "the stream has a limit of messages: it removes clicks that may not have been read")
-	note(c.MaxMsgSize > 0 && c.MaxMsgSize < largestMessage, fmt.Sprintf("the stream takes messages of at most %d bytes: publishing costs more than with %d (nats stream edit --max-msg-size)", c.MaxMsgSize, largestMessage))
+	note(c.MaxMsgs > 0 && c.Discard == jetstream.DiscardNew, fmt.Sprintf("the stream takes at most %d messages: with these it is full, however few bytes they are (nats stream edit --max-msgs -1)", c.MaxMsgs))
+	note(c.Sealed, "the stream is sealed: it takes no click, for good (make another)")
+	note(c.MaxMsgSize > 0 && c.MaxMsgSize < largestMessage, fmt.Sprintf("the stream takes messages of at most %d bytes: publishing costs more than with %d, and a larger click is lost (nats stream edit --max-msg-size)", c.MaxMsgSize, largestMessage))
 	note(c.Replicas < 3 && servers >= 3, fmt.Sprintf("the stream has %d replicas though there are %d servers: losing one can lose clicks (nats stream edit --replicas 3)", max(1, c.Replicas), servers))
 	note(c.Replicas == 2, "the stream has 2 replicas: it stops when either server does, which 1 or 3 do not")
 	covered := false

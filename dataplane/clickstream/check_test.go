@@ -33,6 +33,8 @@ func TestEachUnsafeSettingOfTheStreamIsSaidInALine(t *testing.T) {
 		"no limit of bytes":                  func(c *jetstream.StreamConfig) { c.MaxBytes = -1 },
 		"forgets clicks after 10m0s":         func(c *jetstream.StreamConfig) { c.MaxAge = 10 * time.Minute },
 		"a limit of messages":                func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 5 },
+		"at most 7 messages":                 func(c *jetstream.StreamConfig) { c.MaxMsgs = 7 },
+		"sealed":                             func(c *jetstream.StreamConfig) { c.Sealed = true },
 		"at most 1000 bytes":                 func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 },
 		"has 1 replicas though":              func(c *jetstream.StreamConfig) { c.Replicas = 1 },
 		"does not take all":                  func(c *jetstream.StreamConfig) { c.Subjects = []string{"aff.clicks.v1.eu.*"} },

@@ -57,6 +57,7 @@ func (r *Recorder) Close() error {
 		r.sync()
 		_ = syncMemory(r.log.boot.mem) // its loss costs duplicates at most
 	}
+	r.forget()
 	if r.log.Acknowledged() < r.Last() {
 		return errors.Join(r.log.boot.close(false), r.release())
 	}
@@ -64,6 +65,30 @@ func (r *Recorder) Close() error {
 		return errors.Join(r.log.removeSegments(), r.log.boot.close(false), r.release())
 	}
 	return errors.Join(r.log.discard(), r.release())
+}
+
+// forget accounts for clicks that were only in plain memory and are not published. At
+// level memory there is no next boot to tell of them; at others that one finds their
+// sequences without clicks, and counts them.
+func (r *Recorder) forget() {
+	l := r.log
+	l.mu.Lock()
+	var lost uint64
+	for _, s := range l.segments {
+		if end, known := s.end(); known && s.plain() && s.first.Load() != 0 {
+			if from := max(s.first.Load(), l.Acknowledged()+1); end > from {
+				lost += end - from
+			}
+		}
+	}
+	l.mu.Unlock()
+	switch {
+	case lost == 0:
+	case r.config.Level == Memory:
+		l.Lose(LostMemory, lost)
+	default:
+		l.boot.raiseCut(r.Last())
+	}
 }
 
 // removeSegments deletes the files of a log of which all is acknowledged. They

@@ -1,6 +1,8 @@
 package click
 
 import (
+	"errors"
+	"os"
 	"runtime"
 	"slices"
 	"sort"
@@ -308,6 +310,10 @@ func (c *Cursor) enter() (bool, error) {
 			continue
 		}
 		if err := s.mapIn(); err != nil {
+			if s.recovered && errors.Is(err, os.ErrNotExist) {
+				s.leaving = true // somebody has removed it: its clicks count as damaged
+				continue
+			}
 			return false, err
 		}
 		s.pins++

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 )
 
@@ -111,6 +112,22 @@ func (l *Log) recover() (warnings []error) {
 	return warnings
 }
 
+// passFault makes an error of a page that the disk cannot give any more: the
+// segment's clicks are passed over, and the process goes on. It is to be deferred.
+func passFault(s *segment, err *error) func() {
+	before := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(before)
+		if fault := recover(); fault != nil {
+			if _, is := fault.(interface{ Addr() uintptr }); !is {
+				panic(fault)
+			}
+			s.sealed.Store(1)
+			*err = fmt.Errorf("read segment %s: %v", s.path, fault)
+		}
+	}
+}
+
 // scan finds out how many clicks a segment holds, and which places were never
 // filled. It gives the number of damaged clicks behind the last whole one
 // where the end is not known otherwise.
@@ -125,6 +142,7 @@ func (l *Log) scan(s *segment, end uint64) (damaged uint64, err error) {
 		return 0, err
 	}
 	defer s.mapOut(runtime.Gosched)
+	defer passFault(s, &err)()
 	mem := s.bytes()
 	index, pos := uint64(0), segmentHead
 	for {

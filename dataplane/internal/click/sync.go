@@ -40,13 +40,13 @@ func (r *Recorder) syncEvery(window time.Duration) {
 // sync brings what has been recorded until now to the disk.
 func (r *Recorder) sync() {
 	for _, s := range r.log.unsynced() {
-		if err := s.sync(); err != nil {
+		if synced, err := s.sync(); err != nil {
 			// What the kernel could not write it may have given up. The clicks
 			// are still in its memory, as at level process.
 			err = fmt.Errorf("sync segment: %w", err)
 			r.degraded.Store(&err)
 			r.syncFailed.Store(true)
-		} else if r.syncFailed.CompareAndSwap(true, false) {
+		} else if synced && r.syncFailed.CompareAndSwap(true, false) {
 			r.degraded.Store(nil)
 		}
 		r.log.mu.Lock()
@@ -75,8 +75,9 @@ func (l *Log) unsynced() (all []*segment) {
 	return all
 }
 
-// sync brings the clicks to the disk that are there without a hole.
-func (s *segment) sync() error {
+// sync brings the clicks to the disk that are there without a hole, and says
+// whether there were any.
+func (s *segment) sync() (synced bool, err error) {
 	mem, sealed := s.bytes(), s.sealed.Load() != 0
 	from := int(s.durable.Load())
 	to := from
@@ -93,7 +94,7 @@ func (s *segment) sync() error {
 		whole = s.filled(to)
 	}
 	if to == from && !whole {
-		return nil
+		return false, nil
 	}
 	// The head of the segment is in the first page, and on the disk from the
 	// first time on.
@@ -102,13 +103,13 @@ func (s *segment) sync() error {
 		start = from &^ (pageSize - 1)
 	}
 	end := min(len(mem), (to+pageSize-1)&^(pageSize-1))
-	err := syncMemory(mem[start:end])
+	err = syncMemory(mem[start:end])
 	if whole {
 		s.durable.Store(allDurable)
 	} else {
 		s.durable.Store(int64(to))
 	}
-	return err
+	return true, err
 }
 
 // filled says whether a sealed segment has no click behind pos.

@@ -215,6 +215,10 @@ func TestADiskThatFailsToSyncDegradesAndHeals(t *testing.T) {
 	if got := readAll(t, r.Log(), 0); len(got) != 1 {
 		t.Fatalf("%d clicks can be published", len(got))
 	}
+	r.sync() // of nothing: the disk has not come back
+	if r.Degraded() == nil {
+		t.Fatal("it heals without the disk")
+	}
 	syncMemory = real
 	r.Record(&Event{Status: 302})
 	r.sync()

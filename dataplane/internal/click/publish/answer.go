@@ -2,6 +2,7 @@ package publish
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,9 @@ func (p *Publisher) answered(m *nats.Msg) {
 	var a ack
 	if err := json.Unmarshal(m.Data, &a); err == nil && a.Error != nil {
 		err = a.Error
+		if a.Error.ErrorCode == messageTooLarge && p.tooLarge(b, "max_msg_size of the stream", p.limit/2) {
+			return
+		}
 		b.sent = time.Time{}
 		p.ready = false
 		p.refuse("the stream refuses clicks: they stay in the spool (full? raise its limits or let it forget sooner)", err)
@@ -64,6 +68,30 @@ func (p *Publisher) answered(m *nats.Msg) {
 	}
 	p.pause = minPause
 	p.advance()
+}
+
+// messageTooLarge is the server's code for a message above the stream's max_msg_size.
+const messageTooLarge jetstream.ErrorCode = 10054
+
+// tooLarge cuts a batch again that is larger than something takes, with so many bytes
+// as the limit, or gives up what cannot be cut: one click, or what was published
+// before. It gives false when smaller batches would not do either.
+func (p *Publisher) tooLarge(b *batch, than string, limit int) bool {
+	switch {
+	case b.again != nil:
+		p.fail("clicks that the stream has lost cannot be published again", fmt.Errorf("%d bytes are more than %s: raise it", len(b.data), than))
+	case b.clicks == 1:
+		p.log.Error("a click is lost: it is too large", "bytes", len(b.data), "cure", "raise "+than)
+		b.log.Lose(click.TooLarge, 1)
+	case b.clicks > 1 && p.limit > headRoom:
+		p.recut(max(headRoom, limit))
+		return true
+	default:
+		return false
+	}
+	b.sent, b.acked, b.clicks = time.Now(), true, 0
+	p.advance()
+	return true
 }
 
 // advance acknowledges to the spool what is acknowledged without a hole.

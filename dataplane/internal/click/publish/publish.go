@@ -395,17 +395,7 @@ func (p *Publisher) send(i int, b *batch, now time.Time) bool {
 	case err == nil:
 		b.sent = now
 		return true
-	case errors.Is(err, nats.ErrMaxPayload) && b.again != nil:
-		p.fail("clicks that the stream has lost cannot be published again: raise max_payload of NATS", err)
-		b.sent, b.acked, b.clicks = now, true, 0
-		p.advance()
-	case errors.Is(err, nats.ErrMaxPayload) && b.clicks > 1:
-		p.recut(max(headRoom, min(p.limit/2, int(p.nc.MaxPayload())-headRoom)))
-	case errors.Is(err, nats.ErrMaxPayload) && b.clicks == 1:
-		p.log.Error("a click is larger than NATS takes: raise max_payload", "bytes", len(b.data))
-		b.log.Lose(click.TooLarge, 1)
-		b.sent, b.acked, b.clicks = now, true, 0
-		p.advance()
+	case errors.Is(err, nats.ErrMaxPayload) && p.tooLarge(b, "max_payload of NATS", min(p.limit/2, int(p.nc.MaxPayload())-headRoom)):
 	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrConnectionReconnecting):
 		// It was connected a moment ago; the handlers tell what follows.
 	default:

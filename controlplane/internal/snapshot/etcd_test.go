@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/server/v3/embed"
+
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
 	"github.com/affleet/affleet/controlplane/internal/store"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -75,6 +77,29 @@ func TestLogGetsOverACompactionOfRealEtcdWithoutZombies(t *testing.T) {
 	}
 	if _, zombie := n.entries["links/go.test/gone"]; zombie || len(n.entries) != 3 {
 		t.Fatalf("the node holds %v", n.entries)
+	}
+}
+
+// A watch begins behind the last revision, and etcd says nothing of its progress until
+// there is a next one.
+func TestLogFollowsAnEtcdInWhichNothingIsWritten(t *testing.T) {
+	server := etcdtest.New(t, func(cfg *embed.Config) { cfg.WatchProgressNotifyInterval = time.Hour })
+	client := server.Client()
+	s := store.New(client)
+	if _, err := s.Epochs(t.Context()); err != nil { // makes one, so that the log need not
+		t.Fatal(err)
+	}
+	const interval = 50 * time.Millisecond
+	l := New(s, Config{
+		Logger: quiet, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, ProgressInterval: interval,
+		Progress: client.RequestProgress, Revision: s.Revision,
+	})
+	follow(t, l)
+	<-l.Ready()
+	for end := time.Now().Add(20 * interval); time.Now().Before(end); time.Sleep(interval / 5) {
+		if !l.metrics.following.Load() {
+			t.Fatal("the log takes etcd to be down")
+		}
 	}
 }
 

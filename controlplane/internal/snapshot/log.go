@@ -63,6 +63,10 @@ type Config struct {
 	// its watch is complete. Called every ProgressInterval, and when somebody
 	// waits for a revision. Default: the source does so by itself.
 	Progress func(ctx context.Context) error
+	// Asks the source for its revision. It is asked when there is no such batch: etcd
+	// makes none for a watch from the next revision on, until that is written.
+	// Default: nothing is asked.
+	Revision func(ctx context.Context) (int64, error)
 	// Default: 2 s. When nothing is heard for three of them, the source is
 	// taken to be down.
 	ProgressInterval time.Duration
@@ -348,6 +352,12 @@ func (l *Log) askForProgress(ctx context.Context) {
 		}
 		call, cancel := context.WithTimeout(ctx, l.cfg.ProgressInterval)
 		err := l.cfg.Progress(call)
+		if err == nil && l.cfg.Revision != nil && time.Since(time.Unix(0, l.metrics.heard.Load())) > l.cfg.ProgressInterval {
+			var revision int64
+			if revision, err = l.cfg.Revision(call); err == nil && revision == l.View().seen {
+				l.heard() // there is nothing to hear of
+			}
+		}
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			l.cfg.Logger.Debug("store does not answer", "err", err)

@@ -9,9 +9,10 @@ BIN     := $(CURDIR)/.bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X github.com/affleet/affleet/deploy/service.Version=$(VERSION)
 FUZZTIME ?= 20s
+SCHEDULES ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench bench-redirect bench-decisions bench-fleet bench-clicks bench-fraud mutants fuzz lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench bench-redirect bench-decisions bench-fleet bench-clicks bench-fraud mutants fuzz schedules lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -45,6 +46,9 @@ bench-fleet: ## measure how the state reaches thousands of nodes, in about ten m
 
 mutants: ## prove that the tests notice defects that are built in on purpose (ARGS=-list)
 	go run ./deploy/mutants $(ARGS)
+
+schedules: ## try SCHEDULES seeded schedules of nodes and of replicas (make test tries 200)
+	AFF_SCHEDULES=$(SCHEDULES) go test -count=1 -timeout 60m -run UnderAnySchedule ./controlplane ./dataplane/internal/feed
 
 bench-fraud: ## measure what the fraud detector finds, how soon, and what it costs (ARGS="--parts live")
 	go run ./deploy/bench --only fraud $(ARGS)

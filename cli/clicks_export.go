@@ -237,7 +237,7 @@ func (e *export) Save(_ context.Context, state clickstream.State) error {
 	if err := e.rows.save(&e.saved); err != nil {
 		return err
 	}
-	e.saved.State, e.saved.Accounts = state, e.audit.Accounts()
+	e.saved.State, e.saved.Accounts = state, e.audit.State()
 	text, err := json.Marshal(&e.saved)
 	if err != nil {
 		return err

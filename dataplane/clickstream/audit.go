@@ -79,11 +79,15 @@ func (a *Account) Closes() bool {
 // Accounts are those of all boots of which something was read, by node and in
 // the order of their boots' ids.
 func (a *Audit) Accounts() []Account {
+	return slices.DeleteFunc(a.State(), func(account Account) bool { return !account.Seen })
+}
+
+// State is all that there is to be kept for Resume: accounts of boots, too, of which
+// only what lies before was met.
+func (a *Audit) State() []Account {
 	var all []Account
 	for _, account := range a.boots {
-		if account.Seen {
-			all = append(all, *account)
-		}
+		all = append(all, *account)
 	}
 	slices.SortFunc(all, func(a, b Account) int {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.First, b.First), cmp.Compare(a.Boot, b.Boot))
@@ -91,7 +95,7 @@ func (a *Audit) Accounts() []Account {
 	return all
 }
 
-// Resume goes on with accounts that Accounts gave before.
+// Resume goes on with what State gave before.
 func (a *Audit) Resume(accounts []Account) {
 	a.boots = make(map[bootKey]*Account, len(accounts))
 	for _, account := range accounts {

@@ -81,10 +81,19 @@ func main() {
 				name string
 				zero bool
 			}{
-				{"max-head", cfg.MaxHead == 0}, {"head-timeout", cfg.HeadTimeout == 0}, {"idle-timeout", cfg.IdleTimeout == 0},
-				{"drain", cfg.Drain == 0}, {"flush", cfg.Flush == 0}, {"click-sync", cfg.ClickSync == 0}, {"click-keep", cfg.ClickKeep == 0},
-				{"spool-bytes", cfg.SpoolBytes == 0}, {"guard-shrink", cfg.GuardShrink == 0}, {"guard-grow", cfg.GuardGrow == 0},
-				{"guard-floor", cfg.GuardFloor == 0}, {"max-entries", cfg.MaxEntries == 0}, {"max-state-bytes", cfg.MaxStateBytes == 0},
+				{"max-head", cfg.MaxHead == 0},
+				{"head-timeout", cfg.HeadTimeout == 0},
+				{"idle-timeout", cfg.IdleTimeout == 0},
+				{"drain", cfg.Drain == 0},
+				{"flush", cfg.Flush == 0},
+				{"click-sync", cfg.ClickSync == 0},
+				{"click-keep", cfg.ClickKeep == 0},
+				{"spool-bytes", cfg.SpoolBytes == 0},
+				{"guard-shrink", cfg.GuardShrink == 0},
+				{"guard-grow", cfg.GuardGrow == 0},
+				{"guard-floor", cfg.GuardFloor == 0},
+				{"max-entries", cfg.MaxEntries == 0},
+				{"max-state-bytes", cfg.MaxStateBytes == 0},
 				{"max-entry-bytes", cfg.MaxEntryBytes == 0},
 			} {
 				if s.zero { // which a Config takes for its default

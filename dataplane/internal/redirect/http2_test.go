@@ -41,7 +41,7 @@ func TestAStreamWhoseClientOpensNoWindowEnds(t *testing.T) {
 	const get = "\x82\x87\x01\x09x.example\x04\x05/none" // GET, https, authority, path
 	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(frameSettings, 0, 0, "\x00"+string(rune(initialWindow))+"\x00\x00\x00\x00") +
 		frame(frameHeaders, endStream|endHeaders, 1, get))
-	if err := c.Conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	answered, ended := false, false
@@ -67,7 +67,7 @@ func TestAConnectionWithHalfAHeadOfHTTP2IsClosed(t *testing.T) {
 	n, _ := startTLS(t, newDir(t), func(c *Config) { c.IdleTimeout = 200 * time.Millisecond })
 	c := n.dialTLS(t, "h2", "go.example")
 	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(frameSettings, 0, 0, "") + frame(frameHeaders, endStream|endHeaders, 1, "\x82\x87")[:10])
-	if err := c.Conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, c.r); errors.Is(err, os.ErrDeadlineExceeded) {

@@ -42,7 +42,12 @@ func readAll(t testing.TB, l *Log, after uint64) []Click {
 	t.Helper()
 	cursor := l.Cursor(after)
 	defer cursor.Close()
-	var all []Click
+	return readOn(t, cursor)
+}
+
+// readOn reads what a cursor gives now.
+func readOn(t testing.TB, cursor *Cursor) (all []Click) {
+	t.Helper()
 	for {
 		var c Click
 		ok, err := cursor.Next(&c)

@@ -47,18 +47,7 @@ func TestACleanStopCountsWhatIsOnlyInMemory(t *testing.T) {
 	l := s.Earlier()[0]
 	cursor := l.Cursor(0)
 	defer cursor.Close()
-	read := uint64(0)
-	for {
-		var c Click
-		ok, err := cursor.Next(&c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !ok {
-			break
-		}
-		read++
-	}
+	read := uint64(len(readOn(t, cursor)))
 	account := cursor.Ledger()
 	if !l.Ended() || read == 0 || read == n || account.Answered != n || account.Recorded != read || account.Lost() != n-read {
 		t.Errorf("%d of %d clicks are left, ended: %t, %+v", read, n, l.Ended(), account)

@@ -18,8 +18,7 @@ const (
 
 // overlay is what was taken down and is not yet in a version that the node
 // serves. It is in memory only: a node that starts anew says which version it
-// holds, and is told again what was taken down since the replica has
-// started.
+// holds, and is told again what was taken down since the replica has started.
 //
 // Nothing is asked of it when a request is answered. The table that is live is
 // an edit of the verified one, made whenever one of the two changes, and what

@@ -249,7 +249,7 @@ const moreTimings = 3
 // other first.
 func (s *stage) timeMore(ctx context.Context, rate float64, turns int) error {
 	for turn := range turns {
-		pair := [2]*server{s.servers[0], s.nginx}
+		pair := [2]*server{s.node, s.nginx}
 		if turn%2 == 1 {
 			pair[0], pair[1] = pair[1], pair[0]
 		}

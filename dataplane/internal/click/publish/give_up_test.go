@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
@@ -23,13 +24,24 @@ func TestAClickLargerThanTheStreamTakesIsGivenUp(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	givesUp(t, s, 6000)
+}
+
+func TestAServerWithASmallPayloadGetsSmallBatches(t *testing.T) {
+	givesUp(t, natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 }), 20<<10)
+}
+
+// givesUp publishes many clicks, and among them one of so many bytes, which does not fit
+// in any message, however it is compressed.
+func givesUp(t *testing.T, s *natstest.Server, size int) {
+	t.Helper()
 	r := openRecorder(t)
 	p, _ := start(t, s.URL(), r)
 	const n = 2000
 	for i := range n {
 		r.Record(event(i))
 	}
-	random := make([]byte, 6000)
+	random := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(random)
 	r.Record(&click.Event{Destination: random})
 	r.Record(event(0))

@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
-	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/natstest"
 )
 
@@ -63,24 +62,5 @@ func TestAServerWithLittleRoomGetsASmallStream(t *testing.T) {
 	c := stream.CachedInfo().Config
 	if c.MaxBytes > 1<<30 || c.MaxBytes < minStreamBytes || c.Storage != jetstream.FileStorage || c.Discard != jetstream.DiscardNew || c.Duplicates != 2*time.Minute {
 		t.Fatalf("%+v", c)
-	}
-}
-
-func TestAServerWithASmallPayloadGetsSmallBatches(t *testing.T) {
-	s := natstest.Start(t, func(o *server.Options) { o.MaxPayload = 8 << 10 })
-	r := openRecorder(t)
-	p, _ := start(t, s.URL(), r)
-	const n = 2000
-	for i := range n {
-		r.Record(event(i))
-	}
-	random := make([]byte, 20<<10) // does not fit in any message, however it is compressed
-	_, _ = rand.NewChaCha8([32]byte{}).Read(random)
-	r.Record(&click.Event{Destination: random})
-	r.Record(event(0))
-	flush(t, p)
-	clicks, account := consumed(t, s.JetStream(), r.Log().Identity().Boot)
-	if len(clicks) != n+1 || account.Recorded != n+1 || account.Answered != n+2 || account.Dropped["too_large"] != 1 {
-		t.Fatalf("%d clicks, %+v", len(clicks), account)
 	}
 }

@@ -192,7 +192,6 @@ func (s *Server) assemble() (err error) {
 			MaxEntries: s.cfg.MaxEntries + s.cfg.MaxEntries/20, MaxBytes: s.cfg.MaxBytes + s.cfg.MaxBytes/20,
 		},
 		AuditInterval: s.cfg.AuditInterval,
-		Revision:      resources.Revision,
 		Progress:      func(ctx context.Context) error { return s.etcd.RequestProgress(clientv3.WithRequireLeader(alone(ctx))) },
 		Logger:        s.cfg.Log,
 		Registerer:    s.cfg.Registerer,

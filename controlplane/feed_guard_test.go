@@ -306,23 +306,70 @@ func TestRestoredEtcdIsRefusedUntilAnOperatorBeginsANewEpoch(t *testing.T) {
 	n.until(r.write(map[string]string{"/after": dest(3)}))
 }
 
-func TestNodeThatIsAheadOfARestoredEtcdRaisesTheAlarm(t *testing.T) {
-	r := startReplica(t, etcdtest.Start(t), "a")
-	v := r.write(map[string]string{"/one": dest(1)})
-	n := newNode(t, "n1", "eu")
-	n.hello.Version = &linkv1.Version{Epoch: v.GetEpoch(), Revision: v.GetRevision() + 100}
-	if kind, _ := n.connect(r).take(); kind != "behind" {
-		t.Fatalf("it got a %s", kind)
+func TestReplicaThatStartsBehindARestoreRefusesWritesAndNodesOfTheOtherHistory(t *testing.T) {
+	server := etcdtest.New(t)
+	client := server.Client()
+	a := startReplica(t, client, "a")
+	a.write(map[string]string{"/kept": dest(1)})
+	restore := server.Backup()
+	var v *linkv1.Version
+	for i := range 20 {
+		v = a.write(map[string]string{"/lost": dest(i)})
 	}
-	if alarms := r.log.Alarms(); len(alarms) != 1 || !strings.Contains(alarms[0], "a node holds") {
-		t.Fatalf("the alarms are %q", alarms)
+	n := newNode(t, "n1", "eu").connect(a).until(v)
+	a.stop()
+	restore()
+
+	b := startReplica(t, client, "b")
+	if _, err := (&gate{log: b.log}).pass(true); err != nil {
+		t.Fatalf("nobody knows of a restore yet: %v", err)
 	}
-	for i := range 120 {
-		v = r.write(map[string]string{"/one": dest(2 + i)})
+	if kind, _ := n.connect(b).take(); kind != "behind" {
+		t.Fatalf("the node got a %s", kind)
 	}
-	waitHead(t, r, v)
-	if alarms := r.log.Alarms(); len(alarms) != 0 {
-		t.Errorf("etcd has that revision, and the alarms are %q", alarms)
+	wait := func(r *testReplica) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			_, err := (&gate{log: r.log}).pass(true)
+			if err != nil && strings.Contains(err.Error(), "restored from a backup") {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("replica %s takes writes: %v", r.id, err)
+			}
+		}
+	}
+	wait(b)
+	if alarms := b.log.Alarms(); len(alarms) != 1 || !strings.Contains(alarms[0], "affctl fleet new-epoch") {
+		t.Errorf("the alarms are %q", alarms)
+	}
+	var passed *linkv1.Version
+	for passed.GetRevision() <= v.GetRevision() { // leases end, caps are counted: no gate is asked
+		passed = b.write(map[string]string{"/other": dest(int(passed.GetRevision()))})
+	}
+	waitHead(t, b, passed)
+	c := startReplica(t, client, "c")
+	for _, r := range []*testReplica{b, c} {
+		wait(r)
+		if kind, _ := n.connect(r).take(); kind != "behind" {
+			t.Fatalf("etcd has passed the node's revision, and the node got a %s from %s", kind, r.id)
+		}
+	}
+	newNode(t, "n2", "eu").connect(c).until(passed) // who has nothing gets what there is
+
+	begun, err := c.fleetClient().NewEpoch(t.Context(), &adminv1.NewEpochRequest{Current: v.GetEpoch()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.fleetClient().WaitForVersion(t.Context(), &adminv1.WaitForVersionRequest{Version: begun.GetVersion(), Region: "nowhere"}); err != nil {
+		t.Fatal(err)
+	}
+	n.hello.Version.Revision = 0 // the next one may be lower
+	if kind, _ := n.connect(b).take(); kind != "snapshot" || n.entries["links/go.test/other"] == "" {
+		t.Fatalf("in the new epoch the node got a %s", kind)
+	}
+	if _, err := (&gate{log: b.log}).pass(true); err != nil || len(b.log.Alarms()) != 0 {
+		t.Errorf("in the new epoch a write is refused: %v, alarms are %q", err, b.log.Alarms())
 	}
 }
 

@@ -277,6 +277,22 @@ func (s *source) Held(context.Context, uint64) (int64, error) {
 	return s.held, nil
 }
 
+// Revision is what a quorum says, however far the member lags.
+func (s *source) Revision(context.Context) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken {
+		return 0, errBroken
+	}
+	return s.revision, nil
+}
+
+func (s *source) Rewind(context.Context, store.Rewind) error {
+	panic("BUG: the timeline never goes back")
+}
+
+func (s *source) Rewound(context.Context, uint64) (store.Rewind, error) { return store.Rewind{}, nil }
+
 func (s *source) Touch(context.Context) error {
 	s.change(func() { s.next(store.Batch{}) })
 	return nil

@@ -32,19 +32,31 @@ func (l *Log) load(ctx context.Context, epochs store.Epochs) error {
 		})
 	}
 	revision, err := read(max(held-1, 0))
-	if held > 0 && errors.Is(err, store.ErrCompacted) {
-		l.cfg.Logger.Error("what is served is no longer told from what is held back: etcd has compacted it; everything is served", "held", held)
-		held, fresh = 0, newState()
+	blind := held > 0 && errors.Is(err, store.ErrCompacted)
+	if blind {
+		fresh = newState()
 		revision, err = read(0)
 	}
 	if err != nil {
 		return fmt.Errorf("read everything: %w", err)
 	}
-	released, err := l.src.Released(ctx, epochs.Current)
-	if err != nil {
+	v := &View{epoch: epochs.Current, past: epochs.Past, seen: revision}
+	if err := l.readWords(ctx, v); err != nil {
+		return err
+	}
+	l.begin(v, fresh, held, blind)
+	return nil
+}
+
+// readWords reads what operators and other replicas have said about the epoch of
+// a view that is being made.
+func (l *Log) readWords(ctx context.Context, v *View) (err error) {
+	if v.released, err = l.src.Released(ctx, v.epoch); err != nil {
 		return fmt.Errorf("read what is released: %w", err)
 	}
-	l.begin(epochs, revision, fresh, released, held)
+	if v.rewind, err = l.src.Rewound(ctx, v.epoch); err != nil {
+		return fmt.Errorf("read whether etcd went back: %w", err)
+	}
 	return nil
 }
 
@@ -85,38 +97,55 @@ func (l *Log) reload(ctx context.Context) error {
 			}
 		}
 	}
-	released, err := l.src.Released(ctx, held.epoch)
-	if err != nil {
-		return fmt.Errorf("read what is released: %w", err)
+	words := View{epoch: held.epoch}
+	if err := l.readWords(ctx, &words); err != nil {
+		return err
 	}
+	if l.rewound(words.rewind, held.seen > words.rewind.Revision) {
+		return nil // what was read does not follow what is held
+	}
+	l.alarm.caughtUp(revision)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state = fresh
 	if held.hold == nil {
 		l.served = fresh
 	}
-	l.commit(step{revision: revision, since: held.seen, changes: changes, olds: olds, release: released, before: func() *state { return old }})
+	l.commit(step{revision: revision, since: held.seen, changes: changes, olds: olds, release: words.released, rewind: words.rewind, before: func() *state { return old }})
 	return nil
 }
 
-// begin makes fresh the state at revision of an epoch. held is the revision that
-// is to be held back when it comes.
-func (l *Log) begin(epochs store.Epochs, revision int64, fresh *state, released store.Release, held int64) {
+// begin makes fresh the state of a view that is being made: at the revision that
+// it has seen, and with what it says about its epoch. held is the revision that
+// is to be held back when it comes, or, if fresh is blind, that is held back
+// together with all that fresh has.
+func (l *Log) begin(v *View, fresh *state, held int64, blind bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.view.Load()
-	l.state, l.served = fresh, fresh
-	l.forced, l.lane = held, lane{}
-	m := fresh.mark(revision, time.Now())
-	l.guard.rebase(m)
+	v.truth = fresh.mark(v.seen, time.Now())
+	v.base = v.truth
+	l.state, l.served, l.forced, l.lane = fresh, fresh, held, lane{}
+	if blind {
+		l.served, l.forced = newState(), 0
+		v.base = l.served.mark(held-1, v.truth.at)
+		v.lost, v.blind = true, true
+		v.hold = &Hold{Revision: held, Reason: "it was before this replica started, and etcd has compacted what was served instead", Since: v.truth.at, after: held - 1}
+		l.cfg.Logger.Error("a version is held back, and what is served instead is not in etcd any more: nodes keep what they have, and new ones get nothing: look at what was written, and then: affctl fleet release",
+			"revision", held)
+	}
+	l.guard.rebase(v.truth)
 	l.alarm.clear()
-	l.publish(&View{epoch: epochs.Current, past: epochs.Past, base: m, truth: m, seen: revision, released: released})
+	if v.rewind.Seen != 0 {
+		l.tellRewind(v)
+	}
+	l.publish(v)
 	if before.epoch == 0 {
 		close(l.ready)
 	} else {
-		l.cfg.Logger.Warn("the fleet has another epoch, starting anew", "held", before.epoch, "epoch", epochs.Current)
+		l.cfg.Logger.Warn("the fleet has another epoch, starting anew", "held", before.epoch, "epoch", v.epoch)
 	}
-	l.cfg.Logger.Info("state is read", "revision", revision, "entries", fresh.entries)
+	l.cfg.Logger.Info("state is read", "revision", v.seen, "entries", fresh.entries)
 }
 
 // step is a revision, or several that were read at once, on its way into the
@@ -127,6 +156,7 @@ type step struct {
 	changes  []change
 	olds     []entry // what was there before each
 	release  store.Release
+	rewind   store.Rewind
 	before   func() *state // the state before it, to go on serving
 }
 
@@ -135,10 +165,13 @@ func (l *Log) apply(batch store.Batch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	held := l.view.Load()
-	if batch.Revision <= held.seen {
+	if batch.Revision <= held.seen || held.apart {
 		return
 	}
-	s := step{revision: batch.Revision, since: batch.Revision - 1, release: batch.Release}
+	s := step{revision: batch.Revision, since: batch.Revision - 1, release: batch.Release, rewind: held.rewind}
+	if batch.Rewind.Epoch == held.epoch {
+		s.rewind = batch.Rewind
+	}
 	for _, c := range batch.Changes {
 		var e entry
 		key := c.Name
@@ -168,6 +201,11 @@ func (l *Log) commit(s step) {
 	next.seen = s.revision
 	if s.release.Epoch == held.epoch {
 		next.released = held.released.Merge(s.release)
+	}
+	if next.rewind = s.rewind; next.rewind.Seen == 0 {
+		next.apart = false
+	} else if next.rewind != held.rewind {
+		l.tellRewind(&next)
 	}
 	// Of several revisions that were read at once, one may have undone another:
 	// that there is no difference does not mean that nothing changed.
@@ -247,6 +285,12 @@ func (l *Log) release(next *View) {
 	l.cfg.Logger.Warn("what was held back is released", "revision", next.hold.Revision, "up_to", next.released.UpTo)
 	after := next.hold.after
 	next.hold, l.forced = nil, 0
+	if next.blind {
+		next.base, next.lost, next.blind = next.truth, false, false
+		l.guard.rebase(next.truth)
+		l.served = l.state
+		return
+	}
 	if next.lost {
 		changes, _ := l.served.difference(l.state)
 		r := &record{mark: next.truth, from: next.head().revision, since: after, changes: changes, released: true, memory: changesMemory(changes)}

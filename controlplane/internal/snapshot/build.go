@@ -9,6 +9,7 @@ import (
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/affleet/affleet/controlplane/internal/store"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
@@ -21,6 +22,8 @@ type sharedSnapshot struct {
 	done     chan struct{} // closed when the frames are there
 	frame    *Frame
 	released *Frame // the same, for nodes whose guard is to let it pass
+	// What was released when it was built: later writes release themselves only.
+	release store.Release
 }
 
 // snapshotSize is about what a snapshot costs to send, in bytes.
@@ -91,7 +94,7 @@ func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
 		}
 		snap = &sharedSnapshot{
 			epoch: v.epoch, revision: max(v.head().revision, least),
-			bytes: contents.bytes, done: make(chan struct{}),
+			bytes: contents.bytes, done: make(chan struct{}), release: v.released,
 		}
 		s.snap = snap
 	}
@@ -105,7 +108,7 @@ func (l *Log) snapshot(ctx context.Context, v *View, c Cursor) (*Frame, error) {
 	}
 	select {
 	case <-snap.done:
-		if v.vouches(c, snap.frame) {
+		if v.vouches(c, snap) {
 			return snap.released, nil
 		}
 		return snap.frame, nil

@@ -92,7 +92,7 @@ func TestLogFollowsAnEtcdInWhichNothingIsWritten(t *testing.T) {
 	const interval = 50 * time.Millisecond
 	l := New(s, Config{
 		Logger: quiet, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, ProgressInterval: interval,
-		Progress: client.RequestProgress, Revision: s.Revision,
+		Progress: client.RequestProgress,
 	})
 	follow(t, l)
 	<-l.Ready()

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/affleet/affleet/controlplane/internal/store"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -87,6 +88,10 @@ func (l *Log) Resume(held Version, hash link.SetHash) (Cursor, error) {
 		// From before this replica read the store, and nothing changed since.
 		c.at = v.base.revision
 	}
+	if v.rewind.Seen != 0 && held.Epoch == v.epoch && c.at == 0 {
+		return Cursor{}, &BehindError{Head: v.Head(), Reason: fmt.Sprintf(
+			"etcd was restored from a backup, and this replica does not know revision %d as the node holds it; if the backup is meant: affctl fleet new-epoch", held.Revision)}
+	}
 	return c, nil
 }
 
@@ -98,6 +103,8 @@ func (v *View) behind(held Version) error {
 		return &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica serves epoch %016x and does not know %016x, which the node holds", v.epoch, held.Epoch)}
 	case held.Epoch == v.epoch && held.Revision > v.seen:
 		return &BehindError{Head: v.Head(), Reason: fmt.Sprintf("this replica has seen revision %d, the node holds %d", v.seen, held.Revision)}
+	case v.blind && held.Epoch != v.epoch:
+		return &BehindError{Reason: fmt.Sprintf("revision %d is held back, and etcd has compacted what was served before it; affctl fleet release", v.hold.Revision)}
 	}
 	return nil
 }
@@ -145,6 +152,9 @@ func (v *View) current(c Cursor) Cursor {
 // delta gives the delta that comes next, nil at the head; ok is false where a
 // snapshot does.
 func (l *Log) delta(v *View, c Cursor) (f *Frame, ok bool) {
+	if v.blind {
+		return nil, true // what nodes hold is as good as anything
+	}
 	if c.at < v.base.revision || c.at == 0 {
 		return nil, false
 	}
@@ -160,7 +170,7 @@ func (l *Log) delta(v *View, c Cursor) (f *Frame, ok bool) {
 	case missing[0].frame == nil:
 		return nil, false
 	case len(missing) == 1 && missing[0].from == c.held.Revision &&
-		(missing[0].frame.Released || !v.releases(c.held.Revision, missing[0].revision)):
+		(missing[0].frame.Released || !releases(v.released, c.held.Revision, missing[0].revision)):
 		return missing[0].frame, true
 	}
 	f = l.shared.delta(v, c.held.Revision, i, l.cfg.MaxDelta)
@@ -169,15 +179,15 @@ func (l *Log) delta(v *View, c Cursor) (f *Frame, ok bool) {
 
 // releases says whether an operator or a writer has released something between
 // two revisions.
-func (v *View) releases(from, to int64) bool {
-	return from < v.released.UpTo && v.released.UpTo <= to || from < v.released.Write && v.released.Write <= to
+func releases(r store.Release, from, to int64) bool {
+	return from < r.UpTo && r.UpTo <= to || from < r.Write && r.Write <= to
 }
 
 // vouches says whether a snapshot passes the guard of the node that a cursor
 // stands for: because a release lies between what it holds and the snapshot, an
 // operator has begun a new epoch, or because it grew in steps that passed the
 // guard here, which saw each of them.
-func (v *View) vouches(c Cursor, f *Frame) bool {
+func (v *View) vouches(c Cursor, s *sharedSnapshot) bool {
 	if c.held.Epoch == 0 {
 		return false // it has nothing to compare with
 	}
@@ -185,7 +195,8 @@ func (v *View) vouches(c Cursor, f *Frame) bool {
 		return true
 	}
 	from, known := v.at(c.held)
-	return v.releases(c.held.Revision, f.To.Revision) || known && from.entries < f.Entries
+	return releases(s.release, c.held.Revision, s.revision) || releases(v.released, c.held.Revision, s.revision) ||
+		known && from.entries < s.frame.Entries
 }
 
 // shared is what streams in the same position share.
@@ -237,7 +248,7 @@ func (s *shared) delta(v *View, held int64, i int, limit int64) *Frame {
 		changes, used, _ := coalesce(records, limit)
 		to := records[used-1].mark
 		// Growth in several steps that passed the guard here is no surprise.
-		released := v.releases(held, to.revision) || used > 1 && to.entries > v.before(i).entries
+		released := releases(v.released, held, to.revision) || used > 1 && to.entries > v.before(i).entries
 		for _, r := range records[:used] {
 			released = released || r.released
 		}

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"testing"
@@ -233,13 +234,73 @@ func TestReplicaThatStartsHoldsBackWhatAnotherDoes(t *testing.T) {
 		src.free(bad)
 		serves(t, later, n, 1000)
 	})
+}
+
+func TestWhatIsHeldBackStaysSoWhenEtcdHasCompactedWhatWasServedInstead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		src, _, _ := guarded(t, Config{})
+		src, _, n := guarded(t, Config{})
 		bad := src.write(links(1000, ""))
 		synctest.Wait()
+		src.write(map[string]string{"links/a/more": "1"})
 		src.set(func() { src.compacted = bad })
-		later := start(t, src, Config{})
-		serves(t, later, &replicaNode{entries: map[string]string{}}, 1000)
+		l := start(t, src, Config{})
+		if h := l.View().Hold(); h == nil || h.Revision != bad || len(l.Alarms()) != 1 || l.Head().Revision >= bad {
+			t.Fatalf("held back is %+v, alarms are %q, the head is %v", h, l.Alarms(), l.Head())
+		}
+		newborn := &replicaNode{entries: map[string]string{}}
+		var behind *BehindError
+		if f, err := l.Next(t.Context(), newborn.cursor); !errors.As(err, &behind) || behind.Head != (Version{}) {
+			t.Fatalf("a node without a state was sent something: %v, %v", f != nil, err)
+		}
+		var err error
+		if n.cursor, err = l.Resume(n.held, n.hash()); err != nil {
+			t.Fatal(err)
+		}
+		serves(t, l, n, 2000) // what it has
+		src.write(map[string]string{"links/a/1999": ""})
+		synctest.Wait()
+		if downs := l.View().TakeDowns(n.held.Revision); len(downs) != 1 || downs[0].names[0] != "links/a/1999" {
+			t.Errorf("taken down is %+v", downs)
+		}
+		if l.View().Serves(n.held, bad) || l.View().Serves(n.held, n.held.Revision+1) {
+			t.Error("the node is said to serve what is held back")
+		}
+		src.free(bad)
+		if f := serves(t, l, n, 1000); f.Kind != Snapshot || !f.Released {
+			t.Errorf("the node got a %s, released: %v", f.Kind, f.Released)
+		}
+		serves(t, l, newborn, 1000)
+		if !maps.Equal(n.entries, src.state) || len(l.Alarms()) != 0 {
+			t.Errorf("after the release the alarms are %q", l.Alarms())
+		}
+		src.write(map[string]string{"links/a/1998": "2"})
+		serves(t, l, n, 1000)
+	})
+}
+
+func TestSnapshotFromBetweenTwoWritesThatReleaseThemselvesIsReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, old := guarded(t, Config{})
+		allow := func(changes map[string]string) {
+			src.mu.Lock()
+			src.release, src.allow = store.Release{Epoch: src.epoch, Write: src.revision + 1}, true
+			src.mu.Unlock()
+			src.write(changes)
+			synctest.Wait()
+		}
+		allow(links(1000, ""))
+		if _, err := l.Next(t.Context(), old.cursor.Distrusted(src.revision)); err != nil { // builds it
+			t.Fatal(err)
+		}
+		builds := l.Builds()
+		allow(map[string]string{"links/a/1999": ""})
+		f, err := l.Next(t.Context(), old.cursor.Distrusted(0))
+		if err != nil || f.Kind != Snapshot || l.Builds() != builds {
+			t.Fatalf("the node was sent a %s, %d builds, %v", f.Kind, l.Builds(), err)
+		}
+		if !f.Released {
+			t.Error("the node's guard is not told that a write has released what is gone")
+		}
 	})
 }
 

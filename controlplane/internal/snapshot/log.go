@@ -26,7 +26,10 @@ type Source interface {
 	// ends with an error, which is store.ErrCompacted when the revisions
 	// asked for are gone.
 	Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, error]
+	// Revision gives the newest revision, linearizably.
+	Revision(ctx context.Context) (int64, error)
 	Releases
+	Rewinds
 }
 
 // Releases are what replicas tell each other about their guards.
@@ -39,6 +42,14 @@ type Releases interface {
 	Held(ctx context.Context, epoch uint64) (int64, error)
 	// Touch makes a revision that changes nothing.
 	Touch(ctx context.Context) error
+}
+
+// Rewinds are what replicas tell each other about a restore of the source.
+type Rewinds interface {
+	// Rewind notes that the source went back, until the epoch ends.
+	Rewind(ctx context.Context, r store.Rewind) error
+	// Rewound reads whether it did in an epoch.
+	Rewound(ctx context.Context, epoch uint64) (store.Rewind, error)
 }
 
 // Config is how a Log works. The zero value works.
@@ -61,12 +72,10 @@ type Config struct {
 	MinBackoff, MaxBackoff time.Duration
 	// Asks the source to say soon, by a batch without changes, up to where
 	// its watch is complete. Called every ProgressInterval, and when somebody
-	// waits for a revision. Default: the source does so by itself.
+	// waits for a revision. Where no such batch comes, the source is asked for
+	// its revision: etcd makes none for a watch from the next revision on, until
+	// that is written. Default: the source does so by itself.
 	Progress func(ctx context.Context) error
-	// Asks the source for its revision. It is asked when there is no such batch: etcd
-	// makes none for a watch from the next revision on, until that is written.
-	// Default: nothing is asked.
-	Revision func(ctx context.Context) (int64, error)
 	// Default: 2 s. When nothing is heard for three of them, the source is
 	// taken to be down.
 	ProgressInterval time.Duration
@@ -87,6 +96,7 @@ type Log struct {
 	nudge  chan struct{} // holds one: ask for progress now
 	resync chan struct{} // holds one: read everything anew
 	note   chan struct{} // holds one: tell the source what is held back
+	doubt  chan struct{} // holds one: ask the source whether it went back
 
 	mu     sync.Mutex // what the writer changes together with view
 	state  *state     // everything up to View.seen
@@ -128,7 +138,7 @@ func New(src Source, cfg Config) *Log {
 	cfg.Guard.setDefaults()
 	l := &Log{
 		src: src, cfg: cfg, ready: make(chan struct{}),
-		nudge: make(chan struct{}, 1), resync: make(chan struct{}, 1), note: make(chan struct{}, 1),
+		nudge: make(chan struct{}, 1), resync: make(chan struct{}, 1), note: make(chan struct{}, 1), doubt: make(chan struct{}, 1),
 		state: newState(), guard: watchman{Guard: cfg.Guard},
 	}
 	l.served = l.state
@@ -202,10 +212,12 @@ func (l *Log) follow(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read epoch: %w", err)
 	}
+	read := l.meet
 	if l.View().epoch != epochs.Current {
-		if err := l.load(ctx, epochs); err != nil {
-			return err
-		}
+		read = l.load
+	}
+	if err := read(ctx, epochs); err != nil {
+		return err
 	}
 	watching, cancel := context.WithCancelCause(ctx)
 	var asking sync.WaitGroup
@@ -218,7 +230,7 @@ func (l *Log) follow(ctx context.Context) error {
 	}
 	err = l.watch(watching)
 	switch {
-	case err == nil, errors.Is(context.Cause(watching), errNewEpoch):
+	case err == nil, errors.Is(context.Cause(watching), errAnother):
 		return nil
 	case errors.Is(err, store.ErrCompacted):
 		l.cfg.Logger.Warn("revisions are compacted away, reading everything again", "after", l.View().seen)
@@ -233,8 +245,13 @@ func (l *Log) follow(ctx context.Context) error {
 	return fmt.Errorf("watch: %w", err)
 }
 
-// watch takes in what the source gives, until it fails or has another epoch.
+// watch takes in what the source gives, until it fails or has another epoch. Of
+// a source that went back it takes nothing: that would not follow what is held.
 func (l *Log) watch(ctx context.Context) error {
+	if l.View().apart {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	var low time.Time // since when the source says that it is behind
 	for batch, err := range l.src.Watch(ctx, l.View().seen) {
 		if err != nil {
@@ -258,13 +275,13 @@ func (l *Log) watch(ctx context.Context) error {
 	return errors.New("ended")
 }
 
-// errNewEpoch ends a watch because there is nothing more to wait for in it.
-var errNewEpoch = errors.New("the fleet has another epoch")
+// errAnother ends a watch because there is nothing more to wait for in it.
+var errAnother = errors.New("the fleet has another epoch, or etcd another history")
 
 // attend does, until ctx ends, what others ask for while the source is watched:
-// it ends the watch to have everything read anew, and notes what is held back.
-// It also looks for the new epoch that ends an alarm: a watch from a revision
-// that the source does not have gives nothing.
+// it ends the watch to have everything read anew, notes what is held back, and
+// that the source went back. It also looks for what ends that alarm: a watch
+// from a revision that the source does not have gives nothing.
 func (l *Log) attend(ctx context.Context, end context.CancelCauseFunc) {
 	tick := time.NewTicker(l.cfg.ProgressInterval)
 	defer tick.Stop()
@@ -273,11 +290,15 @@ func (l *Log) attend(ctx context.Context, end context.CancelCauseFunc) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if _, _, back := l.WentBack(); !back {
-				continue
+			if _, _, back := l.WentBack(); back && l.another(ctx) {
+				end(errAnother)
+				return
 			}
-			if epochs, err := l.src.Epochs(ctx); err == nil && epochs.Current != l.View().epoch {
-				end(errNewEpoch)
+		case <-l.doubt:
+			apart := l.View().apart
+			l.ask(ctx)
+			if !apart && l.View().apart {
+				end(errAnother)
 				return
 			}
 		case <-l.resync:
@@ -315,17 +336,6 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// wentBack is the error for a source that is at a lower revision than was
-// served, and raises the alarm. To watch it would mean to miss what is written
-// until it is not.
-func (l *Log) wentBack(revision, seen int64) error {
-	if l.alarm.wentBack(revision, seen) {
-		l.cfg.Logger.Error("etcd has gone back: nothing is written or sent until it is restored to what it was, or: affctl fleet new-epoch",
-			"revision", revision, "served", seen)
-	}
-	return fmt.Errorf("the store is at revision %d, before %d that was served: it was restored from a backup, or answers from a member that is behind", revision, seen)
-}
-
 // heard notes that the source lives.
 func (l *Log) heard() {
 	l.metrics.heard.Store(time.Now().UnixNano())
@@ -345,6 +355,9 @@ func (l *Log) askForProgress(ctx context.Context) {
 			return
 		case <-l.nudge:
 		case <-tick.C:
+			if l.View().apart {
+				continue // nothing is watched
+			}
 			silent := time.Since(time.Unix(0, l.metrics.heard.Load()))
 			if silent > 3*l.cfg.ProgressInterval && l.metrics.following.Swap(false) {
 				l.cfg.Logger.Warn("etcd is silent, nodes keep their state", "for", silent, "revision", l.View().seen)
@@ -352,9 +365,9 @@ func (l *Log) askForProgress(ctx context.Context) {
 		}
 		call, cancel := context.WithTimeout(ctx, l.cfg.ProgressInterval)
 		err := l.cfg.Progress(call)
-		if err == nil && l.cfg.Revision != nil && time.Since(time.Unix(0, l.metrics.heard.Load())) > l.cfg.ProgressInterval {
+		if err == nil && time.Since(time.Unix(0, l.metrics.heard.Load())) > l.cfg.ProgressInterval {
 			var revision int64
-			if revision, err = l.cfg.Revision(call); err == nil && revision == l.View().seen {
+			if revision, err = l.src.Revision(call); err == nil && revision == l.View().seen {
 				l.heard() // there is nothing to hear of
 			}
 		}

@@ -24,6 +24,7 @@ type script struct {
 	past      []uint64
 	release   store.Release
 	held      int64
+	rewind    store.Rewind
 	allow     bool // the next write releases itself
 	revision  int64
 	state     map[string]string
@@ -150,6 +151,38 @@ func (s *script) Held(context.Context, uint64) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.held, nil
+}
+
+func (s *script) Revision(context.Context) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken {
+		return 0, errBroken
+	}
+	return s.revision, nil
+}
+
+func (s *script) Rewind(_ context.Context, r store.Rewind) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision++
+	s.rewind = r
+	s.history = append(s.history, store.Batch{Revision: s.revision, Rewind: r})
+	s.states[s.revision] = maps.Clone(s.state)
+	s.signal()
+	return nil
+}
+
+func (s *script) Rewound(_ context.Context, epoch uint64) (store.Rewind, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken {
+		return store.Rewind{}, errBroken
+	}
+	if s.rewind.Epoch != epoch {
+		return store.Rewind{}, nil
+	}
+	return s.rewind, nil
 }
 
 func (s *script) Touch(context.Context) error {

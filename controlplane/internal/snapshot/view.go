@@ -23,8 +23,12 @@ type View struct {
 
 	hold     *Hold // nil: nothing is held back
 	lost     bool  // what is held back is more than the log takes, and not in records
+	blind    bool  // what is served is not known, but that it is older than hold: etcd has compacted it
 	released store.Release
 	downs    []*TakeDown // the newest, in order
+
+	rewind store.Rewind // the source went back; the zero value: it did not
+	apart  bool         // what is held is of before that: the source is not followed
 
 	changed  chan struct{} // closed when streams have something else to send
 	downed   chan struct{} // closed when there is another take-down
@@ -115,7 +119,7 @@ func (v *View) Serves(held Version, revision int64) bool {
 	if held.Revision >= revision {
 		return true
 	}
-	if revision > v.seen || held.Revision < v.base.revision || v.lost && revision > v.head().revision {
+	if revision > v.seen || held.Revision < v.base.revision || v.blind || v.lost && revision > v.head().revision {
 		return false
 	}
 	i := v.after(held.Revision)
@@ -163,6 +167,8 @@ func (v *View) at(held Version) (mark, bool) {
 		return mark{}, false
 	case held.Revision >= v.truth.revision:
 		return v.truth, true
+	case v.blind:
+		return mark{}, false
 	}
 	i := v.after(held.Revision)
 	if v.lost && i == len(v.records) && held.Revision > v.before(i).revision {

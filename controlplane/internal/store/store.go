@@ -12,6 +12,8 @@
 //	release                   what an operator has released: epoch, revision
 //	release/write             put by writes that release themselves: epoch
 //	held                      what a replica holds back: epoch, revision
+//	rewind                    that etcd was restored from a backup: epoch, the
+//	                          revision that it had then, and the one it had before
 //	touch                     put for nothing but a new revision
 //	guard/affiliates          see guard.go
 //	guard/affiliates/holder   see guard.go
@@ -45,6 +47,7 @@ const (
 	releaseKey   = root + "release"
 	releaseWrite = releaseKey + "/write"
 	heldKey      = root + "held"
+	rewindKey    = root + "rewind"
 	touchKey     = root + "touch"
 )
 

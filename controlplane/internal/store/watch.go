@@ -21,6 +21,7 @@ type Batch struct {
 	Revision int64
 	Changes  []Change
 	Release  Release // the zero value: none
+	Rewind   Rewind  // likewise
 	Epoch    bool    // the fleet's epoch is another one: read it
 }
 
@@ -97,6 +98,8 @@ func batchOf(revision int64, events []*clientv3.Event) Batch {
 			batch.Epoch = true
 		case strings.HasPrefix(key, releaseKey) && e.Type != mvccpb.Event_DELETE:
 			batch.Release = batch.Release.Merge(parseRelease(e.Kv))
+		case key == rewindKey && e.Type != mvccpb.Event_DELETE:
+			batch.Rewind = parseRewind(e.Kv)
 		}
 	}
 	return batch

@@ -40,6 +40,7 @@ type outcome struct {
 	heartbeat  *feedv1.Heartbeat
 	behind     *feedv1.Behind
 	takenDown  *linkv1.Version // what is to be acknowledged
+	guarded    error           // why a part of a take-down waits for its version
 	retryLater *feedv1.RetryLater
 	err        error // the message cannot even be answered
 }
@@ -56,6 +57,7 @@ type applier struct {
 	live  *table.Live
 	guard Guard
 	down  overlay
+	kept  *downLog // of down
 	past  *epochs
 	wire  *tripwire
 	tail  *journal
@@ -69,7 +71,7 @@ type applier struct {
 // guard has its defaults.
 func newApplier(live *table.Live, guard Guard) applier {
 	guard.setDefaults()
-	return applier{live: live, guard: guard, past: &epochs{}, wire: &tripwire{}, tail: &journal{}}
+	return applier{live: live, guard: guard, past: &epochs{}, wire: &tripwire{}, tail: &journal{}, kept: &downLog{}}
 }
 
 // reset forgets a snapshot under way: a new stream begins.
@@ -115,7 +117,7 @@ func (a *applier) take(message []byte) outcome {
 	case *feedv1.SubscribeResponse_Behind:
 		return outcome{kind: kindBehind, behind: f.Behind}
 	case *feedv1.SubscribeResponse_TakeDown:
-		return a.takeDown(f.TakeDown)
+		return a.takeDown(f.TakeDown, message)
 	case *feedv1.SubscribeResponse_RetryLater:
 		return outcome{kind: kindRetryLater, retryLater: f.RetryLater}
 	}
@@ -200,6 +202,7 @@ func (a *applier) publish(t *table.Table) *table.Table {
 		a.past.add(held.Epoch)
 	}
 	a.down.drop(t.Version())
+	a.kept.dropped(&a.down)
 	a.live.Store(a.down.over(t))
 	return t
 }

@@ -109,6 +109,19 @@ func (g *Guard) change(held *table.Table, next *table.Builder, removed int) erro
 	return nil
 }
 
+// takeDown says what is wrong with links that are deleted ahead of the version
+// that deletes them, beside those that already are.
+func (g *Guard) takeDown(held *table.Table, already, more int) error {
+	if held == nil || more == 0 || g.Shrink == 100 || held.LinkEntries() < g.Floor {
+		return nil
+	}
+	if before := held.LinkEntries(); already+more > before*g.Shrink/100 {
+		return fmt.Errorf("%d of %d links would be gone ahead of the version that removes them, more than %d%%: %d wait for it; if that is meant, %s",
+			already+more, before, g.Shrink, more, releaseIt)
+	}
+	return nil
+}
+
 const releaseIt = "run: affctl fleet release --version V"
 
 // countRemoved counts the links that are held and will not be, until there are

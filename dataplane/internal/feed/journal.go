@@ -118,12 +118,9 @@ func (j *journal) add(to table.Version, delta []byte) (full bool) {
 		j.broken = true
 		return true
 	}
-	head := make([]byte, recordHead, recordHead+len(delta))
-	binary.LittleEndian.PutUint32(head, uint32(len(delta)))
-	binary.LittleEndian.PutUint64(head[8:], xxh3.HashSeed(delta, uint64(len(delta))))
 	err := j.open()
 	if err == nil {
-		_, err = j.file.WriteAt(append(head, delta...), j.size)
+		_, err = j.file.WriteAt(sealed(delta), j.size)
 	}
 	if err != nil {
 		j.fail(err)
@@ -132,6 +129,14 @@ func (j *journal) add(to table.Version, delta []byte) (full bool) {
 	j.size += int64(recordHead + len(delta))
 	j.records = append(j.records, record{to, j.size})
 	return len(j.records) >= journalRecords || j.size >= max(journalBytes, min(j.whole, maxJournal/2))
+}
+
+// sealed gives a message as a record.
+func sealed(message []byte) []byte {
+	b := make([]byte, recordHead, recordHead+len(message))
+	binary.LittleEndian.PutUint32(b, uint32(len(message)))
+	binary.LittleEndian.PutUint64(b[8:], xxh3.HashSeed(message, uint64(len(message))))
+	return append(b, message...)
 }
 
 // follows notes how large the file is that the journal follows.

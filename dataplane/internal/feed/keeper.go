@@ -19,6 +19,7 @@ const (
 	journalName  = "state.aff.log"    // see journal
 	noteName     = "state.aff.try"    // see tripwire
 	epochsName   = "state.aff.epochs" // see epochs
+	downsName    = "state.aff.downs"  // see downLog
 )
 
 // touchInterval is how often an unchanged file is marked as still the newest.
@@ -52,6 +53,7 @@ func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }
 func (k *keeper) journal() string  { return filepath.Join(k.dir, journalName) }
 func (k *keeper) note() string     { return filepath.Join(k.dir, noteName) }
 func (k *keeper) epochs() string   { return filepath.Join(k.dir, epochsName) }
+func (k *keeper) downs() string    { return filepath.Join(k.dir, downsName) }
 func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
 
 // boot gives the state of the newest good file to the applier, and says whether

@@ -39,7 +39,7 @@ const (
 // frame counts a message: a snapshot once, when it ends.
 func (m *metrics) frame(o outcome) {
 	switch {
-	case o.rejection != nil || o.err != nil:
+	case o.rejection != nil || o.err != nil || o.guarded != nil:
 		m.frames[o.kind][resultRejected].Add(1)
 		if o.rejection != nil {
 			m.rejected[o.rejection.code].Add(1)

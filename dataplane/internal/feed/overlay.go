@@ -2,6 +2,7 @@ package feed
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
@@ -17,8 +18,7 @@ const (
 )
 
 // overlay is what was taken down and is not yet in a version that the node
-// serves. It is in memory only: a node that starts anew says which version it
-// holds, and is told again what was taken down since the replica has started.
+// serves.
 //
 // Nothing is asked of it when a request is answered. The table that is live is
 // an edit of the verified one, made whenever one of the two changes, and what
@@ -28,6 +28,9 @@ const (
 type overlay struct {
 	refusals map[string]refusal // by key
 	size     int
+	deletes  int           // of them, links that are gone
+	upTo     table.Version // everything up to it is refused
+	passed   table.Version // the first one of which a part is not; the zero value: none
 }
 
 // refusal is what is known about one resource.
@@ -84,19 +87,40 @@ func (o *overlay) add(key string, r refusal) error {
 		return nil
 	}
 	if had {
-		o.size -= len(key) + len(old.value)
+		o.forget(key, old)
 	}
-	o.size += len(key) + len(r.value)
-	if len(o.refusals) >= maxTakenDown && !had || o.size > maxTakenDownBytes {
-		delete(o.refusals, key)
-		o.size -= len(key) + len(r.value)
+	if size := o.size + len(key) + len(r.value); len(o.refusals) >= maxTakenDown || size > maxTakenDownBytes {
 		return fmt.Errorf("%d taken down are too many at a time", len(o.refusals)+1)
 	}
 	if o.refusals == nil {
 		o.refusals = map[string]refusal{}
 	}
 	o.refusals[key] = r
+	o.size += len(key) + len(r.value)
+	o.deletes += gone(key, r.value)
 	return nil
+}
+
+// lacks says whether any of these is not known yet.
+func (o *overlay) lacks(entries []refused) bool {
+	return slices.ContainsFunc(entries, func(e refused) bool {
+		old, had := o.refusals[e.key]
+		return !had || old.version.Epoch != e.version.Epoch || old.version.Revision < e.version.Revision
+	})
+}
+
+func (o *overlay) forget(key string, r refusal) {
+	delete(o.refusals, key)
+	o.size -= len(key) + len(r.value)
+	o.deletes -= gone(key, r.value)
+}
+
+// gone counts a link that is not there any more.
+func gone(key string, value []byte) int {
+	if len(value) == 0 && strings.HasPrefix(key, link.Links.Prefix()) {
+		return 1
+	}
+	return 0
 }
 
 // drop forgets what a version holds that is served now, and what belongs to
@@ -104,49 +128,94 @@ func (o *overlay) add(key string, r refusal) error {
 func (o *overlay) drop(v table.Version) {
 	for key, r := range o.refusals {
 		if !later(r.version, v) {
-			o.size -= len(key) + len(r.value)
-			delete(o.refusals, key)
+			o.forget(key, r)
 		}
+	}
+	if !later(o.passed, v) {
+		o.passed = table.Version{}
 	}
 }
 
-// takeDown takes in a TakeDown.
-func (a *applier) takeDown(m *feedv1.TakeDown) outcome {
+// takeDown takes in a TakeDown, that came in a message.
+func (a *applier) takeDown(m *feedv1.TakeDown, message []byte) outcome {
 	v := versionOf(m.GetVersion())
-	done := outcome{kind: kindTakeDown, takenDown: m.GetVersion()}
 	if v.Epoch == 0 || v.Revision <= 0 {
 		return outcome{kind: kindTakeDown, err: fmt.Errorf("frame: a take-down without a version")}
 	}
 	live := a.live.Load()
 	if live != nil && v.Epoch == live.Version().Epoch && !later(v, live.Version()) {
-		return done
+		return outcome{kind: kindTakeDown, takenDown: m.GetVersion()}
+	}
+	entries, done := a.admit(m, v)
+	if a.down.lacks(entries) {
+		a.kept.add(message)
 	}
 	var shown *table.Builder
 	if live != nil && later(v, live.Version()) {
 		if live == live.Verified() {
-			shown = editOver(live, len(m.GetEntries()))
+			shown = editOver(live, len(entries))
 		} else {
 			shown = live.Edit()
 		}
 	}
-	for _, e := range m.GetEntries() {
-		value, ok := refuse(e)
-		if !ok {
-			continue // of a kind that nothing is refused of
-		}
-		r := refusal{v, value}
-		if err := a.down.add(e.GetKey(), r); err != nil {
-			done = outcome{kind: kindTakeDown, err: fmt.Errorf("frame: revision %d takes down %.300q: %w", v.Revision, e.GetKey(), err)}
+	for _, e := range entries {
+		if err := a.down.add(e.key, e.refusal); err != nil {
+			done = outcome{kind: kindTakeDown, err: fmt.Errorf("frame: revision %d takes down %.300q: %w", v.Revision, e.key, err)}
 			break
 		}
-		if r = a.down.refusals[e.GetKey()]; shown != nil && later(r.version, live.Version()) {
-			r.apply(shown, e.GetKey())
+		if r := a.down.refusals[e.key]; shown != nil && later(r.version, live.Version()) {
+			r.apply(shown, e.key)
 		}
 	}
 	if shown != nil {
 		a.live.Store(shown.BuildOver(live.Verified()))
 	}
 	return done
+}
+
+// refused is one entry of a take-down.
+type refused struct {
+	key string
+	refusal
+}
+
+// admit gives what is refused of a take-down, and what it is answered. Links that
+// are deleted are as good as gone: where they are more, with those that wait for
+// their version already, than the guard lets a frame remove, they are left to the
+// version, which the guard holds back or lets pass. Until that one is served, no
+// more is acknowledged than what came before it.
+func (a *applier) admit(m *feedv1.TakeDown, v table.Version) (all []refused, done outcome) {
+	deletes := map[string]struct{}{} // that are new
+	for _, e := range m.GetEntries() {
+		value, ok := refuse(e)
+		if !ok {
+			continue // of a kind that nothing is refused of
+		}
+		if _, known := a.down.refusals[e.GetKey()]; !known && gone(e.GetKey(), value) > 0 {
+			deletes[e.GetKey()] = struct{}{}
+		}
+		all = append(all, refused{e.GetKey(), refusal{v, value}})
+	}
+	done.kind = kindTakeDown
+	if err := a.guard.takeDown(verified(a.live), a.down.deletes, len(deletes)); err != nil {
+		done.guarded = fmt.Errorf("revision %d: %w", v.Revision, err)
+		all = slices.DeleteFunc(all, func(r refused) bool { return gone(r.key, r.value) > 0 })
+		if a.down.passed == (table.Version{}) {
+			a.down.passed = v
+		}
+	}
+	reached := v
+	if a.down.passed != (table.Version{}) {
+		reached = heldVersion(a.live)
+	}
+	if a.down.upTo.Epoch != reached.Epoch || later(reached, a.down.upTo) {
+		a.down.upTo = reached
+	}
+	done.takenDown = m.GetVersion()
+	if later(v, a.down.upTo) {
+		done.takenDown = versionProto(a.down.upTo)
+	}
+	return all, done
 }
 
 // refuse gives what is shown instead of something that was taken down. Nothing

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/s2"
@@ -94,7 +95,8 @@ func (w *world) tellDowns(r *modelReplica, p *pipe, held, told int64) (int64, bo
 			return told, false
 		}
 		w.mu.Lock()
-		if a.GetTakenDown().GetVersion().GetRevision() != m.Version.Revision {
+		got := a.GetTakenDown().GetVersion().GetRevision()
+		if got != m.Version.Revision && (a.GetTakenDown() == nil || got > m.Version.Revision || !w.leavesToGuard(held)) {
 			w.fail("a take-down of revision %d is answered with %v", m.Version.Revision, a)
 		}
 		w.refused++
@@ -102,6 +104,29 @@ func (w *world) tellDowns(r *modelReplica, p *pipe, held, told int64) (int64, bo
 		told = m.Version.Revision
 	}
 	return told, true
+}
+
+// leavesToGuard says whether behind some state that the node may have held, up to
+// the one that it holds, so many links were deleted that it leaves some to their
+// versions. w.mu is held.
+func (w *world) leavesToGuard(held int64) bool {
+	for revision, state := range w.states {
+		links, gone := 0, map[string]bool{}
+		for key := range state {
+			if strings.HasPrefix(key, "links/") {
+				links++
+			}
+		}
+		for _, d := range w.downs {
+			if d.revision > revision && d.value == "" && strings.HasPrefix(d.key, "links/") {
+				gone[d.key] = true
+			}
+		}
+		if revision <= held && links >= floor && len(gone) > links*20/100 {
+			return true
+		}
+	}
+	return false
 }
 
 // sent is a frame, and what the node has to make of it.

@@ -124,8 +124,11 @@ func (s *session) handle(o outcome) error {
 		s.heartbeat(o.heartbeat)
 	case o.retryLater != nil:
 		return &laterError{o.retryLater.GetAfter().AsDuration(), o.retryLater.GetReason()}
-	case o.takenDown != nil:
+	case o.kind == kindTakeDown:
 		s.metrics.takenDown.Store(int64(len(s.applier.down.refusals)))
+		if o.guarded != nil {
+			s.guarded(o.guarded)
+		}
 		return s.send(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_TakenDown{TakenDown: &feedv1.TakenDown{Version: o.takenDown}}})
 	case o.rejection != nil:
 		s.rejected(o)
@@ -165,6 +168,14 @@ func (s *session) rejected(o outcome) {
 	if quiet, ok := s.rejects.due(rejectsEvery); ok {
 		s.cfg.Log.Error("frame rejected, serving goes on with what is held", "target", s.target, "kind", o.kind,
 			"revision", r.version.Revision, "held", held.Revision, "code", r.code, "reason", r.reason, "others", quiet)
+	}
+}
+
+// guarded notes that a part of a take-down waits for its version.
+func (s *session) guarded(why error) {
+	s.metrics.guarded.Store(true)
+	if quiet, ok := s.rejects.due(rejectsEvery); ok {
+		s.cfg.Log.Error("links that are deleted are served until the version that removes them is", "target", s.target, "reason", why, "others", quiet)
 	}
 }
 

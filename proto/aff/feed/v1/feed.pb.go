@@ -1409,7 +1409,9 @@ func (x *TakeDown) GetEntries() []*Entry {
 // TakenDown acknowledges a TakeDown.
 type TakenDown struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The TakeDown's.
+	// The TakeDown's: the node refuses everything that was taken down up to it. An
+	// earlier one where the node's guard leaves some deletions to the version that
+	// holds them.
 	Version       *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

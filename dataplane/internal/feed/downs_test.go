@@ -1,0 +1,205 @@
+package feed
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// killedWithDowns gives the folder of a node that was killed at revision 10, when /a and
+// then /b had been taken down, and its state.
+func killedWithDowns(t *testing.T) (dir string, s state) {
+	t.Helper()
+	dir = t.TempDir()
+	c := startControl(t)
+	n := startNode(t, dir, c.address)
+	p := c.accept()
+	s = state{"/a": "https://x.test/a", "/b": "https://x.test/b", "/c": "https://x.test/c"}
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	for n.metrics.saves.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	p.send(takeDown(12, deleted("/a")))
+	p.wantTakenDown(12)
+	p.send(takeDown(14, deleted("/b")))
+	p.wantTakenDown(14)
+	return copyFolder(t, dir), s
+}
+
+func TestNodeThatIsKilledGoesOnRefusingWhatWasTakenDown(t *testing.T) {
+	dir, s := killedWithDowns(t)
+	n := startNode(t, dir, nobody)
+	<-n.Ready()
+	wantAnswer(t, n.live, "/a", "", link.ToNotFound)
+	wantAnswer(t, n.live, "/b", "", link.ToNotFound)
+	wantAnswer(t, n.live, "/c", "https://x.test/c", link.ToDestination)
+	if got := n.metrics.takenDown.Load(); got != 2 {
+		t.Errorf("%d are said to be taken down", got)
+	}
+	n.stop()
+
+	c := startControl(t) // it has started anew, and knows of no take-down
+	n = startNode(t, dir, c.address)
+	p := c.accept()
+	p.send(s.delta(10, 13, map[string]string{"/a": "https://x.test/a2"}))
+	p.wantApplied(13)
+	wantAnswer(t, n.live, "/a", "https://x.test/a2", link.ToDestination)
+	wantAnswer(t, n.live, "/b", "", link.ToNotFound)
+	p.send(s.delta(13, 15, map[string]string{"/b": ""}))
+	p.wantApplied(15)
+	if _, err := os.Stat(filepath.Join(dir, downsName)); !os.IsNotExist(err) {
+		t.Errorf("what is served is kept: %v", err)
+	}
+	n.stop()
+	n = startNode(t, dir, nobody)
+	<-n.Ready()
+	wantHolds(t, n.live, 15, s)
+}
+
+func TestTakeDownsThatAreTornCountUpToThere(t *testing.T) {
+	dir, _ := killedWithDowns(t)
+	path := filepath.Join(dir, downsName)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := recordHead + proto.Size(takeDown(12, deleted("/a")))
+	read := func(b []byte) int {
+		t.Helper()
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a := newApplier(&table.Live{}, Guard{})
+		a.kept = &downLog{path: path, log: slog.New(slog.DiscardHandler)}
+		a.kept.read(&a)
+		return len(a.down.refusals)
+	}
+	for cut := range len(whole) + 1 {
+		want := 0
+		if cut >= first {
+			want = 1
+		}
+		if cut == len(whole) {
+			want = 2
+		}
+		if got := read(whole[:cut]); got != want {
+			t.Fatalf("of %d bytes of %d, %d are known, want %d", cut, len(whole), got, want)
+		}
+	}
+	for i := range whole {
+		b := append([]byte(nil), whole...)
+		b[i] ^= 0x55
+		if got := read(b); got > 1 || i >= first && got != 1 {
+			t.Fatalf("with byte %d damaged, %d are known", i, got)
+		}
+	}
+}
+
+// What is cut off must not come back behind what is written next.
+func TestTakeDownsGoOnBehindWhatWasRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), downsName)
+	a := newApplier(&table.Live{}, Guard{})
+	a.kept = &downLog{path: path, log: slog.New(slog.DiscardHandler)}
+	add := func(a *applier, m *feedv1.SubscribeResponse) {
+		t.Helper()
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o := a.take(b); o.takenDown == nil {
+			t.Fatalf("it was answered %+v", o)
+		}
+	}
+	add(&a, takeDown(12, deleted("/a")))
+	add(&a, takeDown(12, deleted("/a"))) // nothing new
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) != recordHead+proto.Size(takeDown(12, deleted("/a"))) {
+		t.Fatalf("%d bytes are kept: %v", len(b), err)
+	}
+	if err := os.WriteFile(path, append(b, 1, 2, 3), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := newApplier(&table.Live{}, Guard{})
+	again.kept = &downLog{path: path, log: slog.New(slog.DiscardHandler)}
+	again.kept.read(&again)
+	add(&again, takeDown(14, deleted("/b")))
+	last := newApplier(&table.Live{}, Guard{})
+	last.kept = &downLog{path: path, log: slog.New(slog.DiscardHandler)}
+	last.kept.read(&last)
+	if len(last.down.refusals) != 2 {
+		t.Errorf("%d are known", len(last.down.refusals))
+	}
+}
+
+func TestTakeDownsAreWrittenAnewWhenMostAreServed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), downsName)
+	d := &downLog{path: path, log: slog.New(slog.DiscardHandler), size: sparse}
+	if err := os.WriteFile(path, make([]byte, sparse), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var o overlay
+	for i, path := range []string{"/a", "/b", "/c"} {
+		if err := o.add("links/go.test"+path, refusal{table.Version{Epoch: epoch, Revision: 20 + int64(i/2)}, nil}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.dropped(&o)
+	a := newApplier(&table.Live{}, Guard{})
+	a.kept = &downLog{path: path, log: slog.New(slog.DiscardHandler)}
+	a.kept.read(&a)
+	if len(a.down.refusals) != 3 || a.kept.size != d.size || d.size > 1000 {
+		t.Errorf("%d are known, of %d bytes, %d of which are read", len(a.down.refusals), d.size, a.kept.size)
+	}
+}
+
+func TestGuardLeavesDeletionsToTheirVersionWhereTheyAreTooMany(t *testing.T) {
+	c := startControl(t)
+	n := startNodeWith(t, Config{Targets: []string{c.address}, Guard: Guard{Floor: 10}})
+	p := c.accept()
+	s := many(20)
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	var paths []string
+	for path := range s {
+		paths = append(paths, path)
+	}
+	served := func() (count int) {
+		for _, path := range paths {
+			if _, o := decide(n.live, "go.test", path); o == link.ToDestination {
+				count++
+			}
+		}
+		return count
+	}
+	p.send(takeDown(12, deleted(paths[0]), deleted(paths[1]), deleted(paths[2])))
+	p.wantTakenDown(12)
+	off := linkEntry(t, &linkv1.Link{Domain: "go.test", Path: paths[5], Destination: "https://x.test/", Disabled: true})
+	p.send(takeDown(13, deleted(paths[3]), deleted(paths[4]), off)) // 5 of 20 are more than a fifth
+	p.wantTakenDown(12)
+	p.send(takeDown(14, deleted(paths[6]))) // 4 of 20 are not
+	p.wantTakenDown(12)
+	p.send(s.delta(10, 11, map[string]string{"/new": "https://x.test/"}))
+	p.wantApplied(11)
+	if got := served(); got != 20-3-1-1 {
+		t.Errorf("%d links are served", got)
+	}
+	if n.metrics.frames[kindTakeDown][resultRejected].Load() != 1 {
+		t.Error("nothing was counted")
+	}
+	d := s.delta(11, 13, map[string]string{paths[0]: "", paths[1]: "", paths[2]: "", paths[3]: "", paths[4]: ""})
+	d.GetDelta().Released = true
+	p.send(d)
+	p.wantApplied(13)
+	p.send(takeDown(15, deleted(paths[7])))
+	p.wantTakenDown(15)
+}

@@ -12,7 +12,7 @@ FUZZTIME ?= 20s
 SCHEDULES ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e bench bench-redirect bench-decisions bench-fleet bench-clicks bench-fraud mutants fuzz schedules lint fmt generate check check-generate breaking clean
+.PHONY: help run build test e2e bench bench-redirect bench-memory bench-decisions bench-fleet bench-clicks bench-fraud mutants fuzz schedules lint fmt generate check check-generate breaking clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-16s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ bench: ## measure all figures (ARGS="--only import --rounds 1")
 
 bench-redirect: ## measure affnode beside nginx and others (part of bench; ARGS=--quick)
 	go run ./deploy/bench --only redirect $(ARGS)
+
+bench-memory: ## measure what a node takes with 1M and 10M links, in about three minutes (ARGS=--quick)
+	go run ./deploy/bench --only memory $(ARGS)
 
 bench-decisions: ## measure what rules, splits and macros cost, beside nginx (ARGS=--quick)
 	go run ./deploy/bench --only decisions $(ARGS)

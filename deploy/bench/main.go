@@ -5,13 +5,14 @@
 //	go run ./deploy/bench --only propagation   one measurement
 //	go run ./deploy/bench --rounds 1 --out ""  a quick look, printed only
 //	go run ./deploy/bench --only redirect      affnode beside other redirect servers
+//	go run ./deploy/bench --only memory        what a node takes with a million links and with ten, and how soon it is ready
 //	go run ./deploy/bench --only decisions     what the rules, splits and macros of links cost, beside nginx
 //	go run ./deploy/bench --only fleet         how the state reaches thousands of nodes
 //	go run ./deploy/bench --only clicks        the way of a click, benchmark by benchmark
 //	go run ./deploy/bench --only fraud         what the fraud detector finds, how soon, and what it costs
 //
 // Figures are medians over the rounds, with the lowest and the highest. The
-// measurements redirect, decisions, fleet, clicks and fraud have reports of their own.
+// measurements redirect, memory, decisions, fleet, clicks and fraud have reports of their own.
 package main
 
 import (
@@ -43,7 +44,7 @@ type measurement struct {
 	alone bool // measured only when it is named
 }
 
-var measurements = []measurement{start, propagation, imports, redirects, decisions, fleets, clicks, frauds}
+var measurements = []measurement{start, propagation, imports, redirects, memory, decisions, fleets, clicks, frauds}
 
 // bench is what the measurements share.
 type bench struct {
@@ -63,9 +64,9 @@ func main() {
 }
 
 func run() error {
-	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, decisions, fleet, clicks, fraud")
+	only := flag.String("only", "", "`names` of measurements, separated by commas: start, propagation, import, redirect, memory, decisions, fleet, clicks, fraud")
 	rounds := flag.Int("rounds", 5, "`number` of rounds of each")
-	quick := flag.Bool("quick", false, "redirect, decisions, fleet, clicks: one short round with few links, to see whether it works")
+	quick := flag.Bool("quick", false, "redirect, memory, decisions, fleet, clicks: one short round with few links, to see whether it works")
 	out := flag.String("out", "deploy/bench/results", "`folder` for the report; empty: print only")
 	flag.Parse()
 	chosen, err := choose(*only)

@@ -22,18 +22,19 @@ const (
 )
 
 // trim gives memory back to the system once the table has become much larger or
-// smaller and stays as it is: what it took to load it, and to write the last
-// known good state, is free then, and would stay with the process for long. It
-// waits for a collection of garbage and for the system, which no redirect does.
-// An import is no such moment, however slow: to give back every few seconds what
-// is needed again at once took a third of its time. Then, and every few
-// minutes for what edits have moved, the table is packed into huge pages.
+// smaller, or is another one, and stays as it is: what it took to load it, to write
+// the last known good state, and to hold the table before is free then, and would
+// stay with the process for long. It waits for a collection of garbage and for the
+// system, which no redirect does. An import is no such moment, however slow: to
+// give back every few seconds what is needed again at once took a third of its
+// time. Then, and every few minutes for what edits have moved, the table is packed
+// into huge pages.
 //
 // Where it may, it also sets how often garbage is collected.
 func (n *Node) trim(ctx context.Context) error {
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
-	var last, trimmed int // entries
+	var w watch
 	packed := time.Now()
 	loading := false
 	n.collect(loading)
@@ -43,25 +44,43 @@ func (n *Node) trim(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		t, entries := n.live.Load(), 0
+		t := n.live.Load()
+		var base uint64
+		var entries int
 		if t != nil {
-			entries = t.Len()
+			base, entries = t.Base(), t.Len()
 		}
-		if was := loading; was != (t == nil || differ(entries, last) > trimStill) {
+		settled, still := w.look(base, entries)
+		if was := loading; was != (t == nil || !still) {
 			loading = !was
 			n.collect(loading)
 		}
-		settled := differ(entries, trimmed) >= trimFrom && differ(entries, last) <= trimStill
 		if settled {
 			debug.FreeOSMemory()
-			trimmed = entries
 		}
 		if t != nil && (settled || time.Since(packed) > packEvery) {
 			useHugePages(ctx, t)
 			packed = time.Now()
 		}
-		last = entries
 	}
+}
+
+// watch looks at the live table now and then.
+type watch struct {
+	last, trimmed int    // entries, at the last time and when memory was given back
+	base          uint64 // of the table for which it was: see table.Table.Base
+}
+
+// look says whether memory is to be given back, and whether the table stays about
+// as it was at the last time. Without a table, both numbers are 0.
+func (w *watch) look(base uint64, entries int) (settled, still bool) {
+	still = differ(entries, w.last) <= trimStill
+	settled = still && (base != w.base || differ(entries, w.trimmed) >= trimFrom)
+	if settled {
+		w.trimmed, w.base = entries, base
+	}
+	w.last = entries
+	return settled, still
 }
 
 // collect sets how often garbage is collected, if that is the node's to say.

@@ -31,3 +31,34 @@ func TestMemoryIsWhereTheLinksAre(t *testing.T) {
 		t.Errorf("the blocks have %d bytes, the entries %d", total, table.Size())
 	}
 }
+
+// What a garbage collector follows are some pointers for each shard, not for each
+// link.
+func TestPointersAreForShardsAndNotForLinks(t *testing.T) {
+	for links := 1_000_000; links <= 10_000_000; links += 500_000 {
+		// A list of a power of two is up to twice as long as it had to be.
+		if n, most := pointers(NewBuilder(links).Build(Version{})), 3*2*links/(maxLinks*3/4); n > most || n < 3*links/maxLinks {
+			t.Errorf("a table that is made for %d links has %d pointers, and should have %d at most", links, n, most)
+		}
+	}
+	const links = 200_000
+	b := NewBuilder(0)
+	set := newBenchSet(t)
+	for i := range links {
+		if err := b.Put(set.set(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, most := pointers(b.Build(Version{})), 3*2*links/maxLinks; n > most {
+		t.Errorf("a table that has grown to %d links has %d pointers, and should have %d at most", links, n, most)
+	}
+}
+
+func TestATableSharesItsBaseWithItsEditsAlone(t *testing.T) {
+	first, _ := small(t)
+	other, _ := small(t)
+	edited, aside := first.Edit().Build(Version{}), first.EditAside().BuildOver(first)
+	if first.Base() == 0 || edited.Base() != first.Base() || aside.Base() != first.Base() || other.Base() == first.Base() {
+		t.Errorf("the bases are %d, of edits %d and %d, of another table %d", first.Base(), edited.Base(), aside.Base(), other.Base())
+	}
+}

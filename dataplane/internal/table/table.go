@@ -32,6 +32,7 @@ type Table struct {
 // contents is what tables and builders have in common. A copy shares all that
 // is not changed after it.
 type contents struct {
+	base       uint64   // the builder that began from nothing
 	shards     []*shard // by the upper bits of a link's hash; a power of two
 	bits       uint8
 	links      int
@@ -56,6 +57,10 @@ type affiliate struct {
 
 // Version is the version that the table was built as.
 func (t *Table) Version() Version { return t.version }
+
+// Base is a number that the table shares with those that came of it by edits, and
+// with no others: two with different ones share no memory.
+func (t *Table) Base() uint64 { return t.contents.base }
 
 // Len is the number of entries: resources of every kind.
 func (t *Table) Len() int { return t.contents.len() }

@@ -1,0 +1,28 @@
+package dataplane
+
+import "testing"
+
+func TestMemoryIsGivenBackOnceTheTableStaysAsItIs(t *testing.T) {
+	var w watch
+	for _, step := range []struct {
+		what     string
+		base     uint64
+		entries  []int // at one look after the other
+		settled  []bool
+		loadings []bool
+	}{
+		{"nothing has come", 0, []int{0, 0}, []bool{false, false}, []bool{false, false}},
+		{"a million entries at once", 7, []int{1_000_000, 1_000_000, 1_000_000}, []bool{false, true, false}, []bool{true, false, false}},
+		{"edits", 7, []int{1_000_400, 1_000_800}, []bool{false, false}, []bool{false, false}},
+		{"an import", 7, []int{1_010_000, 1_020_000, 1_030_000, 1_030_000}, []bool{false, false, false, true}, []bool{true, true, true, false}},
+		{"another table with as many", 9, []int{1_030_000, 1_030_000}, []bool{true, false}, []bool{false, false}},
+		{"another table with more", 11, []int{1_040_000, 1_040_000, 1_040_000}, []bool{false, true, false}, []bool{true, false, false}},
+	} {
+		for i, entries := range step.entries {
+			settled, still := w.look(step.base, entries)
+			if settled != step.settled[i] || still == step.loadings[i] {
+				t.Errorf("%s, look %d: settled %v, loading %v", step.what, i, settled, !still)
+			}
+		}
+	}
+}

@@ -52,7 +52,7 @@ func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (*
 	if err != nil {
 		return nil, err
 	}
-	builder := table.NewBuilder(int(min(h.Entries, maxHint)))
+	builder := newBuilder(h.Entries)
 	var left unserved
 	for list, err := range batches(r) {
 		if err == nil {

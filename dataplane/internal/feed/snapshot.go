@@ -2,6 +2,7 @@ package feed
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
@@ -18,8 +19,12 @@ type incoming struct {
 	unserved unserved
 }
 
-// maxHint bounds what is made room for before anything has come.
-const maxHint = 4 << 20
+// newBuilder begins a table for so many entries, as was announced. What a builder
+// makes room for before anything has come is some megabytes at most; with too low
+// a number it outgrows that again and again, and all of it is garbage at the end.
+func newBuilder(entries int64) *table.Builder {
+	return table.NewBuilder(int(min(entries, math.MaxInt32)))
+}
 
 // begin begins a snapshot. One that was under way is forgotten.
 func (a *applier) begin(m *feedv1.SnapshotBegin) outcome {
@@ -44,7 +49,7 @@ func (a *applier) begin(m *feedv1.SnapshotBegin) outcome {
 	if err != nil {
 		return reject(kindSnapshot, v, feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "snapshot: %v", err)
 	}
-	a.snap.builder = table.NewBuilder(int(min(m.GetEntries(), maxHint)))
+	a.snap.builder = newBuilder(m.GetEntries())
 	return outcome{kind: kindSnapshot}
 }
 

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/proto"
@@ -65,8 +64,8 @@ func apply(b *testing.B, messages [][]byte) *table.Live {
 	return live
 }
 
-// BenchmarkMillion is a node's part: taking in a snapshot of a million links,
-// one more link, and the last-known-good file.
+// BenchmarkMillion is a node's part: taking in a snapshot of a million links, a
+// take-down, and the last-known-good file. For a delta, see BenchmarkDelta.
 func BenchmarkMillion(b *testing.B) {
 	messages := million(b)
 	live := apply(b, messages)
@@ -76,47 +75,6 @@ func BenchmarkMillion(b *testing.B) {
 		for b.Loop() {
 			apply(b, messages)
 		}
-	})
-	b.Run("delta", func(b *testing.B) {
-		a := newApplier(live, Guard{})
-		held := live.Load()
-		e := entry("/new", "https://x.test/")
-		hash := held.Hash().Add(link.HashEntry([]byte(e.Key), e.Value))
-		m := wire(b, &feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Delta{Delta: &feedv1.Delta{
-			From: version(10), To: version(11), Puts: []*feedv1.Entry{e}, SetHash: hashProto(hash), Entries: int64(held.Len() + 1),
-		}}})
-		b.ReportAllocs()
-		for b.Loop() {
-			live.Store(held)
-			if o := a.take(m); o.applied == nil {
-				b.Fatal(o)
-			}
-		}
-		live.Store(held)
-	})
-	b.Run("delta with note and journal", func(b *testing.B) {
-		a := newApplier(live, Guard{})
-		dir := b.TempDir()
-		a.wire = openTripwire(filepath.Join(dir, noteName), time.Now())
-		a.tail = &journal{path: filepath.Join(dir, journalName), log: slog.Default()}
-		defer a.wire.close()
-		defer a.tail.close()
-		held := live.Load()
-		e := entry("/new", "https://x.test/")
-		hash := held.Hash().Add(link.HashEntry([]byte(e.Key), e.Value))
-		m := wire(b, &feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Delta{Delta: &feedv1.Delta{
-			From: version(10), To: version(11), Puts: []*feedv1.Entry{e}, SetHash: hashProto(hash), Entries: int64(held.Len() + 1),
-		}}})
-		for b.Loop() {
-			live.Store(held)
-			if o := a.take(m); o.applied == nil {
-				b.Fatal(o)
-			}
-			if a.tail.size > journalBytes {
-				a.tail.saved(table.Version{Epoch: epoch, Revision: 11})
-			}
-		}
-		live.Store(held)
 	})
 	b.Run("take-down", func(b *testing.B) {
 		held := live.Load()

@@ -238,7 +238,7 @@ func BenchmarkBuild1M(b *testing.B) {
 }
 
 // BenchmarkEdit1 is a delta of one link from Edit to Build: a link that is new,
-// one that is replaced.
+// one that is replaced; and a delta of a thousand.
 func BenchmarkEdit1(b *testing.B) {
 	for _, size := range []struct {
 		name string
@@ -270,6 +270,22 @@ func BenchmarkEdit1(b *testing.B) {
 				}
 				t = e.Build(Version{})
 				i++
+			}
+		})
+		b.Run(size.name+"/1000_replaced", func(b *testing.B) {
+			b.ReportAllocs()
+			t, i := t, 0
+			for b.Loop() {
+				e := t.Edit()
+				for range 1000 {
+					key, value := set.set(i % size.n)
+					value[set.dest-20] = 'a' + byte(i/size.n%26)
+					if err := e.Put(key, value); err != nil {
+						b.Fatal(err)
+					}
+					i++
+				}
+				t = e.Build(Version{})
 			}
 		})
 		b.Run(size.name+"/1000_links", func(b *testing.B) {

@@ -96,6 +96,9 @@ func (d *doctor) control(ctx context.Context) {
 		return
 	}
 	d.say("control", levelOK, "%s holds version %d", d.a.target, resp.GetHead().GetRevision())
+	for _, alarm := range resp.GetAlarms() {
+		d.say("control", levelWarning, "%s", alarm)
+	}
 	if len(resp.GetNodes()) == 0 {
 		d.say("nodes", levelWarning, "no node is connected: changes reach nobody, and nobody may answer redirects")
 	}

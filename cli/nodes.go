@@ -22,7 +22,8 @@ func newNodes(a *app) *cobra.Command {
 		Long: `Show the nodes that are connected, and what they serve. VERSION is what a node
 serves, LAG how far that is behind, HASH whether it holds what the control plane
 does at that version, SPOOL how many clicks are on their way, UNSERVED how many
-resources it holds and cannot serve. What it last rejected is told below.`,
+resources it holds and cannot serve. What it last rejected is told below, and
+which replicas of the control plane do not answer: their nodes are not listed.`,
 		Example: "  affctl nodes\n  affctl nodes --watch\n  affctl nodes --region eu -o json",
 		Args:    argCount(0, 0),
 	}
@@ -51,6 +52,9 @@ resources it holds and cannot serve. What it last rejected is told below.`,
 			return err
 		}
 		a.printf("%s", text)
+		if out.value == "name" {
+			a.alarms(a.stderr, resp.GetAlarms()) // names may be missing
+		}
 		return nil
 	}
 	return cmd

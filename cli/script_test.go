@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"fleet": startFleet, "visit": visit, "shows": shows, "exits": exits, "nats": startNATS, "lose": lose, "guard": guardReports,
+			"silent": silentReplica,
 		},
 		RequireExplicitExec: false,
 	})
@@ -62,6 +63,7 @@ func startFleet(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { ts.Check(fleet.Close()) })
 	ts.Setenv("AFFCTL_SERVER", fleet.Control)
 	ts.Setenv("AFFCTL_NATS", fleet.NATS)
+	ts.Setenv("ETCD", fleet.Etcd)
 	ts.Setenv("NODES", strings.Join(fleet.HTTP, " "))
 }
 

@@ -43,6 +43,7 @@ type testReplica struct {
 	feed  *feed
 	conn  *grpc.ClientConn
 	id    string
+	door  *door
 	stop  func() // as if it were killed
 }
 
@@ -58,7 +59,7 @@ func startReplicaWith(t *testing.T, client *clientv3.Client, id string, cfg feed
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &testReplica{t: t, store: store.New(client), id: id}
+	r := &testReplica{t: t, store: store.New(client), id: id, door: &door{Listener: ln}}
 	r.log = snapshot.New(r.store, snapshot.Config{
 		Logger:   quiet,
 		Progress: func(ctx context.Context) error { return client.RequestProgress(clientv3.WithRequireLeader(ctx)) },
@@ -81,12 +82,13 @@ func startReplicaWith(t *testing.T, client *clientv3.Client, id string, cfg feed
 	running.Go(func() { _ = r.log.Run(ctx) })
 	running.Go(func() { r.feed.run(ctx) })
 	running.Go(func() { _ = directory.Run(ctx) })
-	running.Go(func() { _ = server.Serve(ln) })
+	running.Go(func() { _ = server.Serve(r.door) })
 	if r.conn, err = dial(ln.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
 	r.stop = sync.OnceFunc(func() {
 		cancel()
+		r.door.wake()
 		server.Stop()
 		running.Wait()
 		r.fleet.close()

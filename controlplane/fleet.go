@@ -257,11 +257,14 @@ func merge(lists ...[]*adminv1.Node) []*adminv1.Node {
 
 // ListNodes implements adminv1.FleetServiceServer.
 func (f *fleet) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
-	lists := [][]*adminv1.Node{f.local(req.GetRegion())}
+	var lists [][]*adminv1.Node
+	var silent []string
 	if !localOnly(ctx) {
-		lists = append(lists, f.listPeers(ctx, req)...)
+		lists, silent = f.listPeers(ctx, req)
 	}
-	return &adminv1.ListNodesResponse{Nodes: merge(lists...), Head: versionProto(f.log.Head()), Alarms: f.log.Alarms()}, nil
+	return &adminv1.ListNodesResponse{
+		Nodes: merge(append(lists, f.local(req.GetRegion()))...), Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.log.Alarms(), silent),
+	}, nil
 }
 
 // WatchNodes implements adminv1.FleetServiceServer.
@@ -292,8 +295,11 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 		case <-pause.C:
 		}
 		moved := f.log.Changed()
-		nodes := merge(append(others.lists(), f.local(req.GetRegion()))...)
-		if err := stream.Send(&adminv1.WatchNodesResponse{Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: f.log.Alarms()}); err != nil {
+		lists, silent := others.lists()
+		nodes := merge(append(lists, f.local(req.GetRegion()))...)
+		if err := stream.Send(&adminv1.WatchNodesResponse{
+			Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.log.Alarms(), silent),
+		}); err != nil {
 			return err
 		}
 		pause.Reset(interval)

@@ -91,7 +91,7 @@ func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest
 					return
 				}
 			}
-			all[i] = &adminv1.ReplicaStatus{Replica: p.ID, Alarms: []string{fmt.Sprintf("replica %s at %s does not answer", p.ID, p.Address)}}
+			all[i] = &adminv1.ReplicaStatus{Replica: p.ID, Alarms: []string{doesNotAnswer(at(p))}}
 			if err != nil {
 				f.skip(ctx, p, err)
 			}

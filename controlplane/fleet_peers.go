@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -35,8 +34,9 @@ func localOnly(ctx context.Context) bool {
 type conns struct {
 	dial func(address string) (*grpc.ClientConn, error)
 
-	mu     sync.Mutex
-	byAddr map[string]*grpc.ClientConn
+	mu       sync.Mutex
+	byAddr   map[string]*grpc.ClientConn
+	answered map[string]bool // addresses at which a replica has answered
 }
 
 // get gives the connection to an address.
@@ -57,6 +57,23 @@ func (c *conns) get(address string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
+// heard notes that the replica at an address has answered.
+func (c *conns) heard(address string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.answered == nil {
+		c.answered = make(map[string]bool)
+	}
+	c.answered[address] = true
+}
+
+// hasAnswered says whether the replica at an address has answered before.
+func (c *conns) hasAnswered(address string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answered[address]
+}
+
 // keep closes the connections to all but these replicas.
 func (c *conns) keep(peers []replica.Peer) {
 	c.mu.Lock()
@@ -65,6 +82,7 @@ func (c *conns) keep(peers []replica.Peer) {
 		if !slices.ContainsFunc(peers, func(p replica.Peer) bool { return p.Address == address }) {
 			_ = conn.Close()
 			delete(c.byAddr, address)
+			delete(c.answered, address)
 		}
 	}
 }
@@ -105,17 +123,19 @@ func (f *fleet) peer(p replica.Peer) (adminv1.FleetServiceClient, error) {
 	return adminv1.NewFleetServiceClient(conn), nil
 }
 
-// skip logs that a replica was left out.
+// skip logs that a replica is silent.
 func (f *fleet) skip(ctx context.Context, p replica.Peer, err error) {
 	if ctx.Err() == nil {
-		f.cfg.Logger.Warn("replica does not answer, its nodes are left out", "replica", p.ID, "address", p.Address, "err", err)
+		f.cfg.Logger.Warn("replica does not answer, what its nodes serve is not known", "replica", p.ID, "address", p.Address, "err", err)
 	}
 }
 
-// listPeers asks the other replicas for their nodes, all at once.
-func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) [][]*adminv1.Node {
+// listPeers asks the other replicas for their nodes, all at once, and gives an
+// alarm for each that is silent.
+func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (lists [][]*adminv1.Node, alarms []string) {
 	peers, _ := f.peers()
-	lists := make([][]*adminv1.Node, len(peers))
+	lists = make([][]*adminv1.Node, len(peers))
+	silent := make([]bool, len(peers))
 	call, cancel := context.WithTimeout(asLocal(ctx, knowsNothing), f.cfg.PeerTimeout)
 	defer cancel()
 	var asking sync.WaitGroup
@@ -127,36 +147,57 @@ func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) []
 				got, err = client.ListNodes(call, req)
 				lists[i] = got.GetNodes()
 			}
-			if err != nil {
+			if silent[i] = err != nil; silent[i] {
 				f.skip(ctx, p, err)
+				return
 			}
+			f.conns.heard(p.Address)
 		})
 	}
 	asking.Wait()
-	return lists
+	for i, p := range peers {
+		if silent[i] {
+			alarms = append(alarms, notListed(p))
+		}
+	}
+	return lists, alarms
 }
 
 // peerNodes are the nodes that other replicas list.
 type peerNodes struct {
-	mu   sync.Mutex
-	byID map[string][]*adminv1.Node
+	mu     sync.Mutex
+	byPeer map[replica.Peer][]*adminv1.Node // nil: it is silent
 }
 
-// lists gives them, a list per replica.
-func (n *peerNodes) lists() [][]*adminv1.Node {
+// lists gives them, a list per replica, and an alarm for each that is silent.
+func (n *peerNodes) lists() (lists [][]*adminv1.Node, alarms []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Collect(maps.Values(n.byID))
-}
-
-// set replaces the list of a replica.
-func (n *peerNodes) set(id string, nodes []*adminv1.Node) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.byID == nil {
-		n.byID = make(map[string][]*adminv1.Node)
+	for p, nodes := range n.byPeer {
+		lists = append(lists, nodes)
+		if nodes == nil {
+			alarms = append(alarms, notListed(p))
+		}
 	}
-	n.byID[id] = nodes
+	slices.Sort(alarms)
+	return lists, alarms
+}
+
+// set replaces the list of a replica; nil: it is silent.
+func (n *peerNodes) set(p replica.Peer, nodes []*adminv1.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.byPeer == nil {
+		n.byPeer = make(map[replica.Peer][]*adminv1.Node)
+	}
+	n.byPeer[p] = nodes
+}
+
+// forget drops a replica that is not listed any more.
+func (n *peerNodes) forget(p replica.Peer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.byPeer, p)
 }
 
 // watchPeers keeps others up to date, and wakes woken, until ctx ends and the
@@ -166,15 +207,19 @@ func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, 
 	watching.Go(func() {
 		f.eachPeer(ctx, func(ctx context.Context, p replica.Peer) {
 			f.watchPeer(ctx, p, req, func(nodes []*adminv1.Node) {
-				others.set(p.ID, nodes)
+				others.set(p, nodes)
 				poke(woken)
 			})
+			others.forget(p)
+			poke(woken)
 		})
 	})
 	return &watching
 }
 
-// watchPeer follows the nodes of another replica until ctx ends.
+// watchPeer follows the nodes of another replica until ctx ends. It gives nil
+// while that is silent: a watch is answered at once, and what hangs later is found
+// out by the connection's keepalive.
 func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.WatchNodesRequest, set func([]*adminv1.Node)) {
 	for ctx.Err() == nil {
 		err := func() error {
@@ -182,7 +227,11 @@ func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.Watc
 			if err != nil {
 				return err
 			}
-			stream, err := client.WatchNodes(asLocal(ctx, knowsNothing), req)
+			ctx, cancel := context.WithCancel(asLocal(ctx, knowsNothing))
+			defer cancel()
+			hangs := time.AfterFunc(f.cfg.PeerTimeout, cancel)
+			defer hangs.Stop()
+			stream, err := client.WatchNodes(ctx, req)
 			if err != nil {
 				return err
 			}
@@ -191,7 +240,9 @@ func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.Watc
 				if err != nil {
 					return err
 				}
-				set(got.GetNodes())
+				hangs.Stop()
+				f.conns.heard(p.Address)
+				set(append([]*adminv1.Node{}, got.GetNodes()...)) // not nil
 			}
 		}()
 		f.skip(ctx, p, err)

@@ -181,19 +181,17 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 	defer pollers.Wait()
 	defer cancel()
 	f.refreshPeers(ctx)
-	initial, _ := f.peers()
-	others.expect(initial)
 	pollers.Go(func() {
 		f.eachPeer(polling, func(ctx context.Context, p replica.Peer) { f.pollPeer(ctx, p, req, others) })
 	})
 	for {
 		var t tally
-		complete := others.add(&t)
+		silent := others.add(&t, f.listed())
 		later := f.count(req, w, &t)
 		answer := &adminv1.WaitForVersionResponse{
 			Nodes: int32(t.nodes), Waited: durationpb.New(time.Since(start)), Lagging: t.lagging,
 		}
-		if complete && t.enough(req) {
+		if len(silent) == 0 && t.enough(req) {
 			slices.Sort(answer.Lagging)
 			return answer, nil
 		}
@@ -204,6 +202,7 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 		case <-ctx.Done():
 			return nil, status.FromContextError(ctx.Err()).Err()
 		case <-timeout:
+			answer.SilentReplicas = silent
 			return nil, late(req, answer)
 		case <-w.woken:
 		case <-later:
@@ -240,6 +239,9 @@ func late(req *adminv1.WaitForVersionRequest, answer *adminv1.WaitForVersionResp
 	if names != "" {
 		message += "; lagging: " + names
 	}
+	for _, at := range answer.GetSilentReplicas() {
+		message += "; " + doesNotAnswer(at) + ": its nodes are not counted"
+	}
 	if answer.Nodes < req.GetMinNodes() {
 		message += fmt.Sprintf("; waiting for at least %d nodes", req.GetMinNodes())
 	}
@@ -252,25 +254,15 @@ func late(req *adminv1.WaitForVersionRequest, answer *adminv1.WaitForVersionResp
 
 // peerTallies are the counts of the other replicas.
 type peerTallies struct {
-	mu      sync.Mutex
-	byPeer  map[replica.Peer]tally
-	pending map[replica.Peer]bool // not heard of yet
-	woken   chan struct{}
+	mu     sync.Mutex
+	byPeer map[replica.Peer]tally // of those that have answered
+	woken  chan struct{}
 }
 
-// expect makes the tally incomplete until all of these were heard of.
-func (o *peerTallies) expect(peers []replica.Peer) {
-	o.pending = make(map[replica.Peer]bool)
-	for _, p := range peers {
-		o.pending[p] = true
-	}
-}
-
-// set notes what a replica says; nil: it does not answer.
+// set notes what a replica says; nil: it does not answer, or not any more.
 func (o *peerTallies) set(p replica.Peer, t *tally) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.pending, p)
 	delete(o.byPeer, p)
 	if t != nil {
 		o.byPeer[p] = *t
@@ -278,36 +270,53 @@ func (o *peerTallies) set(p replica.Peer, t *tally) {
 	poke(o.woken)
 }
 
-// add adds what is known to t, and says whether all replicas were heard of.
-func (o *peerTallies) add(t *tally) (complete bool) {
+// add adds the counts of the replicas that are listed to t, and names those that
+// there is none of: without them the tally is not complete.
+func (o *peerTallies) add(t *tally, listed []replica.Peer) (silent []string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, other := range o.byPeer {
+	for _, p := range listed {
+		other, answered := o.byPeer[p]
+		if !answered {
+			silent = append(silent, at(p))
+			continue
+		}
 		t.nodes += other.nodes
 		t.lagging = append(t.lagging, other.lagging...)
 	}
-	return len(o.pending) == 0
+	return silent
 }
 
-// longPoll bounds one question to another replica: one that hangs is found out.
-const longPoll = 10 * time.Second
+// longPoll bounds one question to another replica: one that hangs is found out,
+// and what it has said last is not believed much longer.
+const longPoll = 3 * time.Second
 
 // pollPeer keeps the tally of another replica up to date until ctx ends. The
-// first question is answered at once, the next ones when something changed.
+// first question is answered at once, the next ones when something changed. A
+// replica that is gone has no nodes.
 func (f *fleet) pollPeer(ctx context.Context, p replica.Peer, req *adminv1.WaitForVersionRequest, others *peerTallies) {
 	defer others.set(p, nil)
 	known, timeout := knowsNothing, f.cfg.PeerTimeout
+	refusals := 0 // in a row
 	for ctx.Err() == nil {
 		t, err := f.askPeer(ctx, p, req, known, timeout)
 		switch {
 		case err == nil:
+			refusals = 0
+			f.conns.heard(p.Address)
 			others.set(p, t)
 			known, timeout = t.known(), longPoll
 		case known != knowsNothing && status.Code(err) == codes.DeadlineExceeded:
 			known, timeout = knowsNothing, f.cfg.PeerTimeout // nothing changed, or it hangs
 		default:
 			f.skip(ctx, p, err)
-			others.set(p, nil)
+			var none *tally
+			if refusals++; !f.closed(ctx, p) {
+				refusals = 0
+			} else if refusals >= goneAfter {
+				none = &tally{}
+			}
+			others.set(p, none)
 			known, timeout = knowsNothing, f.cfg.PeerTimeout
 			sleep(ctx, f.cfg.PeerTimeout)
 		}

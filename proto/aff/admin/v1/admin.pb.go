@@ -1947,7 +1947,8 @@ type ListNodesResponse struct {
 	// The newest version that the control plane serves.
 	Head *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
 	// What an operator has to look at, for people: a version that is held back,
-	// an etcd that went back.
+	// an etcd that went back, a replica whose nodes are not listed because it does
+	// not answer.
 	Alarms        []string `protobuf:"bytes,3,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2065,7 +2066,8 @@ type WatchNodesResponse struct {
 	// The newest version that the control plane serves.
 	Head *v1.Version `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
 	// What an operator has to look at, for people: a version that is held back,
-	// an etcd that went back.
+	// an etcd that went back, a replica whose nodes are not listed because it does
+	// not answer.
 	Alarms        []string `protobuf:"bytes,3,rep,name=alarms,proto3" json:"alarms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2201,9 +2203,12 @@ type WaitForVersionResponse struct {
 	// From the request to the last acknowledgement that it waited for.
 	Waited *durationpb.Duration `protobuf:"bytes,2,opt,name=waited,proto3" json:"waited,omitempty"`
 	// Nodes that do not serve it: empty at 100 percent.
-	Lagging       []string `protobuf:"bytes,3,rep,name=lagging,proto3" json:"lagging,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lagging []string `protobuf:"bytes,3,rep,name=lagging,proto3" json:"lagging,omitempty"`
+	// Other replicas that do not answer, each as "ID at HOST:PORT": their nodes are
+	// not counted. Only beside DEADLINE_EXCEEDED.
+	SilentReplicas []string `protobuf:"bytes,4,rep,name=silent_replicas,json=silentReplicas,proto3" json:"silent_replicas,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WaitForVersionResponse) Reset() {
@@ -2253,6 +2258,13 @@ func (x *WaitForVersionResponse) GetWaited() *durationpb.Duration {
 func (x *WaitForVersionResponse) GetLagging() []string {
 	if x != nil {
 		return x.Lagging
+	}
+	return nil
+}
+
+func (x *WaitForVersionResponse) GetSilentReplicas() []string {
+	if x != nil {
+		return x.SilentReplicas
 	}
 	return nil
 }
@@ -2949,11 +2961,12 @@ const file_aff_admin_v1_admin_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2\x14.aff.link.v1.VersionR\aversion\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
 	"\apercent\x18\x03 \x01(\x05R\apercent\x12\x1b\n" +
-	"\tmin_nodes\x18\x04 \x01(\x05R\bminNodes\"{\n" +
+	"\tmin_nodes\x18\x04 \x01(\x05R\bminNodes\"\xa4\x01\n" +
 	"\x16WaitForVersionResponse\x12\x14\n" +
 	"\x05nodes\x18\x01 \x01(\x05R\x05nodes\x121\n" +
 	"\x06waited\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06waited\x12\x18\n" +
-	"\alagging\x18\x03 \x03(\tR\alagging\"\x12\n" +
+	"\alagging\x18\x03 \x03(\tR\alagging\x12'\n" +
+	"\x0fsilent_replicas\x18\x04 \x03(\tR\x0esilentReplicas\"\x12\n" +
 	"\x10GetStatusRequest\"d\n" +
 	"\x11GetStatusResponse\x127\n" +
 	"\breplicas\x18\x01 \x03(\v2\x1b.aff.admin.v1.ReplicaStatusR\breplicas\x12\x16\n" +

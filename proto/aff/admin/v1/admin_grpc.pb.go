@@ -499,6 +499,10 @@ type FleetServiceClient interface {
 	// for a node as soon as that keeps to it, also while the version itself waits, as
 	// long as there are not too many. For another version that
 	// is held back it answers at once: FAILED_PRECONDITION, with the cure.
+	//
+	// What the nodes of a replica serve that does not answer is not known: whatever
+	// the region and the percent, it is waited for, until it answers or is listed no
+	// longer (10 s after its process has died).
 	WaitForVersion(ctx context.Context, in *WaitForVersionRequest, opts ...grpc.CallOption) (*WaitForVersionResponse, error)
 	// GetStatus reads how the replicas fare: what they hold, what they hold back,
 	// and what an operator has to look at.
@@ -606,6 +610,10 @@ type FleetServiceServer interface {
 	// for a node as soon as that keeps to it, also while the version itself waits, as
 	// long as there are not too many. For another version that
 	// is held back it answers at once: FAILED_PRECONDITION, with the cure.
+	//
+	// What the nodes of a replica serve that does not answer is not known: whatever
+	// the region and the percent, it is waited for, until it answers or is listed no
+	// longer (10 s after its process has died).
 	WaitForVersion(context.Context, *WaitForVersionRequest) (*WaitForVersionResponse, error)
 	// GetStatus reads how the replicas fare: what they hold, what they hold back,
 	// and what an operator has to look at.

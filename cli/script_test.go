@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"fleet": startFleet, "visit": visit, "shows": shows, "exits": exits, "nats": startNATS, "lose": lose, "guard": guardReports,
-			"silent": silentReplica,
+			"silent": silentReplica, "slow": slowNode,
 		},
 		RequireExplicitExec: false,
 	})

@@ -83,14 +83,41 @@ func (a *app) wait(ctx context.Context, w *waiting, version *linkv1.Version) err
 		a.notef("served by %s %s", served, after)
 		return nil
 	case status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil, errors.Is(err, context.DeadlineExceeded):
-		return a.lagging(ctx, w, version)
+		for _, detail := range status.Convert(err).Details() {
+			if counted, ok := detail.(*adminv1.WaitForVersionResponse); ok {
+				return w.late(counted)
+			}
+		}
+		return a.behind(ctx, w, version)
 	}
 	return err
 }
 
-// lagging says which nodes do not serve a version yet.
-func (a *app) lagging(ctx context.Context, w *waiting, version *linkv1.Version) error {
-	late := &failure{code: codeTimeout, message: fmt.Sprintf("not served everywhere after %s", w.timeout), hint: `it is written; watch it arrive with "affctl nodes --watch"`}
+// late says what was waited for when time was up, as the control plane has counted
+// it: a node may keep to a version that it does not serve, or may serve it at an
+// older one after which nothing has changed.
+func (w *waiting) late(counted *adminv1.WaitForVersionResponse) error {
+	if counted.GetNodes() == 0 && len(counted.GetSilentReplicas()) == 0 {
+		return w.nobody()
+	}
+	var why []string
+	if names := counted.GetLagging(); len(names) > 0 {
+		why = append(why, "waiting for "+abbreviated(names, most))
+	}
+	for _, at := range counted.GetSilentReplicas() {
+		why = append(why, "replica "+at+" does not answer: its nodes are not counted")
+	}
+	late := w.notServed()
+	if len(why) > 0 {
+		late.message += ": " + strings.Join(why, "; ")
+	}
+	return late
+}
+
+// behind says which nodes are at an older version, for when the control plane has
+// not said what it waits for.
+func (a *app) behind(ctx context.Context, w *waiting, version *linkv1.Version) error {
+	late := w.notServed()
 	fleet, err := a.fleet()
 	if err != nil {
 		return errors.Join(late, err)
@@ -100,11 +127,7 @@ func (a *app) lagging(ctx context.Context, w *waiting, version *linkv1.Version) 
 		return errors.Join(late, err)
 	}
 	if len(resp.GetNodes()) == 0 {
-		late.message = fmt.Sprintf("not served after %s: no node is connected", w.timeout)
-		if region := w.region(); region != "" {
-			late.message += " in region " + region
-		}
-		return late
+		return w.nobody()
 	}
 	var names []string
 	for _, n := range resp.GetNodes() {
@@ -113,9 +136,27 @@ func (a *app) lagging(ctx context.Context, w *waiting, version *linkv1.Version) 
 		}
 	}
 	if len(names) > 0 {
-		late.message += ": waiting for " + abbreviated(names, 20)
+		late.message += ": at an older version are " + abbreviated(names, most)
 	}
 	return late
+}
+
+// most is how many names a message has.
+const most = 20
+
+// notServed is the error for a wait that was too short.
+func (w *waiting) notServed() *failure {
+	return &failure{code: codeTimeout, message: fmt.Sprintf("not served everywhere after %s", w.timeout), hint: `it is written; watch it arrive with "affctl nodes --watch"`}
+}
+
+// nobody is the error for a wait without any node.
+func (w *waiting) nobody() error {
+	none := w.notServed()
+	none.message = fmt.Sprintf("not served after %s: no node is connected", w.timeout)
+	if region := w.region(); region != "" {
+		none.message += " in region " + region
+	}
+	return none
 }
 
 // abbreviated joins at most n names and counts the others.

@@ -318,7 +318,7 @@ func TestAFullSpoolCountsDropsAndHealsWhenAcknowledged(t *testing.T) {
 		t.Fatalf("%d clicks, and %d were recorded", len(clicks), full.Recorded)
 	}
 	want := fmt.Sprintf(`
-# HELP aff_clicks_dropped_total Clicks that could not be kept, by reason.
+# HELP aff_clicks_dropped_total Clicks that could not be kept, by reason, since the start. Those of earlier boots count when this process finds them missing.
 # TYPE aff_clicks_dropped_total counter
 aff_clicks_dropped_total{reason="corrupt"} 0
 aff_clicks_dropped_total{reason="lost_memory"} 0

@@ -15,8 +15,9 @@ import (
 // Log is the clicks of one boot in order: the running one's, or what an
 // earlier one has left.
 type Log struct {
-	boot *boot
-	wake func() // there may be something to remove
+	boot   *boot
+	wake   func()  // there may be something to remove
+	missed *counts // of earlier boots, what this process found missing; nil for the running one
 
 	// What recovery found; constant afterwards.
 	recovered bool
@@ -25,6 +26,10 @@ type Log struct {
 	mu       sync.Mutex
 	segments []*segment // oldest first; of the running boot, the spare ones too
 	last     uint64     // of an earlier boot: its highest sequence
+
+	gaps        []gap  // that cursors have passed and that are not settled, in order
+	passed      uint64 // behind the last gap
+	tailCounted bool
 }
 
 // Identity is what the clicks are to be published under.
@@ -43,6 +48,7 @@ func (l *Log) Acknowledged() uint64 { return l.boot.acknowledged.Load() }
 // Acknowledge says that all clicks up to the sequence are where they belong.
 // Their segments are used again.
 func (l *Log) Acknowledge(sequence uint64) {
+	l.settle(sequence)
 	for {
 		old := l.boot.acknowledged.Load()
 		if sequence <= old {
@@ -213,7 +219,6 @@ type Cursor struct {
 	pos     int
 	index   uint32 // of the next record
 	next    uint64 // sequence of the next click
-	lost    uint64 // damaged clicks that were passed
 	ended   bool
 }
 
@@ -257,7 +262,11 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 		if !ok || sequence < c.next {
 			continue
 		}
-		c.lost += sequence - c.next
+		if sequence > c.next {
+			c.log.mu.Lock()
+			c.passTo(sequence)
+			c.log.mu.Unlock()
+		}
 		c.next = sequence + 1
 		click.Sequence = sequence
 		if !s.recovered {
@@ -326,18 +335,15 @@ func (c *Cursor) enter() (bool, error) {
 	if l.recovered && !c.ended {
 		c.ended = true
 		c.passTo(l.last + 1)
-		c.lost += l.tail
+		l.missTail()
 	}
 	return false, nil
 }
 
-// passTo counts what lies before a sequence as damaged, unless it had been
-// acknowledged and was removed.
+// passTo counts what lies before a sequence as missing, unless it had been
+// acknowledged and was removed. The caller holds the log's mutex.
 func (c *Cursor) passTo(sequence uint64) {
-	known := max(c.next, c.log.Acknowledged()+1)
-	if sequence > known {
-		c.lost += sequence - known
-	}
+	c.log.miss(c.next, sequence)
 	c.next = max(c.next, sequence)
 }
 
@@ -366,13 +372,12 @@ func (c *Cursor) Position() uint64 { return c.next }
 
 // Ledger is the boot's account up to the cursor.
 func (c *Cursor) Ledger() Ledger {
-	lost := c.lost + c.log.boot.lost.Load() // of the sequences that were given out
-	if c.ended {
-		lost -= c.log.tail
-	}
+	lost, dropped := c.log.account(c.next)
 	last := c.next - 1
-	account := Ledger{Recorded: last - min(lost, last), Dropped: c.log.dropped()}
-	account.Dropped[Corrupt] += c.lost
+	account := Ledger{Recorded: last - min(lost, last), Dropped: dropped}
+	if c.ended {
+		account.Dropped[Corrupt] += c.log.tail // not of the sequences that were given out
+	}
 	account.Answered = account.Recorded + account.Lost()
 	return account
 }

@@ -19,7 +19,7 @@ func newMetrics(r *Recorder) *metrics {
 	return &metrics{
 		r:              r,
 		recorded:       desc("recorded_total", "Clicks recorded since the start."),
-		dropped:        desc("dropped_total", "Clicks that could not be kept, by reason.", "reason"),
+		dropped:        desc("dropped_total", "Clicks that could not be kept, by reason, since the start. Those of earlier boots count when this process finds them missing.", "reason"),
 		bytes:          desc("spool_bytes", "Size of the spool, with what is kept after its acknowledgement."),
 		oldest:         desc("spool_oldest_seconds", "Age of the oldest click that is not acknowledged."),
 		unacknowledged: desc("unacknowledged", "Clicks that are recorded and not acknowledged."),
@@ -43,7 +43,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	account := m.r.Ledger()
 	counter(m.recorded, account.Recorded)
 	for reason, name := range reasonNames {
-		counter(m.dropped, account.Dropped[reason], name)
+		counter(m.dropped, account.Dropped[reason]+m.r.missed[reason].Load(), name)
 	}
 	gauge(m.bytes, float64(m.r.Bytes()))
 	gauge(m.unacknowledged, float64(m.r.Unacknowledged()))

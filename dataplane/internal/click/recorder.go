@@ -35,6 +35,8 @@ type Recorder struct {
 	yield     func()    // lets redirects go first; maintain's, once that runs
 	removedAt time.Time // when segments of the log were last; maintain's
 
+	missed counts // of earlier boots' clicks, those that were found missing
+
 	mu       sync.Mutex // guards what follows, and that a full spool is opened again
 	earlier  []*Log
 	warnings []error
@@ -63,7 +65,7 @@ func Open(config Config) (*Recorder, error) {
 		r.sent = newSentLog("", config.MaxBytes, config.Retention)
 	}
 	if config.Dir != "" {
-		r.earlier, r.warnings = recoverBoots(config.Dir, r.wakeUp)
+		r.earlier, r.warnings = recoverBoots(config.Dir, r.wakeUp, &r.missed)
 		r.recoverSent()
 	}
 	id := Identity{Node: config.Node, Region: config.Region, Boot: config.Boot, Address: config.Address}
@@ -462,7 +464,9 @@ func (r *Recorder) Last() uint64 {
 
 // Ledger is the running boot's account.
 func (r *Recorder) Ledger() Ledger {
-	account := Ledger{Recorded: r.Last() - r.log.boot.lost.Load(), Dropped: r.log.dropped()}
+	last := r.Last()
+	lost, dropped := r.log.account(last + 1)
+	account := Ledger{Recorded: last - lost, Dropped: dropped}
 	account.Answered = account.Recorded + account.Lost()
 	return account
 }

@@ -26,7 +26,7 @@ func seek(mem []byte, pos int, salt uint32) (at, length int, ok bool) {
 // recoverBoots opens what earlier boots left in the spool, oldest first.
 // Folders that another process holds are passed over; those that cannot be
 // read are reported and left alone.
-func recoverBoots(spool string, wake func()) (logs []*Log, warnings []error) {
+func recoverBoots(spool string, wake func(), missed *counts) (logs []*Log, warnings []error) {
 	entries, err := os.ReadDir(spool)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
@@ -52,7 +52,7 @@ func recoverBoots(spool string, wake func()) (logs []*Log, warnings []error) {
 			warnings = append(warnings, fmt.Errorf("recover boot: %w", err))
 			continue
 		}
-		l := &Log{boot: b, wake: wake, recovered: true}
+		l := &Log{boot: b, wake: wake, missed: missed, recovered: true}
 		warnings = append(warnings, l.recover()...)
 		var age int64
 		if info, err := os.Stat(dir); err == nil {

@@ -40,7 +40,11 @@ type marks struct {
 	lost         atomic.Uint64          // clicks among dropped that had got a sequence
 	dropped      [reasons]atomic.Uint64 // clicks, by reason
 	position     atomic.Uint64          // in the stream: what is not acknowledged can only be there or behind
+	memory       [spanCount]span        // what was in plain memory alone
 }
+
+// The marks have room in the boot file.
+const _ = uint(pageSize - marksAt - unsafe.Sizeof(marks{}))
 
 // raiseCut notes that a click was given to a reader.
 func (m *marks) raiseCut(sequence uint64) {

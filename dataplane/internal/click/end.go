@@ -69,7 +69,7 @@ func (r *Recorder) Close() error {
 
 // forget accounts for clicks that were only in plain memory and are not published. At
 // level memory there is no next boot to tell of them; at others that one finds their
-// sequences without clicks, and counts them.
+// sequences without clicks, and counts them as lost with the memory: see memory.go.
 func (r *Recorder) forget() {
 	l := r.log
 	l.mu.Lock()
@@ -78,6 +78,9 @@ func (r *Recorder) forget() {
 		if end, known := s.end(); known && s.plain() && s.first.Load() != 0 {
 			if from := max(s.first.Load(), l.Acknowledged()+1); end > from {
 				lost += end - from
+				if s.path != "" { // its file was removed since it was put to use
+					l.boot.noteLost(from, end)
+				}
 			}
 		}
 	}

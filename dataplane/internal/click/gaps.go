@@ -2,9 +2,10 @@ package click
 
 import "sync/atomic"
 
-// gap is a run of sequences whose clicks are gone.
+// gap is a run of sequences whose clicks are gone for one reason.
 type gap struct {
 	from, to uint64 // to is the one behind
+	reason   DropReason
 }
 
 // counts are clicks, by DropReason.
@@ -22,8 +23,16 @@ func (l *Log) miss(from, to uint64) {
 		return
 	}
 	l.passed = to
-	l.gaps = append(l.gaps, gap{from, to})
-	l.found(to - from)
+	for from < to {
+		end, memory := l.boot.inMemory(from, to)
+		reason := Corrupt
+		if memory {
+			reason = LostMemory
+		}
+		l.gaps = append(l.gaps, gap{from, end, reason})
+		l.found(reason, end-from)
+		from = end
+	}
 }
 
 // missTail counts the damaged clicks behind the last whole one, which may never
@@ -31,15 +40,15 @@ func (l *Log) miss(from, to uint64) {
 func (l *Log) missTail() {
 	if !l.tailCounted {
 		l.tailCounted = true
-		l.found(l.tail)
+		l.found(Corrupt, l.tail)
 	}
 }
 
 // found counts what this process has found missing of an earlier boot. The running
 // one's ledger has its own.
-func (l *Log) found(clicks uint64) {
+func (l *Log) found(reason DropReason, clicks uint64) {
 	if l.missed != nil {
-		l.missed[Corrupt].Add(clicks)
+		l.missed[reason].Add(clicks)
 	}
 }
 
@@ -53,7 +62,7 @@ func (l *Log) settle(sequence uint64) {
 	for len(l.gaps) > 0 && l.gaps[0].from <= sequence {
 		g := &l.gaps[0]
 		to := min(g.to, sequence+1)
-		l.Lose(Corrupt, to-g.from)
+		l.Lose(g.reason, to-g.from)
 		if g.from = to; g.from < g.to {
 			return
 		}
@@ -70,7 +79,7 @@ func (l *Log) account(before uint64) (lost uint64, dropped [reasons]uint64) {
 	for _, g := range l.gaps {
 		if to := min(g.to, before); to > g.from {
 			lost += to - g.from
-			dropped[Corrupt] += to - g.from
+			dropped[g.reason] += to - g.from
 		}
 	}
 	return lost, dropped

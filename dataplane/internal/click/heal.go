@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -155,6 +156,15 @@ func (b *boot) catchUp(copied, last []byte) {
 		m.acknowledged.CompareAndSwap(acknowledged, word(last, at))
 	}
 	m.position.Store(max(m.position.Load(), word(last, unsafe.Offsetof(m.position))))
+	for i := range m.memory {
+		s := &m.memory[i]
+		at := unsafe.Offsetof(m.memory) + uintptr(i)*unsafe.Sizeof(*s)
+		for part, v := range []*atomic.Uint64{&s.from, &s.to} {
+			if is := word(last, at+uintptr(part)*8); is != word(copied, at+uintptr(part)*8) {
+				v.Store(is)
+			}
+		}
+	}
 	if word(last, unsafe.Offsetof(m.ended)) != 0 {
 		m.ended.Store(1)
 	}

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // inTheWay makes the folder of a recorder refuse new segments, until the test calls
@@ -49,8 +51,102 @@ func TestACleanStopCountsWhatIsOnlyInMemory(t *testing.T) {
 	defer cursor.Close()
 	read := uint64(len(readOn(t, cursor)))
 	account := cursor.Ledger()
-	if !l.Ended() || read == 0 || read == n || account.Answered != n || account.Recorded != read || account.Lost() != n-read {
+	if !l.Ended() || read == 0 || read == n || account.Answered != n || account.Recorded != read || account.Lost() != n-read || account.Dropped[LostMemory] != n-read {
 		t.Errorf("%d of %d clicks are left, ended: %t, %+v", read, n, l.Ended(), account)
+	}
+}
+
+// copied is the spool as a process leaves it that is killed now.
+func copied(t *testing.T, r *Recorder) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, filepath.Base(r.log.boot.dir)), os.DirFS(r.log.boot.dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// checkLost checks what the next boot says of a boot of so many clicks, of which some
+// are left.
+func checkLost(t *testing.T, dir string, n, left uint64, reason DropReason) {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	r := open(t, func(c *Config) { c.Dir, c.Boot, c.Registerer = dir, 6, registry })
+	cursor := r.Earlier()[0].Cursor(0)
+	defer cursor.Close()
+	read := uint64(len(readOn(t, cursor)))
+	account := cursor.Ledger()
+	if read != left || account.Answered != n || account.Recorded != left || account.Dropped[reason] != n-left {
+		t.Errorf("%d of %d clicks are left, want %d: %+v", read, n, left, account)
+	}
+	dropped(t, registry, reason, n-left)
+}
+
+func TestANodeThatIsKilledLosesWhatIsOnlyInMemoryForThatReason(t *testing.T) {
+	r := open(t, func(c *Config) { c.Boot, c.MaxBytes = 5, 16<<20 })
+	away := inTheWay(t, r)
+	n, left := uint64(0), uint64(0)
+	record := func(count int) {
+		for range count {
+			waitFor(t, "there is a segment to go on with", func() bool { return len(r.spares) > 0 })
+			if r.Record(&Event{UserAgent: make([]byte, 1000)}); !r.current.Load().plain() {
+				left++
+			}
+			n++
+		}
+	}
+	record(1500)
+	away()
+	waitFor(t, "clicks are in files", func() bool { return !r.current.Load().plain() })
+	record(100)
+	if left == n || left < 200 {
+		t.Fatalf("%d of %d clicks are in files", left, n)
+	}
+	checkLost(t, copied(t, r), n, left, LostMemory)
+}
+
+func TestWhatWasInARemovedFolderIsLostWithTheMemory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	r := open(t, func(c *Config) { c.Dir, c.Boot, c.MaxBytes = dir, 5, 16<<20 })
+	record := func(count int) {
+		for range count {
+			waitFor(t, "there is a segment to go on with", func() bool { return len(r.spares) > 0 })
+			r.Record(&Event{UserAgent: make([]byte, 1000)})
+		}
+	}
+	record(600)
+	waitFor(t, "the folder is removed", func() bool { return os.RemoveAll(dir) == nil })
+	waitFor(t, "the recorder heals", func() bool { return !r.current.Load().plain() && r.log.boot.present() })
+	record(100)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkLost(t, dir, 700, 100, LostMemory)
+}
+
+func TestTheNoteOfWhatIsInMemoryHasALimit(t *testing.T) {
+	m := new(marks)
+	for at := uint64(10); at <= 20*(spanCount+5); at += 20 {
+		m.noteUse(true, at)
+		m.noteUse(true, at+5)
+		m.noteUse(false, at+10)
+	}
+	const last = 10 + 20*(spanCount-1)
+	for at := uint64(1); at < 20*(spanCount+5); at++ {
+		want := at%20 >= 10 || at >= last // the last one goes on
+		end, memory := m.inMemory(at, 1<<40)
+		if memory != want || at < last && end != at/10*10+10 {
+			t.Fatalf("from %d: to %d in memory: %t, want %t", at, end, memory, want)
+		}
+	}
+	m.acknowledged.Store(29) // all of the first
+	m.noteUse(false, 5000)
+	m.noteUse(true, 6000)
+	m.noteUse(false, 7000) // no room to end it
+	for at, want := range map[uint64]bool{4999: true, 5000: false, 5999: false, 6000: true, 7000: true} {
+		if _, memory := m.inMemory(at, at+1); memory != want {
+			t.Errorf("%d in memory: %t", at, memory)
+		}
 	}
 }
 

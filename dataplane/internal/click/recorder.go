@@ -152,6 +152,7 @@ func (r *Recorder) rotate(s *segment, count uint32) {
 	var next *segment
 	select {
 	case next = <-r.spares:
+		r.log.boot.noteUse(next.plain(), first)
 		next.use(first)
 	default: // full: maintain opens it again
 	}
@@ -319,7 +320,9 @@ func (r *Recorder) reopen() {
 	}
 	select {
 	case next := <-r.spares:
-		next.use(r.first.Load())
+		first := r.first.Load()
+		r.log.boot.noteUse(next.plain(), first)
+		next.use(first)
 		r.current.Store(next)
 	default:
 	}

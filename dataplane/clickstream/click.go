@@ -146,8 +146,22 @@ type Address struct {
 	form  AddressForm
 }
 
-// Form says what the address is.
+// Form says what the address is. Clicks of one batch may differ: who sends
+// "Sec-GPC: 1" is truncated whatever the node's policy.
 func (a Address) Form() AddressForm { return a.form }
+
+// tell sets the form that the message names. Nodes of earlier releases did not
+// name that of a single click; among hashes, the length tells what is none.
+func (a *Address) tell(form AddressForm) {
+	switch n := len(a.bytes); {
+	case n == 0:
+		a.form = AddressNone
+	case form == AddressHashed && n != 8:
+		a.form = AddressTruncated
+	default:
+		a.form = form
+	}
+}
 
 // Prefix is the address, or the network in which it lies; false when there is
 // none, or a hash.
@@ -166,7 +180,7 @@ func (a Address) Prefix() (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr, 48), true
 }
 
-// String is "203.0.113.9", "203.0.113.0/24", or a hash in hex.
+// String is "203.0.113.9", "203.0.113.0/24", or a hash in hex: it tells the form.
 func (a Address) String() string {
 	prefix, ok := a.Prefix()
 	switch {

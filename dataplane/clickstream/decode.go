@@ -232,13 +232,13 @@ func (d *decoder) clicks(ranges []Range, filter *Filter) error {
 // clickNumber says which fields of Click are plain numbers; the others are
 // bytes.
 const clickNumber = 1<<1 | 1<<2 | 1<<3 | 1<<4 | 1<<5 | 1<<6 | 1<<7 | 1<<8 | 1<<9 | 1<<10 | 1<<11 |
-	1<<13 | 1<<14 | 1<<15 | 1<<16 | 1<<17 | 1<<20 | 1<<21
+	1<<13 | 1<<14 | 1<<15 | 1<<16 | 1<<17 | 1<<20 | 1<<21 | 1<<22
 
 func (d *decoder) click(c *Click, s string) error {
 	b := d.batch
 	c.Node, c.Region, c.Boot, c.Epoch = b.Node, b.Region, b.Boot, d.epoch
 	c.Revision, c.Status, c.Method = d.revision, 302, "GET"
-	microseconds := d.baseTime
+	microseconds, form := d.baseTime, d.form
 	for i := 0; i < len(s); {
 		tag, at := number(s, i)
 		v, end := number(s, at)
@@ -298,6 +298,10 @@ func (d *decoder) click(c *Click, s string) error {
 			text = &c.Country
 		case 21:
 			c.ASN = uint32(v)
+		case 22:
+			if v != 0 {
+				form = AddressForm(min(v, 255))
+			}
 		}
 		if text == nil {
 			continue
@@ -312,6 +316,7 @@ func (d *decoder) click(c *Click, s string) error {
 			c.Path = c.Link[i:]
 		}
 	}
+	c.Address.tell(form)
 	c.Time = time.UnixMicro(microseconds).UTC()
 	return nil
 }
@@ -326,7 +331,7 @@ func (d *decoder) other(c *Click, f field) error {
 		if f.wire != wireBytes {
 			return errWire
 		}
-		c.Address = Address{bytes: f.bytes, form: d.form}
+		c.Address.bytes = f.bytes
 	case 18:
 		return d.pairs(f, func(a, b string) { c.Parameters = append(c.Parameters, Parameter{a, b}) })
 	case 19:

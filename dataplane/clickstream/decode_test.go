@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -192,6 +193,58 @@ func TestAddressesPrintAsWhatTheyAre(t *testing.T) {
 		if got := a.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+}
+
+func TestAnAddressHasTheFormOfItsClickAndElseOfItsBatch(t *testing.T) {
+	const full, truncated, hashed = clickv1.AddressForm_ADDRESS_FORM_FULL, clickv1.AddressForm_ADDRESS_FORM_TRUNCATED, clickv1.AddressForm_ADDRESS_FORM_HASHED
+	v4, v6, hash := []byte{203, 0, 113, 0}, netip.MustParseAddr("2001:db8:1::").AsSlice(), []byte{1, 2, 3, 4, 5, 6, 7, 8}
+	for _, c := range []struct {
+		batch, click clickv1.AddressForm
+		address      []byte
+		want         string
+		form         AddressForm
+	}{
+		{full, 0, v4, "203.0.113.0", AddressFull},
+		{full, truncated, v4, "203.0.113.0/24", AddressTruncated},
+		{full, truncated, v6, "2001:db8:1::/48", AddressTruncated},
+		{truncated, 0, v4, "203.0.113.0/24", AddressTruncated},
+		{truncated, full, v4, "203.0.113.0", AddressFull},
+		{hashed, 0, hash, "0102030405060708", AddressHashed},
+		{hashed, truncated, v4, "203.0.113.0/24", AddressTruncated},
+		{hashed, 0, v4, "203.0.113.0/24", AddressTruncated}, // of a node that does not tell the form of a click
+		{hashed, 0, v6, "2001:db8:1::/48", AddressTruncated},
+		{full, 77, v4, "cb007100", 77},
+		{full, truncated, nil, "", AddressNone},
+	} {
+		b, err := Decode(message(t, "n", 1, 1, 2, func(b *clickv1.Batch) {
+			b.AddressForm = c.batch
+			b.Clicks[0].Address, b.Clicks[0].AddressForm = c.address, c.click
+			b.Clicks[1].Address = v4
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.Clicks[0].Address; got.String() != c.want || got.Form() != c.form {
+			t.Errorf("%v in a batch of %v: %s, form %d, want %s, form %d", c.click, c.batch, got, got.Form(), c.want, c.form)
+		}
+		if got, want := b.Clicks[1].Address.Form() == AddressFull, c.batch == full; got != want { // the next one has its own
+			t.Errorf("the click behind %v in a batch of %v has form %d", c.click, c.batch, b.Clicks[1].Address.Form())
+		}
+	}
+}
+
+// The order of fields means nothing.
+func TestTheFormOfAClickMayComeBeforeItsAddress(t *testing.T) {
+	c := protowire.AppendVarint(protowire.AppendTag(nil, 22, protowire.VarintType), 2)
+	c = protowire.AppendBytes(protowire.AppendTag(c, 12, protowire.BytesType), []byte{203, 0, 113, 0})
+	data := message(t, "n", 1, 1, 0, func(b *clickv1.Batch) { b.AddressForm = clickv1.AddressForm_ADDRESS_FORM_FULL })
+	b, err := Decode(protowire.AppendBytes(protowire.AppendTag(data, 9, protowire.BytesType), c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Clicks[0].Address.String(); got != "203.0.113.0/24" {
+		t.Fatal(got)
 	}
 }
 

@@ -35,7 +35,7 @@ type Row struct {
 	Status      int32       `parquet:"status"`
 	Method      string      `parquet:"method,dict"`
 	Outcome     string      `parquet:"outcome,dict"`
-	Address     string      `parquet:"address,dict"`
+	Address     string      `parquet:"address,dict"` // 203.0.113.9, 203.0.113.0/24, or a hash in hex
 	UserAgent   string      `parquet:"user_agent,dict"`
 	Referrer    string      `parquet:"referrer,dict"`
 	Languages   string      `parquet:"languages,dict"`

@@ -17,7 +17,8 @@ import (
 //	13  u8   outcome
 //	14  u16  status
 //	16  u32  rule
-//	20  u8   flags: 1 is HEAD
+//	20  u8   flags: 1 is HEAD, 2 is an address that is truncated where the policy
+//	         does not say so
 //	21  u8   bytes of the address: 0, 4, 8 (hashed) or 16
 //	22  u16  zero
 //	24  i64  time, µs since 1970
@@ -46,7 +47,8 @@ const (
 	// sends fits several times; only an operator's own fields can exceed it.
 	MaxRecord = 64<<10 - 8
 
-	flagHead = 1
+	flagHead      = 1
+	flagTruncated = 2 // earlier versions do not write it, and pass over it
 )
 
 // The fields of a record, in order.
@@ -162,6 +164,9 @@ func (l *layout) write(b []byte, index uint32, e *Event, p *policy) {
 	if e.Head {
 		fixed[20] = flagHead
 	}
+	if l.address > 0 && e.GPC && p.form != AddressTruncated {
+		fixed[20] |= flagTruncated
+	}
 	fixed[21] = uint8(l.address)
 	le.PutUint64(fixed[24:], uint64(e.Time))
 	le.PutUint64(fixed[32:], e.Epoch)
@@ -224,15 +229,16 @@ type Click struct {
 	Link, Affiliate, Campaign, Variant, Destination []byte
 	UserAgent, Referrer, Languages, Host            []byte
 	Path                                            []byte // empty when it is the link's own
-	Address                                         []byte // 0, 4, 8 or 16 bytes, under the policy of its boot
+	Address                                         []byte // 0, 4, 8 or 16 bytes, under the policy of its boot unless Truncated
 	Parameters, Labels                              Pairs
 	Country                                         [2]byte // zero when unknown
 	ASN                                             uint32  // 0 when unknown
 
-	Rule    uint32
-	Status  uint16
-	Outcome uint8
-	Head    bool
+	Rule      uint32
+	Status    uint16
+	Outcome   uint8
+	Head      bool
+	Truncated bool // the address is, under a policy that does not say so
 }
 
 // read fills c from the record b, which has been checked for its length; it
@@ -247,7 +253,7 @@ func (c *Click) read(b []byte) (index uint32, ok bool) {
 	c.Outcome = b[13]
 	c.Status = le.Uint16(b[14:])
 	c.Rule = le.Uint32(b[16:])
-	c.Head = b[20]&flagHead != 0
+	c.Head, c.Truncated = b[20]&flagHead != 0, b[20]&flagTruncated != 0
 	c.Time = int64(le.Uint64(b[24:]))
 	c.Epoch = le.Uint64(b[32:])
 	c.Revision = int64(le.Uint64(b[40:]))

@@ -24,7 +24,8 @@ type hit struct {
 	affiliate, link                             int
 	asn                                         uint32
 	labels                                      string // separated by commas
-	truncated                                   bool
+	truncated                                   bool   // by the node's policy
+	gpc                                         bool   // by the client, under a policy that records addresses in full
 }
 
 // start is a Monday, at midnight.
@@ -54,6 +55,9 @@ func message(t testing.TB, first uint64, hits []hit) []byte {
 		}
 		if h.truncated {
 			b.AddressForm = clickv1.AddressForm_ADDRESS_FORM_TRUNCATED
+		}
+		if h.gpc {
+			c.AddressForm = clickv1.AddressForm_ADDRESS_FORM_TRUNCATED
 		}
 		for l := range strings.SplitSeq(h.labels, ",") {
 			if l != "" {
@@ -244,6 +248,15 @@ func TestFloodOfATruncatedAddressIsOneOfItsNetwork(t *testing.T) {
 		hits[i].address = "2001:db8:7::"
 	}
 	guilty(t, find(t, hits), "flood", "2001:db8:7::/48")
+}
+
+// They are of the whole network, and look like those of one host.
+func TestClicksThatTheirClientsHaveTruncatedAreOfNoAddress(t *testing.T) {
+	var hits []hit
+	for i := range 60 {
+		hits = append(hits, hit{at: time.Duration(i) * 100 * time.Millisecond, address: "203.0.113.0", gpc: true, agent: []string{"a", "b", "c"}[i%3]})
+	}
+	guilty(t, find(t, hits), "flood", "203.0.113.0/24")
 }
 
 func TestManyPeopleBehindOneAddressAreNoFlood(t *testing.T) {

@@ -9,11 +9,13 @@ import { AckPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import protobuf from "protobufjs";
 
 const [url, proto, file] = process.argv.slice(2);
-const Batch = (await protobuf.load(proto)).lookupType("aff.click.v1.Batch");
+const root = await protobuf.load(proto);
+const Batch = root.lookupType("aff.click.v1.Batch");
+const Form = root.lookupEnum("aff.click.v1.AddressForm").values;
 const options = { longs: BigInt, defaults: true, arrays: true };
 
-// saved = {perAffiliate, gaps, ended, marks: {"<node>-<boot>": {high, missing}}}
-let saved = { perAffiliate: {}, gaps: [], ended: [], marks: {} };
+// saved = {perAffiliate, perForm, gaps, ended, marks: {"<node>-<boot>": {high, missing}}}
+let saved = { perAffiliate: {}, perForm: {}, gaps: [], ended: [], marks: {} };
 try {
   saved = JSON.parse(readFileSync(file, "utf8"));
 } catch (e) {
@@ -57,6 +59,14 @@ function decode(data) {
   return Batch.decode(Buffer.concat([data, uncompress(b.snappy)]));
 }
 
+// How a click's address was made: a click may differ from its batch.
+function formOf(b, c) {
+  if (c.address.length === 0) return Form.ADDRESS_FORM_UNSPECIFIED;
+  if (c.addressForm !== Form.ADDRESS_FORM_UNSPECIFIED) return c.addressForm;
+  if (b.addressForm === Form.ADDRESS_FORM_HASHED && c.address.length !== 8) return Form.ADDRESS_FORM_TRUNCATED;
+  return b.addressForm;
+}
+
 function handle(b) {
   const boot = b.boot.toString(16).padStart(16, "0");
   const first = Number(b.firstSequence); // below 2^53
@@ -71,6 +81,8 @@ function handle(b) {
     }
     const affiliate = c.affiliate ? new TextDecoder().decode(b.strings[c.affiliate]) : "";
     saved.perAffiliate[affiliate] = (saved.perAffiliate[affiliate] ?? 0) + 1;
+    const form = formOf(b, c);
+    saved.perForm[form] = (saved.perForm[form] ?? 0) + 1;
   });
   if (first > mark.high + 1) {
     mark.missing.push([mark.high + 1, first - 1]);

@@ -164,6 +164,9 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendPacked(b, 19, labels)
 	b = appendHigh(b, 20, uint64(country))
 	b = appendHigh(b, 21, uint64(c.ASN))
+	if c.Truncated {
+		b = appendHigh(b, 22, uint64(click.AddressTruncated))
+	}
 	e.records = setLength(b, start)
 	return true
 }

@@ -43,6 +43,7 @@ func randomClick(rnd *rand.Rand, sequence uint64) click.Click {
 	}
 	if rnd.IntN(2) == 0 {
 		c.Address = bytes.Repeat([]byte{byte(rnd.Uint32())}, 4+12*rnd.IntN(2))
+		c.Truncated = rnd.IntN(2) == 0
 	}
 	if c.Status == 0 {
 		c.Status = 302
@@ -169,7 +170,7 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 			}
 			if b.BaseTimeUs+got.TimeUs != want.Time || b.BaseRevision+got.Revision != want.Revision || got.Rule != want.Rule ||
 				status != uint32(want.Status) || uint8(got.Outcome) != want.Outcome || (got.Method == clickv1.Method_METHOD_HEAD) != want.Head ||
-				!bytes.Equal(got.Address, want.Address) {
+				!bytes.Equal(got.Address, want.Address) || (got.AddressForm == clickv1.AddressForm_ADDRESS_FORM_TRUNCATED) != want.Truncated {
 				t.Fatalf("%v, want %+v", got, want)
 			}
 			if got.Asn != want.ASN || string(b.Strings[got.Country]) != strings.Trim(string(want.Country[:]), "\x00") {

@@ -306,7 +306,8 @@ type Batch struct {
 	Strings [][]byte `protobuf:"bytes,8,rep,name=strings,proto3" json:"strings,omitempty"`
 	// In the order in which they were recorded.
 	Clicks []*Click `protobuf:"bytes,9,rep,name=clicks,proto3" json:"clicks,omitempty"`
-	// How the clicks' addresses were made.
+	// How the clicks' addresses were made, those of clicks that say otherwise
+	// excepted.
 	AddressForm AddressForm `protobuf:"varint,10,opt,name=address_form,json=addressForm,proto3,enum=aff.click.v1.AddressForm" json:"address_form,omitempty"`
 	// The node's account, up to and including this batch.
 	Ledger *Ledger `protobuf:"bytes,11,opt,name=ledger,proto3" json:"ledger,omitempty"`
@@ -590,7 +591,7 @@ type Click struct {
 	Status  uint32  `protobuf:"varint,9,opt,name=status,proto3" json:"status,omitempty"`
 	Method  Method  `protobuf:"varint,10,opt,name=method,proto3,enum=aff.click.v1.Method" json:"method,omitempty"`
 	Outcome Outcome `protobuf:"varint,11,opt,name=outcome,proto3,enum=aff.click.v1.Outcome" json:"outcome,omitempty"`
-	// As address_form says.
+	// As the click's address_form says or, without one, as the batch's does.
 	Address []byte `protobuf:"bytes,12,opt,name=address,proto3" json:"address,omitempty"`
 	// Index: the User-Agent header.
 	UserAgent uint32 `protobuf:"varint,13,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
@@ -610,7 +611,10 @@ type Click struct {
 	// Index: the ISO 3166-1 country of the address.
 	Country uint32 `protobuf:"varint,20,opt,name=country,proto3" json:"country,omitempty"`
 	// The autonomous system of the address; 0 when unknown.
-	Asn           uint32 `protobuf:"varint,21,opt,name=asn,proto3" json:"asn,omitempty"`
+	Asn uint32 `protobuf:"varint,21,opt,name=asn,proto3" json:"asn,omitempty"`
+	// How this address was made, where that is not as the batch says: who sends
+	// "Sec-GPC: 1" is truncated whatever the policy.
+	AddressForm   AddressForm `protobuf:"varint,22,opt,name=address_form,json=addressForm,proto3,enum=aff.click.v1.AddressForm" json:"address_form,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +796,13 @@ func (x *Click) GetAsn() uint32 {
 	return 0
 }
 
+func (x *Click) GetAddressForm() AddressForm {
+	if x != nil {
+		return x.AddressForm
+	}
+	return AddressForm_ADDRESS_FORM_UNSPECIFIED
+}
+
 var File_aff_click_v1_click_proto protoreflect.FileDescriptor
 
 const file_aff_click_v1_click_proto_rawDesc = "" +
@@ -819,7 +830,7 @@ const file_aff_click_v1_click_proto_rawDesc = "" +
 	"\x05final\x18\x04 \x01(\bR\x05final\"P\n" +
 	"\x04Drop\x120\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x18.aff.click.v1.DropReasonR\x06reason\x12\x16\n" +
-	"\x06clicks\x18\x02 \x01(\x04R\x06clicks\"\xd0\x04\n" +
+	"\x06clicks\x18\x02 \x01(\x04R\x06clicks\"\x8e\x05\n" +
 	"\x05Click\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x12R\x06timeUs\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x12R\brevision\x12\x12\n" +
@@ -845,7 +856,8 @@ const file_aff_click_v1_click_proto_rawDesc = "" +
 	"parameters\x12\x16\n" +
 	"\x06labels\x18\x13 \x03(\rR\x06labels\x12\x18\n" +
 	"\acountry\x18\x14 \x01(\rR\acountry\x12\x10\n" +
-	"\x03asn\x18\x15 \x01(\rR\x03asn*\x96\x01\n" +
+	"\x03asn\x18\x15 \x01(\rR\x03asn\x12<\n" +
+	"\faddress_form\x18\x16 \x01(\x0e2\x19.aff.click.v1.AddressFormR\vaddressForm*\x96\x01\n" +
 	"\n" +
 	"DropReason\x12\x1b\n" +
 	"\x17DROP_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
@@ -905,11 +917,12 @@ var file_aff_click_v1_click_proto_depIdxs = []int32{
 	0, // 4: aff.click.v1.Drop.reason:type_name -> aff.click.v1.DropReason
 	2, // 5: aff.click.v1.Click.method:type_name -> aff.click.v1.Method
 	3, // 6: aff.click.v1.Click.outcome:type_name -> aff.click.v1.Outcome
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	1, // 7: aff.click.v1.Click.address_form:type_name -> aff.click.v1.AddressForm
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_aff_click_v1_click_proto_init() }

@@ -37,8 +37,9 @@ by country and by hour (local time). Each click counts once.
 
 VISITORS are different pairs of address and user agent, estimated to about 2 %.
 Nodes record the network of an address by default, so that people behind one who
-use the same browser are one visitor. LABELLED is the share of clicks with at
-least one label, such as those of bots.`,
+use the same browser are one visitor. Where they record hashes, a visitor counts
+anew each day (UTC) and, unless they share --click-hash-key, on each node.
+LABELLED is the share of clicks with at least one label, such as those of bots.`,
 		Example: "  affctl stats\n  affctl stats --from 24h --by hour\n  affctl stats --from 2026-11-01 --to 2026-12-01 --by affiliate --top 50 -o json",
 		Args:    argCount(0, 0),
 	}

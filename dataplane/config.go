@@ -39,6 +39,7 @@ type Config struct {
 	ClickLevel   string        // memory, process or fsync. Default: process
 	ClickSync    time.Duration // at level fsync: the window that a power cut may take. Default: 10 ms
 	ClickAddress string        // full, truncated or hashed. Default: truncated
+	ClickHashKey string        // file of a secret, at least 32 bytes: nodes that share it give an address the same hash on one day. Default: none, and random keys
 	ClickOmit    string        // fields that are not recorded, separated by commas. Default: none
 	ClickKeep    time.Duration // how long what JetStream has acknowledged is kept; negative: not at all. Default: 10 min
 	SpoolBytes   int64         // limit of the spool. Default: 1 GiB
@@ -94,8 +95,8 @@ type Config struct {
 	Log        *slog.Logger          // default: slog.Default()
 }
 
-// Validate says what is wrong with the settings. It reads the certificates, and
-// touches nothing else; databases and lists are read by New.
+// Validate says what is wrong with the settings. It reads the certificates and the
+// hash key, and touches nothing else; databases and lists are read by New.
 func (c *Config) Validate() error {
 	switch {
 	case !isToken(c.Node):
@@ -132,9 +133,21 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("control: %q is not host:port", target)
 		}
 	}
-	if c.ClickAddress != "" {
-		if _, err := click.ParseAddressForm(c.ClickAddress); err != nil {
-			return fmt.Errorf("click-address: %w", err)
+	return c.validateClicks()
+}
+
+// validateClicks says what is wrong with how clicks are recorded.
+func (c *Config) validateClicks() error {
+	form, err := c.addressForm()
+	if err != nil {
+		return fmt.Errorf("click-address: %w", err)
+	}
+	if c.ClickHashKey != "" {
+		if form != click.AddressHashed {
+			return errors.New("click-hash-key: it is for --click-address hashed")
+		}
+		if _, err := click.ReadHashKey(c.ClickHashKey); err != nil {
+			return fmt.Errorf("click-hash-key: %w", err)
 		}
 	}
 	if _, err := click.ParseFields(c.ClickOmit); err != nil {
@@ -149,6 +162,11 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("click-level: %q is not memory, process or fsync", c.ClickLevel)
 	}
 	return nil
+}
+
+// addressForm is how client addresses are recorded.
+func (c *Config) addressForm() (click.AddressForm, error) {
+	return click.ParseAddressForm(cmp.Or(c.ClickAddress, "truncated"))
 }
 
 // validateListeners says what is wrong with how redirects are listened for.

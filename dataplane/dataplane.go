@@ -157,9 +157,13 @@ func (n *Node) redirectConfig() redirect.Config {
 
 // openClicks opens the spool and what publishes it.
 func (n *Node) openClicks() error {
-	form := click.AddressTruncated
-	if n.cfg.ClickAddress != "" {
-		form, _ = click.ParseAddressForm(n.cfg.ClickAddress) // Validate has seen it
+	form, _ := n.cfg.addressForm() // Validate has seen it
+	var secret []byte
+	if n.cfg.ClickHashKey != "" {
+		var err error
+		if secret, err = click.ReadHashKey(n.cfg.ClickHashKey); err != nil {
+			return fmt.Errorf("click-hash-key: %w", err)
+		}
 	}
 	omit, err := click.ParseFields(n.cfg.ClickOmit)
 	if err != nil {
@@ -175,6 +179,7 @@ func (n *Node) openClicks() error {
 		Region:     n.cfg.Region,
 		Boot:       n.boot,
 		Address:    form,
+		HashKey:    secret,
 		Omit:       omit,
 		Registerer: n.cfg.Registerer,
 	})

@@ -137,7 +137,7 @@ const (
 	AddressNone      AddressForm = 0
 	AddressFull      AddressForm = 1
 	AddressTruncated AddressForm = 2 // zero behind /24 or /48
-	AddressHashed    AddressForm = 3 // 8 bytes; the key changes daily
+	AddressHashed    AddressForm = 3 // 8 bytes; the key changes daily (UTC), and with the boot unless nodes share a secret
 )
 
 // Address is the client's, as far as it was recorded. The zero value is none.

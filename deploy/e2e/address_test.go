@@ -3,7 +3,11 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
 )
@@ -45,5 +49,37 @@ func TestAConsumerIsToldWhichAddressesTheirClientsHaveTruncated(t *testing.T) {
 	}
 	if got := f.addressForms(3); !maps.Equal(got, want) {
 		t.Errorf("the clicks come from %v, want %v", got, want)
+	}
+}
+
+// A visitor that two nodes have seen, one of them before and after a restart, is one.
+func TestNodesThatShareAHashKeyHashAnAddressAlike(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "hash.key")
+	if err := os.WriteFile(key, []byte(strings.Repeat("secret ", 5)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := newFleet(t, 1, 2)
+	f.NodeArgs = behindProxy("--click-address", "hashed", "--click-hash-key", key)
+	f.must(f.StartAll())
+	f.do("link", "create", "/a", "https://store.com/a", "--wait")
+	today := func() string { return time.Now().UTC().Format(time.DateOnly) }
+	began := today()
+	for _, addr := range f.NodeAddr {
+		visitFrom(t, addr, "203.0.113.9", "")
+		visitFrom(t, addr, "203.0.113.10", "Sec-GPC: 1\r\n")
+	}
+	f.Nodes[0].Kill()
+	f.must(f.Nodes[0].Restart())
+	f.must(f.WaitReady())
+	visitFrom(t, f.NodeAddr[0], "203.0.113.9", "")
+	got := f.addressForms(5)
+	delete(got, "203.0.113.0/24")
+	if len(got) != 1 && began == today() { // at midnight there are two
+		t.Errorf("the address has the hashes %v, want one", got)
+	}
+	for hash, form := range got {
+		if form != clickstream.AddressHashed || len(hash) != 16 {
+			t.Errorf("%s has form %d", hash, form)
+		}
 	}
 }

@@ -119,7 +119,7 @@ type AddressForm uint8
 const (
 	AddressFull      AddressForm = 1 // all 4 or 16 bytes
 	AddressTruncated AddressForm = 2 // zero behind the first 24 (IPv4) or 48 (IPv6) bits
-	AddressHashed    AddressForm = 3 // 8 bytes of a keyed hash, the key anew each day and with each start
+	AddressHashed    AddressForm = 3 // 8 bytes of a keyed hash, the key anew each day; see Config.HashKey
 )
 
 // ParseAddressForm reads the setting: "full", "truncated" or "hashed".
@@ -173,6 +173,7 @@ type Config struct {
 	Node, Region string        // Node is required
 	Boot         uint64        // required
 	Address      AddressForm   // default: truncated
+	HashKey      []byte        // the secret of ReadHashKey, for AddressHashed. Default: keys are random, anew with each start
 	Omit         Fields        // what is not recorded. Default: all is
 	Registerer   prometheus.Registerer
 }
@@ -215,6 +216,8 @@ func (c *Config) setDefaults() error {
 		return errors.New("the boot must not be 0")
 	case c.Address > AddressHashed:
 		return fmt.Errorf("address form %d: there are full, truncated and hashed", c.Address)
+	case c.HashKey != nil && (c.Address != AddressHashed || len(c.HashKey) < MinHashKey || len(c.HashKey) > MaxHashKey):
+		return fmt.Errorf("a hash key of %d bytes: it must have %d to %d, and is for hashed addresses only", len(c.HashKey), MinHashKey, MaxHashKey)
 	case c.SegmentBytes < minSegment || c.SegmentBytes > maxSegment || c.SegmentBytes%pageSize != 0:
 		return fmt.Errorf("segments of %d bytes: they must have 256 KiB to 256 MiB, in whole pages of 4 KiB", c.SegmentBytes)
 	case c.MaxBytes < (spareCount+2)*c.SegmentBytes:

@@ -478,6 +478,8 @@ func TestOpenRefusesWhatItCannotDo(t *testing.T) {
 		"whole pages":                    func(c *Config) { c.SegmentBytes = minSegment + 1 },
 		"not a directory":                func(c *Config) { c.Dir = "/dev/null/spool" },
 		"there are full, truncated":      func(c *Config) { c.Address = 4 },
+		"a hash key of 31 bytes":         func(c *Config) { c.Address, c.HashKey = AddressHashed, make([]byte, 31) },
+		"for hashed addresses only":      func(c *Config) { c.HashKey = make([]byte, 32) },
 	} {
 		c := Config{Dir: t.TempDir(), Node: "n", Boot: 1}
 		change(&c)
@@ -558,11 +560,21 @@ func TestClicksAfterTheEndAreCounted(t *testing.T) {
 
 func TestRecordDoesNotAllocate(t *testing.T) {
 	for _, level := range []Level{Memory, Process} {
-		r := open(t, func(c *Config) { c.Level, c.SegmentBytes, c.MaxBytes = level, 4<<20, 16<<20 })
-		events := browserEvents(16)
-		i := 0
-		if n := testing.AllocsPerRun(2000, func() { r.Record(&events[i&15]); i++ }); n != 0 {
-			t.Errorf("level %s: %v allocations", level, n)
+		for _, form := range []AddressForm{AddressFull, AddressTruncated, AddressHashed} {
+			r := open(t, func(c *Config) {
+				c.Level, c.Address, c.SegmentBytes, c.MaxBytes = level, form, 4<<20, 16<<20
+				if form == AddressHashed {
+					c.HashKey = []byte(secret)
+				}
+			})
+			events := browserEvents(16)
+			for i := range events {
+				events[i].Address, events[i].GPC = netip.MustParseAddr("203.0.113.9"), i%2 == 0
+			}
+			i := 0
+			if n := testing.AllocsPerRun(2000, func() { r.Record(&events[i&15]); i++ }); n != 0 {
+				t.Errorf("level %s, form %d: %v allocations", level, form, n)
+			}
 		}
 	}
 }

@@ -1,58 +1,11 @@
 package click
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 )
-
-func TestTheHashIsSipHash(t *testing.T) {
-	// From the paper's reference implementation: key 00 to 0f, 16 bytes 00 to 0f.
-	key := dayKey{k0: 0x0706050403020100, k1: 0x0f0e0d0c0b0a0908}
-	var address [16]byte
-	for i := range address {
-		address[i] = byte(i)
-	}
-	if got := key.hash(address); got != 0x3f2acc7f57c29bdb {
-		t.Fatalf("%x", got)
-	}
-}
-
-func TestAHashedAddressIsTheSameForADayAndThenAnother(t *testing.T) {
-	r := open(t, func(c *Config) { c.Address = AddressHashed })
-	addr := netip.MustParseAddr("192.0.2.77")
-	const noon = 20_000*dayMicros + dayMicros/2
-	for _, e := range []Event{
-		{Time: noon, Address: addr},
-		{Time: noon + 1, Address: netip.AddrFrom16(addr.As16())},
-		{Time: noon, Address: netip.MustParseAddr("192.0.2.78")},
-		{Time: noon + dayMicros, Address: addr},
-		{Time: noon, Address: addr}, // late: the day's key is gone
-		{Time: noon, Address: addr, GPC: true},
-	} {
-		r.Record(&e)
-	}
-	clicks := readAll(t, r.Log(), 0)
-	hash := func(i int) uint64 {
-		if len(clicks[i].Address) != 8 {
-			t.Fatalf("click %d: %x", i, clicks[i].Address)
-		}
-		return binary.LittleEndian.Uint64(clicks[i].Address)
-	}
-	if hash(0) != hash(1) || hash(0) == hash(2) || hash(0) == hash(3) || hash(3) != hash(4) {
-		t.Fatalf("%x %x %x %x %x", hash(0), hash(1), hash(2), hash(3), hash(4))
-	}
-	if got := clicks[5].Address; string(got) != "\xc0\x00\x02\x00" {
-		t.Fatalf("with Sec-GPC: %x", got)
-	}
-	other := open(t, func(c *Config) { c.Address = AddressHashed })
-	other.Record(&Event{Time: noon, Address: addr})
-	if got := readAll(t, other.Log(), 0); string(got[0].Address) == string(clicks[0].Address) {
-		t.Fatal("another start has the same key")
-	}
-}
 
 // Also by who reads it after a crash, under a policy that has changed meanwhile.
 func TestAnAddressThatItsClientHasTruncatedIsMarked(t *testing.T) {

@@ -55,7 +55,7 @@ func Open(config Config) (*Recorder, error) {
 	}
 	r := &Recorder{
 		config: config,
-		policy: newPolicy(config.Address, config.Omit),
+		policy: newPolicy(config.Address, config.Omit, config.HashKey),
 		spares: make(chan *segment, spareCount),
 		wake:   make(chan struct{}, 1),
 		stop:   make(chan struct{}),

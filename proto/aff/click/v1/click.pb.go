@@ -95,7 +95,8 @@ const (
 	AddressForm_ADDRESS_FORM_FULL AddressForm = 1
 	// 4 or 16 bytes, zero behind the first 24 (IPv4) or 48 (IPv6) bits.
 	AddressForm_ADDRESS_FORM_TRUNCATED AddressForm = 2
-	// 8 bytes of a keyed hash whose key changes daily.
+	// 8 bytes of a keyed hash. The key changes with the day (UTC) of the click, and is
+	// one start's of one node, or all nodes' that share a secret.
 	AddressForm_ADDRESS_FORM_HASHED AddressForm = 3
 )
 

@@ -12,8 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// damage writes a boot's only segment with some of its clicks damaged.
-func damage(t *testing.T, dir string, segment []byte, ends []int, clicks ...int) {
+// spoil writes a boot's only segment with some of its clicks damaged.
+func spoil(t *testing.T, dir string, segment []byte, ends []int, clicks ...int) {
 	t.Helper()
 	damaged := bytes.Clone(segment)
 	for _, c := range clicks {
@@ -43,7 +43,7 @@ func dropped(t *testing.T, registry *prometheus.Registry, reason DropReason, wan
 
 func TestTheMetricCountsOnceWhatAnEarlierBootHasLost(t *testing.T) {
 	dir, segment, ends := image(t, 10)
-	damage(t, dir, segment, ends, 2, 5, 6, 10) // the last of them is the tail
+	spoil(t, dir, segment, ends, 2, 5, 6, 10) // the last of them is the tail
 	registry := prometheus.NewRegistry()
 	r := open(t, func(c *Config) { c.Dir, c.Boot, c.Registerer = dir, 6, registry })
 	l := r.Earlier()[0]
@@ -63,7 +63,7 @@ func TestTheMetricCountsOnceWhatAnEarlierBootHasLost(t *testing.T) {
 // found missing before: in the same process, and in the next.
 func TestTheAccountHoldsWhatIsMissingBeforeACursor(t *testing.T) {
 	dir, segment, ends := image(t, 10)
-	damage(t, dir, segment, ends, 3, 4, 7)
+	spoil(t, dir, segment, ends, 3, 4, 7)
 	check := func(l *Log) {
 		t.Helper()
 		cursor := l.Cursor(l.Acknowledged())

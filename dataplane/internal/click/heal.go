@@ -75,10 +75,7 @@ func (r *Recorder) leaveMemory() {
 	if s == nil || s.path != "" && !s.orphaned.Load() {
 		return
 	}
-	// Taking more than there is seals a segment like any click that does not fit.
-	if _, index, p := s.place(int(s.size) + 1); p == last {
-		r.rotate(s, index)
-	}
+	r.leave(s)
 }
 
 // orphan notes that the files of all segments are gone. What they hold is as in

@@ -19,6 +19,9 @@ type Log struct {
 	wake   func()  // there may be something to remove
 	missed *counts // of earlier boots, what this process found missing; nil for the running one
 
+	// Of the running boot: takes a segment out of use that is damaged.
+	hurt func(*segment, error)
+
 	// What recovery found; constant afterwards.
 	recovered bool
 	tail      uint64 // damaged clicks behind the last whole one
@@ -102,7 +105,7 @@ func (l *Log) over() (over []*segment) {
 		if s.leaving {
 			continue
 		}
-		if end, known := s.end(); !known || end > acknowledged+1 || s.pins > 0 {
+		if end, known := s.end(); !known || end > acknowledged+1 || s.pins > 0 || s.lingers() {
 			break
 		}
 		over = append(over, s)
@@ -117,7 +120,7 @@ func (l *Log) reuse(memory bool) *segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.over() {
-		if s.plain() != memory {
+		if s.plain() != memory || s.damage.Load() != nil {
 			continue
 		}
 		s.first.Store(0)
@@ -163,7 +166,7 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 	l.mu.Lock()
 	useful := 0
 	for _, s := range slices.Backward(l.over()) {
-		if s.plain() == memory && useful < keep {
+		if s.plain() == memory && useful < keep && s.damage.Load() == nil {
 			useful++
 			continue
 		}
@@ -220,14 +223,21 @@ type Cursor struct {
 	index   uint32 // of the next record
 	next    uint64 // sequence of the next click
 	ended   bool
+	record  []byte // the click that was given last; a page of the segment may go at any time
+
+	// In a segment that is damaged; see fault.go.
+	searching bool     // for records: there need not be one at pos
+	limit     int      // of what can be read
+	told      *segment // whose damage Next has told of
 }
 
 // Cursor starts behind a sequence: 0 and Acknowledged() are the usual ones.
 // What has been removed already is passed over.
 func (l *Log) Cursor(after uint64) *Cursor { return &Cursor{log: l, next: after + 1} }
 
-// Next gives the next click, and false when there is none now. Errors are
-// those of mapping a segment; trying again later is all that helps.
+// Next gives the next click, and false when there is none now. Errors are those of
+// mapping a segment, where trying again later is all that helps, and ErrDamaged, behind
+// which Next goes on with what can be read.
 func (c *Cursor) Next(click *Click) (bool, error) {
 	for {
 		if c.segment == nil {
@@ -237,42 +247,75 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 		}
 		s := c.segment
 		if sealed := s.sealed.Load(); sealed != 0 && int64(c.index) >= sealed-1 {
-			c.leave()
+			c.pass()
 			continue
 		}
-		length, ok := c.find()
-		if !ok {
-			if s.recovered {
-				c.leave()
+		record, err := c.take()
+		if err != nil {
+			c.avoid(err)
+		}
+		if c.searching && c.told != s {
+			c.told = s
+			return false, s.damage.Load().err
+		}
+		if err != nil {
+			continue
+		}
+		if record == nil {
+			if s.recovered || c.searching && s.sealed.Load() != 0 {
+				c.pass()
 				continue
 			}
 			return false, nil
 		}
+		if sequence, ok := c.read(click, record); ok {
+			c.goTo(sequence)
+			click.Sequence = sequence
+			return true, nil
+		}
+	}
+}
+
+// take copies the next record, and goes behind it; nil when there is none.
+func (c *Cursor) take() (record []byte, err error) {
+	err = guarded(c.mem, func() {
+		length, ok := c.find()
+		if !ok {
+			return
+		}
 		c.fetch(length)
-		index, ok := click.read(c.mem[c.pos : c.pos+length])
-		if !ok { // damaged, and yet with the right checksum: another version's
-			index = c.index
-		}
+		c.record = append(c.record[:0], c.mem[c.pos:c.pos+length]...)
 		c.pos += length
-		if index < c.index {
-			continue
-		}
-		c.index = index + 1
-		sequence := s.sequence(index)
-		if !ok || sequence < c.next {
-			continue
-		}
-		if sequence > c.next {
-			c.log.mu.Lock()
-			c.passTo(sequence)
-			c.log.mu.Unlock()
-		}
-		c.next = sequence + 1
-		click.Sequence = sequence
-		if !s.recovered {
-			c.log.boot.raiseCut(sequence)
-		}
-		return true, nil
+		record = c.record
+	})
+	return record, err
+}
+
+// read fills click from a record, and gives false when the cursor is to go on with the
+// next one.
+func (c *Cursor) read(click *Click, record []byte) (sequence uint64, ok bool) {
+	index, ok := click.read(record)
+	if !ok { // damaged, and yet with the right checksum: another version's
+		index = c.index
+	}
+	if index < c.index {
+		return 0, false
+	}
+	c.index = index + 1
+	sequence = c.segment.sequence(index)
+	return sequence, ok && sequence >= c.next
+}
+
+// goTo goes behind a click that is given.
+func (c *Cursor) goTo(sequence uint64) {
+	if sequence > c.next {
+		c.log.mu.Lock()
+		c.passTo(sequence)
+		c.log.mu.Unlock()
+	}
+	c.next = sequence + 1
+	if !c.segment.recovered {
+		c.log.boot.raiseCut(sequence)
 	}
 }
 
@@ -292,15 +335,20 @@ func (c *Cursor) fetch(bytes int) {
 // find places the cursor on a whole record: the next one, or, where there can
 // be damage, the next that is whole.
 func (c *Cursor) find() (length int, ok bool) {
-	if !c.segment.recovered {
-		if c.pos+8 > len(c.mem) || int64(c.pos) >= c.segment.durable.Load() {
-			return 0, false
-		}
-		length = int(uint32(loadHead(c.mem, c.pos)))
-		return length, length != 0
+	s := c.segment
+	if s.recovered || c.searching {
+		return c.search()
 	}
-	c.pos, length, ok = seek(c.mem, c.pos, c.segment.salt)
-	return length, ok
+	if c.pos+8 > len(c.mem) {
+		return 0, false
+	}
+	if int64(c.pos) < s.durable.Load() {
+		if length = int(uint32(loadHead(c.mem, c.pos))); length != 0 {
+			return length, true
+		}
+	}
+	c.searching = s.damage.Load() != nil // nobody may ever fill the place
+	return 0, false
 }
 
 // enter goes to the segment that holds the next click.
@@ -327,6 +375,7 @@ func (c *Cursor) enter() (bool, error) {
 		}
 		s.pins++
 		c.segment, c.mem, c.pos, c.index = s, s.bytes(), segmentHead, 0
+		c.searching, c.limit = false, len(c.mem)
 		if start := s.sequence(0); start > c.next {
 			c.passTo(start)
 		}
@@ -345,6 +394,17 @@ func (c *Cursor) enter() (bool, error) {
 func (c *Cursor) passTo(sequence uint64) {
 	c.log.miss(c.next, sequence)
 	c.next = max(c.next, sequence)
+}
+
+// pass leaves a segment in which there is nothing more. What is missing at its end will
+// not come.
+func (c *Cursor) pass() {
+	if end, known := c.segment.end(); known {
+		c.log.mu.Lock()
+		c.passTo(end)
+		c.log.mu.Unlock()
+	}
+	c.leave()
 }
 
 // leave lets go of a segment. One of the running boot stays mapped.

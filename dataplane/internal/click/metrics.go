@@ -1,6 +1,7 @@
 package click
 
 import (
+	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,5 +79,8 @@ func (l *Log) oldest() (int64, bool) {
 	defer c.Close()
 	var click Click
 	ok, err := c.Next(&click)
+	for errors.Is(err, ErrDamaged) {
+		ok, err = c.Next(&click)
+	}
 	return click.Time, ok && err == nil
 }

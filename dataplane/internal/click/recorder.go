@@ -76,7 +76,7 @@ func Open(config Config) (*Recorder, error) {
 			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.release())
 		}
 	}
-	r.log = &Log{boot: b, wake: r.wakeUp}
+	r.log = &Log{boot: b, wake: r.wakeUp, hurt: r.hurt}
 	if r.sent != nil {
 		r.sent.dir = b.dir
 	}
@@ -121,9 +121,9 @@ func (r *Recorder) Record(e *Event) {
 		pos, index, p := s.place(l.length)
 		switch p {
 		case placed:
-			record := s.bytes()[pos : pos+l.length : pos+l.length]
-			l.write(record, index, e, r.policy)
-			storeHead(record, 0, uint64(l.length)|uint64(checksum(s.salt, record[8:]))<<32)
+			if err := s.put(pos, index, &l, e, r.policy); err != nil {
+				r.lose(s, index, err)
+			}
 			return
 		case last:
 			r.rotate(s, index)
@@ -149,13 +149,7 @@ func (r *Recorder) drop() {
 func (r *Recorder) rotate(s *segment, count uint32) {
 	first := s.first.Load() + uint64(count)
 	r.first.Store(first)
-	var next *segment
-	select {
-	case next = <-r.spares:
-		r.log.boot.noteUse(next.plain(), first)
-		next.use(first)
-	default: // full: maintain opens it again
-	}
+	next := r.next(first) // nil: full, and maintain opens it again
 	s.sealed.Store(int64(count) + 1)
 	r.current.Store(next)
 	r.wakeUp()
@@ -243,7 +237,12 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 			_ = syncMemory(b.mem) // if this fails, so does what follows
 			s.durable.Store(segmentHead)
 		}
-		s.recycle(b.Boot, number, r.pause)
+		if err := s.recycle(b.Boot, number, r.pause); err != nil {
+			s.hurt(err)
+			r.degraded.Store(&s.damage.Load().err)
+			r.log.drop(s)
+			return nil
+		}
 		return s
 	}
 	// While the folder fails, only a new file shows that it works again.
@@ -318,13 +317,8 @@ func (r *Recorder) reopen() {
 	if r.ended || r.current.Load() != nil {
 		return
 	}
-	select {
-	case next := <-r.spares:
-		first := r.first.Load()
-		r.log.boot.noteUse(next.plain(), first)
-		next.use(first)
+	if next := r.next(r.first.Load()); next != nil {
 		r.current.Store(next)
-	default:
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 )
 
@@ -112,22 +111,6 @@ func (l *Log) recover() (warnings []error) {
 	return warnings
 }
 
-// passFault makes an error of a page that the disk cannot give any more: the
-// segment's clicks are passed over, and the process goes on. It is to be deferred.
-func passFault(s *segment, err *error) func() {
-	before := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(before)
-		if fault := recover(); fault != nil {
-			if _, is := fault.(interface{ Addr() uintptr }); !is {
-				panic(fault)
-			}
-			s.sealed.Store(1)
-			*err = fmt.Errorf("read segment %s: %v", s.path, fault)
-		}
-	}
-}
-
 // scan finds out how many clicks a segment holds, and which places were never
 // filled. It gives the number of damaged clicks behind the last whole one
 // where the end is not known otherwise.
@@ -142,7 +125,17 @@ func (l *Log) scan(s *segment, end uint64) (damaged uint64, err error) {
 		return 0, err
 	}
 	defer s.mapOut(runtime.Gosched)
-	defer passFault(s, &err)()
+	err = guarded(s.bytes(), func() { damaged = l.readThrough(s, end) })
+	if err != nil { // a page that the disk cannot give
+		s.sealed.Store(1)
+		return 0, fmt.Errorf("read segment %s: %w", s.path, err)
+	}
+	return damaged, nil
+}
+
+// readThrough is scan in a segment that is mapped.
+func (l *Log) readThrough(s *segment, end uint64) (damaged uint64) {
+	first, cut := s.first.Load(), l.boot.cut.Load()
 	mem := s.bytes()
 	index, pos := uint64(0), segmentHead
 	for {
@@ -172,7 +165,7 @@ func (l *Log) scan(s *segment, end uint64) (damaged uint64, err error) {
 		}
 		if !ok {
 			s.sealed.Store(int64(index) + 1)
-			return damaged, nil
+			return damaged
 		}
 		index++
 	}

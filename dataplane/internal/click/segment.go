@@ -59,7 +59,8 @@ type segment struct {
 	first  atomic.Uint64 // sequence of index 0 as it was recorded
 	sealed atomic.Int64  // count of records plus one; 0 until it is known
 
-	orphaned atomic.Bool // its file was removed by someone else
+	orphaned atomic.Bool            // its file was removed by someone else
+	damage   atomic.Pointer[damage] // not nil: a page of it is not to be had; see fault.go
 
 	durable atomic.Int64 // offset up to which readers may read; see sync.go
 
@@ -93,11 +94,17 @@ func newSegment(dir string, boot, number uint64, size int64, pause func()) (*seg
 	if err != nil {
 		return nil, fmt.Errorf("create segment: %w", err)
 	}
-	for part := range slices.Chunk(mem, pageSize) {
-		populate(part) // so that no writer meets a page for the first time
-		pause()
+	err = guarded(mem, func() {
+		for part := range slices.Chunk(mem, pageSize) {
+			populate(part) // so that no writer meets a page for the first time
+			pause()
+		}
+		s.writeHead(mem, boot)
+	})
+	if err != nil {
+		s.mem.Store(&mem)
+		return nil, errors.Join(fmt.Errorf("create segment: %w", err), s.remove(pause))
 	}
-	s.writeHead(mem, boot)
 	s.durable.Store(allDurable)
 	s.state.Store(uint64(size) + 1) // as if it were over, until it is used
 	s.mem.Store(&mem)
@@ -119,15 +126,17 @@ func (s *segment) writeHead(mem []byte, boot uint64) {
 //
 // A goroutine that was held up for long may still take this segment for the
 // current one. It finds it over, as it was, until it is current again.
-func (s *segment) recycle(boot, number uint64, yield func()) {
+func (s *segment) recycle(boot, number uint64, yield func()) error {
 	mem := s.bytes()
-	s.markSpare(mem)
-	for part := range slices.Chunk(mem[segmentHead:], pageSize) {
-		clear(part) // a page that was written back meanwhile is a fault, of up to 50 µs
-		yield()
-	}
-	s.number, s.salt, s.released = number, rand.Uint32(), false
-	s.writeHead(mem, boot)
+	return guarded(mem, func() {
+		s.markSpare(mem)
+		for part := range slices.Chunk(mem[segmentHead:], pageSize) {
+			clear(part) // a page that was written back meanwhile is a fault, of up to 50 µs
+			yield()
+		}
+		s.number, s.salt, s.released = number, rand.Uint32(), false
+		s.writeHead(mem, boot)
+	})
 }
 
 // markSpare says in the segment's own head that it holds no click.
@@ -144,10 +153,24 @@ func (s *segment) bytes() []byte {
 }
 
 // use makes a spare segment ready to be current.
-func (s *segment) use(first uint64) {
-	atomic.StoreUint64((*uint64)(unsafe.Pointer(&s.bytes()[32])), first)
+func (s *segment) use(first uint64) error {
+	mem := s.bytes()
+	if err := guarded(mem, func() { atomic.StoreUint64((*uint64)(unsafe.Pointer(&mem[32])), first) }); err != nil {
+		return err
+	}
 	s.first.Store(first)
 	s.state.Store(segmentHead)
+	return nil
+}
+
+// put fills a place.
+func (s *segment) put(pos int, index uint32, l *layout, e *Event, p *policy) error {
+	mem := s.bytes()
+	return guarded(mem, func() {
+		record := mem[pos : pos+l.length : pos+l.length]
+		l.write(record, index, e, p)
+		storeHead(record, 0, uint64(l.length)|uint64(checksum(s.salt, record[8:]))<<32)
+	})
 }
 
 // placing is what came of an attempt to take a place.

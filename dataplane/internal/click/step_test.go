@@ -104,7 +104,9 @@ func (s *stepper) record(rnd *rand.Rand) error {
 			r.first.Store(first)
 			s.step("rotate: over")
 			next := <-r.spares
-			next.use(first)
+			if err := next.use(first); err != nil {
+				return err
+			}
 			s.step("rotate: next in use")
 			current.sealed.Store(int64(index) + 1)
 			r.current.Store(next)

@@ -40,7 +40,9 @@ func (r *Recorder) syncEvery(window time.Duration) {
 // sync brings what has been recorded until now to the disk.
 func (r *Recorder) sync() {
 	for _, s := range r.log.unsynced() {
-		if synced, err := s.sync(); err != nil {
+		if synced, err := s.sync(); errors.As(err, new(*fault)) {
+			r.hurt(s, err)
+		} else if err != nil {
 			// What the kernel could not write it may have given up. The clicks
 			// are still in its memory, as at level process.
 			err = fmt.Errorf("sync segment: %w", err)
@@ -66,7 +68,7 @@ func (l *Log) unsynced() (all []*segment) {
 		if s.first.Load() == 0 {
 			break // spare
 		}
-		if s.durable.Load() == allDurable || s.plain() {
+		if s.durable.Load() == allDurable || s.plain() || s.damage.Load() != nil {
 			continue
 		}
 		s.pins++
@@ -78,20 +80,11 @@ func (l *Log) unsynced() (all []*segment) {
 // sync brings the clicks to the disk that are there without a hole, and says
 // whether there were any.
 func (s *segment) sync() (synced bool, err error) {
-	mem, sealed := s.bytes(), s.sealed.Load() != 0
+	mem := s.bytes()
 	from := int(s.durable.Load())
-	to := from
-	for to+8 <= len(mem) {
-		length := int(uint32(loadHead(mem, to)))
-		if length == 0 {
-			break
-		}
-		to += length
-	}
-	whole := false
-	if sealed {
-		// Behind the last click there is only the place that did not fit.
-		whole = s.filled(to)
+	to, whole := from, false
+	if err := guarded(mem, func() { to, whole = s.written(from) }); err != nil {
+		return false, err
 	}
 	if to == from && !whole {
 		return false, nil
@@ -110,6 +103,21 @@ func (s *segment) sync() (synced bool, err error) {
 		s.durable.Store(int64(to))
 	}
 	return true, err
+}
+
+// written is up to where all places from one on are filled, and whether no others will
+// be.
+func (s *segment) written(from int) (to int, whole bool) {
+	mem, sealed := s.bytes(), s.sealed.Load() != 0
+	for to = from; to+8 <= len(mem); {
+		length := int(uint32(loadHead(mem, to)))
+		if length == 0 {
+			break
+		}
+		to += length
+	}
+	// Behind the last click there is only the place that did not fit.
+	return to, sealed && s.filled(to)
 }
 
 // filled says whether a sealed segment has no click behind pos.

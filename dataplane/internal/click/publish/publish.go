@@ -99,6 +99,7 @@ type Publisher struct {
 	highest   uint64       // position of what is acknowledged
 	again     []click.Sent // to be published again
 	unkept    bool         // the log says that what was sent cannot be kept
+	damaged   bool         // the log says that part of the spool is damaged
 
 	reported                       atomic.Value // string: the connection's last error
 	published, errors, republished atomic.Uint64
@@ -271,6 +272,7 @@ func (p *Publisher) openSources() {
 	p.sources = nil
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
 		s := newSource(log, p.limit, p.buffer)
+		s.damaged = p.lose
 		if p.yield != nil {
 			s.yield, s.encoder.yield = p.yield, p.yield
 		}
@@ -281,6 +283,15 @@ func (p *Publisher) openSources() {
 func (p *Publisher) closeSources() {
 	for _, s := range p.sources {
 		s.cursor.Close()
+	}
+}
+
+// lose says once that there are clicks in the spool that cannot be read. How many, the
+// ledger and the metric tell.
+func (p *Publisher) lose(err error) {
+	if !p.damaged {
+		p.log.Error("clicks are lost: part of the click spool cannot be read or written", "error", err, "cure", "look at the disk")
+		p.damaged = true
 	}
 }
 

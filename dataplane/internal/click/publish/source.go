@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -43,6 +44,7 @@ type source struct {
 	closed  bool          // an earlier boot's: all is cut
 	recut   bool          // ranges may have been cut differently before
 	yield   func()        // lets redirects go first
+	damaged func(error)   // is told of what cannot be read
 }
 
 // yieldEvery is after how many clicks redirects may go first: on a node with one
@@ -54,7 +56,7 @@ func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 	id := log.Identity()
 	s := &source{
 		log: log, subject: clickstream.Subject(id.Region, id.Node), cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(id),
-		buffer: buffer, recut: log.Recovered(), yield: runtime.Gosched,
+		buffer: buffer, recut: log.Recovered(), yield: runtime.Gosched, damaged: func(error) {},
 	}
 	s.encoder.limit = limit
 	return s
@@ -69,6 +71,13 @@ func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, 
 		}
 		if s.held == nil {
 			ok, err := s.cursor.Next(&s.click)
+			if errors.Is(err, click.ErrDamaged) {
+				s.damaged(err)
+				if s.log.Recovered() {
+					continue
+				}
+				break // who is writing there has until the next time
+			}
 			if err != nil {
 				return nil, err
 			}

@@ -1,0 +1,79 @@
+package publish
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+// lines is a log that several goroutines write.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), text)
+}
+
+// A page that the disk cannot give is, as one behind the end of its file, a fault of
+// who reads it.
+func TestASegmentThatCannotBeReadIsPassedAndToldOfOnce(t *testing.T) {
+	s := natstest.Start(t)
+	dir := t.TempDir()
+	r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 5 })
+	const n, later = 1000, 500
+	for i := range n {
+		r.Record(event(i))
+	}
+	segments, err := filepath.Glob(filepath.Join(dir, "*5", "*.seg"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("%v, %v", segments, err)
+	}
+	if err := os.Truncate(segments[0], 64<<10); err != nil { // it holds them all
+		t.Fatal(err)
+	}
+	var log lines
+	p, _ := start(t, s.URL(), r, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for p.published.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range later {
+		r.Record(event(n + i))
+	}
+	flush(t, p)
+	clicks, account := consumed(t, s.JetStream(), 5)
+	lost := n + later - uint64(len(clicks))
+	if account.Answered != n+later || account.Recorded != uint64(len(clicks)) || account.Dropped["corrupt"] != lost || lost == 0 || lost > n-100 {
+		t.Errorf("%d clicks, %+v", len(clicks), account)
+	}
+	for sequence, revision := range clicks {
+		if revision != int64(sequence-1) {
+			t.Errorf("sequence %d is click %d", sequence, revision)
+		}
+	}
+	for i := range uint64(later) {
+		if _, there := clicks[n+1+i]; !there {
+			t.Fatalf("click %d, which came later, is not published", n+1+i)
+		}
+	}
+	if told := log.count("clicks are lost"); told != 1 {
+		t.Errorf("the log says it %d times:\n%s", told, log.b.String())
+	}
+}

@@ -292,11 +292,12 @@ func (n *Node) Run(ctx context.Context) error {
 
 // status is what the control plane is told every few seconds.
 func (n *Node) status() *feedv1.Status {
+	acknowledged := n.clicks.Log().Acknowledged() // first: it follows the others
 	ledger := n.clicks.Ledger()
 	return &feedv1.Status{
 		Answered:          ledger.Answered,
 		RequestsPerSecond: n.rate.update(ledger.Answered, time.Now()),
-		SpoolClicks:       int64(ledger.Recorded - n.clicks.Log().Acknowledged()),
+		SpoolClicks:       int64(n.clicks.Last() - acknowledged), // sequences, also those whose clicks are lost
 		DroppedClicks:     ledger.Lost(),
 	}
 }

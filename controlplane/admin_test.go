@@ -39,9 +39,16 @@ type adminRig struct {
 
 func startAdmin(t *testing.T) *adminRig {
 	t.Helper()
-	rig := &adminRig{etcd: etcdtest.New(t)}
+	return startAdminOf(t, etcdtest.New(t), 0)
+}
+
+// startAdminOf is startAdmin over an etcd, with a limit to what one resource takes.
+func startAdminOf(t *testing.T, etcd *etcdtest.Server, entryBytes int) *adminRig {
+	t.Helper()
+	rig := &adminRig{etcd: etcd}
 	server := grpc.NewServer()
 	resources := store.New(rig.etcd.Client())
+	resources.LimitEntries(entryBytes)
 	adminv1.RegisterLinkServiceServer(server, newAdmin(resources, func(context.Context) (uint64, error) { return testEpoch, nil }, nil))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

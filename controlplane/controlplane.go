@@ -16,6 +16,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -67,6 +68,11 @@ type Config struct {
 	GuardFloor             int64
 	// The most resources, and bytes of their keys and values. Default: no limit.
 	MaxEntries, MaxBytes int64
+	// Bytes of the name and the value of one resource that is written. Default,
+	// and at most: 1 MiB, which nodes take by default, and cannot hold more than.
+	// Nodes do not serve what is above their own limit; theirs goes up first, and
+	// down last.
+	MaxEntryBytes int
 
 	Snapshots            int           // that are sent to nodes at once. Default: 16
 	MaxStreams           int           // of nodes. Default: 20,000
@@ -77,6 +83,10 @@ type Config struct {
 	Registerer prometheus.Registerer // default: none
 	Log        *slog.Logger          // default: slog.Default()
 }
+
+// maxEntryBytes is what a node can hold of one resource. Etcd takes 1.5 MiB in a
+// transaction, which has the name twice and who wrote it beside the value.
+const maxEntryBytes = 1 << 20
 
 // Validate says what is wrong with the settings, without touching anything.
 func (c *Config) Validate() error {
@@ -103,6 +113,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("guard-grow: %v would hold back every new link", c.GuardGrow)
 	case c.MaxEntries < 0 || c.MaxBytes < 0:
 		return errors.New("max-entries, max-bytes: they must not be negative")
+	case c.MaxEntryBytes < 0 || c.MaxEntryBytes > maxEntryBytes:
+		return fmt.Errorf("max-entry-bytes: %d is not 1 to %d bytes", c.MaxEntryBytes, maxEntryBytes)
 	case c.Snapshots < 0 || c.MaxStreams < 0 || c.MaxStreamsPerAddress < 0:
 		return errors.New("snapshots, max-streams, max-streams-per-address: they must not be negative")
 	}
@@ -188,6 +200,7 @@ func alone(ctx context.Context) context.Context {
 // assemble joins the parts. It touches nothing outside of the process.
 func (s *Server) assemble() (err error) {
 	resources := store.New(s.etcd)
+	resources.LimitEntries(cmp.Or(s.cfg.MaxEntryBytes, maxEntryBytes))
 	s.log = snapshot.New(followed{resources}, snapshot.Config{
 		LogBytes: s.cfg.LogBytes,
 		Guard: snapshot.Guard{

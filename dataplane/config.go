@@ -34,7 +34,7 @@ type Config struct {
 	GuardFloor    int    // links below which any version is taken. Default: 1000
 	MaxEntries    int64  // resources in all. Default: 268,435,456
 	MaxStateBytes int64  // of the names and values of all resources. Default: 32 GiB
-	MaxEntryBytes int    // of the name and value of one resource. Default, and at most: 1 MiB
+	MaxEntryBytes int    // of the name and value of one resource that is served. Default, and at most: 1 MiB
 
 	ClickLevel   string        // memory, process or fsync. Default: process
 	ClickSync    time.Duration // at level fsync: the window that a power cut may take. Default: 10 ms

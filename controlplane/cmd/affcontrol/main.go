@@ -33,6 +33,7 @@ func main() {
 			fs.Int64Var(&cfg.GuardFloor, "guard-floor", 1000, "fewer `links` than these are not guarded")
 			fs.Int64Var(&cfg.MaxEntries, "max-entries", 0, "the most `resources`; 0: no limit")
 			fs.Int64Var(&cfg.MaxBytes, "max-bytes", 0, "the most `bytes` of all resources; 0: no limit")
+			fs.IntVar(&cfg.MaxEntryBytes, "max-entry-bytes", 1<<20, "`bytes` that one resource may take; nodes do not serve what is above theirs")
 			fs.IntVar(&cfg.Snapshots, "snapshots", 16, "`snapshots` that are sent to new nodes at once; the others come back later")
 			fs.IntVar(&cfg.MaxStreams, "max-streams", 20_000, "the most `nodes`")
 			fs.IntVar(&cfg.MaxStreamsPerAddress, "max-streams-per-address", 10_000, "the most `nodes` at one address")
@@ -42,6 +43,9 @@ func main() {
 			cfg.Etcd = strings.FieldsFunc(etcd, func(r rune) bool { return r == ',' || r == ' ' })
 			if cfg.GuardFloor == 0 {
 				cfg.GuardFloor = 1 // for the server, 0 is the default
+			}
+			if cfg.MaxEntryBytes == 0 { // likewise
+				return errors.New("--max-entry-bytes must not be 0")
 			}
 			return cfg.Validate()
 		},

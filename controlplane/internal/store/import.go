@@ -71,7 +71,7 @@ func (s *Store) Import(ctx context.Context, who string, opts ImportOptions, rows
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	defer cancel()
-	im.chunks = validate(ctx, &wait, rows)
+	im.chunks = validate(ctx, &wait, s.limit, rows)
 	return im.run(ctx)
 }
 
@@ -101,13 +101,13 @@ type chunk struct {
 
 // validate cuts the rows up and validates them, several chunks at once. It
 // gives the chunks in order, and closes them after the last.
-func validate(ctx context.Context, wait *sync.WaitGroup, rows <-chan []*linkv1.Resource) <-chan *chunk {
+func validate(ctx context.Context, wait *sync.WaitGroup, most limit, rows <-chan []*linkv1.Resource) <-chan *chunk {
 	workers := runtime.GOMAXPROCS(0)
 	ordered, work := make(chan *chunk, 2*workers), make(chan *chunk)
 	for range workers {
 		wait.Go(func() {
 			for c := range work {
-				c.validate()
+				c.validate(most)
 				close(c.done)
 			}
 		})
@@ -143,13 +143,14 @@ func validate(ctx context.Context, wait *sync.WaitGroup, rows <-chan []*linkv1.R
 	return ordered
 }
 
-func (c *chunk) validate() {
+func (c *chunk) validate(most limit) {
 	c.rows = make([]row, len(c.resources))
 	for i, r := range c.resources {
 		to := &c.rows[i]
 		to.number = c.first + int64(i)
 		if to.name, to.value, to.invalid = link.EncodeNamed(r); to.invalid == nil {
 			to.affiliate = r.GetLink().GetAffiliate()
+			to.invalid = most.check(to.name, to.value, r)
 			if r.GetBlock().GetTtl() != nil {
 				to.timed = r
 			}

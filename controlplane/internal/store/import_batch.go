@@ -190,7 +190,9 @@ func (im *importer) timed(r *row, v view, now time.Time) *timestamppb.Timestamp 
 	}
 	var whole *linkv1.Resource
 	if whole, r.failed = due(r.timed, v.state[r.slot], now); r.failed == nil {
-		r.value, r.failed = link.Marshal(whole)
+		if r.value, r.failed = link.Marshal(whole); r.failed == nil {
+			r.failed = im.s.limit.check(r.name, r.value, whole)
+		}
 	}
 	return whole.GetBlock().GetExpireTime()
 }

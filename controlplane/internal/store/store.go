@@ -26,6 +26,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -57,11 +58,34 @@ type Store struct {
 	now      func() time.Time
 	timeout  time.Duration // of one call to etcd
 	patience time.Duration // of one write that others keep racing
+	limit    limit
 }
 
 // New makes a store of a client, which stays the caller's to close.
 func New(client *clientv3.Client) *Store {
 	return &Store{client: client, now: time.Now, timeout: 5 * time.Second, patience: 15 * time.Second}
+}
+
+// LimitEntries makes the store write no resource of which the name and the value
+// take more bytes; 0: no limit. It is called before anything is written.
+func (s *Store) LimitEntries(bytes int) { s.limit = limit(bytes) }
+
+// limit is the most bytes of the name and the value of a resource that is
+// written; 0: any.
+type limit int
+
+// check says whether a resource may be written. What takes something down is
+// written whatever it takes: it must not be kept from that by a setting.
+func (l limit) check(name string, value []byte, r *linkv1.Resource) error {
+	n := len(name) + len(value)
+	if l <= 0 || n <= int(l) || r.GetLink().GetDisabled() ||
+		r.GetAffiliate().GetState() == linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED {
+		return nil
+	}
+	return &link.Error{
+		Kind: link.Invalid, Resource: name, Message: fmt.Sprintf("takes %d bytes, and at most %d are allowed by --max-entry-bytes", n, l),
+		Hint: "make it smaller, or raise --max-entry-bytes of every affnode and then of every affcontrol",
+	}
 }
 
 // Object is a resource as it is stored. Its bytes must not be changed; they

@@ -272,14 +272,14 @@ func (t *transaction) read(ctx context.Context) (int64, error) {
 func (t *transaction) workOut(now time.Time) error {
 	var problems []error
 	for i := range t.changes {
-		if err := t.changes[i].workOut(now); err != nil {
+		if err := t.changes[i].workOut(now, t.s.limit); err != nil {
 			problems = append(problems, err)
 		}
 	}
 	return errors.Join(problems...)
 }
 
-func (c *change) workOut(now time.Time) error {
+func (c *change) workOut(now time.Time, most limit) error {
 	if err := c.checkState(); err != nil {
 		return err
 	}
@@ -318,7 +318,7 @@ func (c *change) workOut(now time.Time) error {
 	if c.old.exists() && bytes.Equal(c.value, c.old.value) {
 		c.outcome = Unchanged
 	}
-	return nil
+	return most.check(c.name, c.value, c.next)
 }
 
 // checkState checks what the verb and the etag ask of the stored state.

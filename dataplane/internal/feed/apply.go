@@ -159,7 +159,7 @@ func (a *applier) delta(b []byte) outcome {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "delta: %v", err)
 	}
 	puts, deletes := a.last.puts, a.last.deletes
-	err = a.guard.entries(puts)
+	err = holdable(puts)
 	if err == nil {
 		err = a.last.unique()
 	}
@@ -177,7 +177,7 @@ func (a *applier) delta(b []byte) outcome {
 		}
 	}
 	var left unserved
-	if err := putAll(builder, puts, &left); err != nil {
+	if err := putAll(builder, puts, a.guard.MaxEntryBytes, &left); err != nil {
 		return no(feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, "delta: %v", err)
 	}
 	if int64(builder.Len()) != d.entries || builder.Hash() != d.hash {

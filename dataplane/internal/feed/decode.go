@@ -3,6 +3,7 @@ package feed
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
@@ -93,6 +94,8 @@ func decodeEntry(b []byte) (key, value []byte, err error) {
 // pair is an entry; both parts alias what it was decoded from.
 type pair struct{ key, value []byte }
 
+func (e *pair) size() int { return len(e.key) + len(e.value) }
+
 // appendEntries appends the entries of an uncompressed SnapshotChunk.
 func appendEntries(list []pair, chunk []byte) ([]pair, error) {
 	err := eachField(chunk, func(num protowire.Number, _ uint64, b []byte) error {
@@ -106,7 +109,8 @@ func appendEntries(list []pair, chunk []byte) ([]pair, error) {
 	return list, err
 }
 
-// unserved are entries that do not compile: they are held and not served.
+// unserved are entries that do not compile or are too large: they are held and not
+// served.
 type unserved struct {
 	n     int
 	first []error // some, each with the name and the reason
@@ -115,11 +119,11 @@ type unserved struct {
 // maxNamed is how many of them are named.
 const maxNamed = 3
 
-// putAll puts entries, and holds those that cannot be served. The error names
-// the first that cannot even be held.
-func putAll(b *table.Builder, list []pair, left *unserved) (err error) {
-	b.PutAll(len(list), func(i int) (key, value []byte) { return list[i].key, list[i].value }, func(i int, why error) {
-		if held := b.Hold(list[i].key, list[i].value); held != nil {
+// putAll puts entries, and holds those that cannot be served, or are larger than
+// most bytes. The error names the first that cannot even be held.
+func putAll(b *table.Builder, list []pair, most int, left *unserved) (err error) {
+	hold := func(e pair, why error) {
+		if held := b.Hold(e.key, e.value); held != nil {
 			if err == nil {
 				err = held
 			}
@@ -128,8 +132,30 @@ func putAll(b *table.Builder, list []pair, left *unserved) (err error) {
 		if left.n++; len(left.first) < maxNamed {
 			left.first = append(left.first, why)
 		}
-	})
+	}
+	list, large := split(list, most)
+	b.PutAll(len(list), func(i int) (key, value []byte) { return list[i].key, list[i].value }, func(i int, why error) { hold(list[i], why) })
+	for _, e := range large {
+		hold(e, fmt.Errorf("%.300q takes %d bytes, and at most %d are served; see --max-entry-bytes", e.key, e.size(), most))
+	}
 	return err
+}
+
+// split takes out the entries that are larger than most bytes. Nearly always there
+// are none.
+func split(list []pair, most int) (rest, large []pair) {
+	isLarge := func(e pair) bool { return e.size() > most }
+	if !slices.ContainsFunc(list, isLarge) {
+		return list, nil
+	}
+	for _, e := range list {
+		if isLarge(e) {
+			large = append(large, e)
+		} else {
+			rest = append(rest, e)
+		}
+	}
+	return rest, large
 }
 
 // decodeChunk gives the uncompressed form of a SnapshotChunk: itself, or what

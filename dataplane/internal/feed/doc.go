@@ -17,7 +17,8 @@
 // What comes from the network is checked and never trusted: a frame that does
 // not verify leaves the live table as it is. So does one that the guard holds
 // back, until it is released. An entry that does not compile, say because it is
-// of a later release, is held and not served, and spoils no others.
+// of a later release, or that is larger than a setting allows, is held and not
+// served, and spoils no others.
 //
 // The live version never goes back within an epoch, and never to an epoch that
 // was left. Another epoch, which an operator makes after a restore, is taken as

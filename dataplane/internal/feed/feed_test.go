@@ -91,6 +91,7 @@ func TestNodeRejectsWhatDoesNotVerifyAndKeepsWhatItHas(t *testing.T) {
 		"into epoch":      {feedv1.RejectCode_REJECT_CODE_OLDER, func(d *feedv1.Delta) { d.To.Epoch++ }},
 		"key of no kind":  {feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, func(d *feedv1.Delta) { d.Puts[0].Key = "" }},
 		"value too long":  {feedv1.RejectCode_REJECT_CODE_BAD_FRAME, func(d *feedv1.Delta) { d.Puts[0].Value = make([]byte, table.MaxHeld+1) }},
+		"key too long":    {feedv1.RejectCode_REJECT_CODE_BAD_FRAME, func(d *feedv1.Delta) { d.Puts[0].Key += strings.Repeat("x", table.MaxHeld) }},
 		"damaged entry":   {feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH, func(d *feedv1.Delta) { d.Puts[0].Value = []byte("nonsense") }},
 		"key of another":  {feedv1.RejectCode_REJECT_CODE_HASH_MISMATCH, func(d *feedv1.Delta) { d.Puts[0].Key = "links/go.test/other" }},
 		"put twice":       {feedv1.RejectCode_REJECT_CODE_BAD_FRAME, func(d *feedv1.Delta) { d.Puts = append(d.Puts, d.Puts[0]) }},

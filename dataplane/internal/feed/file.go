@@ -56,7 +56,10 @@ func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (*
 	var left unserved
 	for list, err := range batches(r) {
 		if err == nil {
-			err = putAll(builder, list, &left)
+			err = holdable(list)
+		}
+		if err == nil {
+			err = putAll(builder, list, guard.MaxEntryBytes, &left)
 		}
 		if err != nil {
 			return nil, err

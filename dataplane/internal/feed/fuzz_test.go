@@ -124,6 +124,6 @@ func FuzzBlock(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = putAll(table.NewBuilder(len(list)), list, &unserved{})
+		_ = putAll(table.NewBuilder(len(list)), list, table.MaxHeld, &unserved{})
 	})
 }

@@ -23,7 +23,9 @@ type Guard struct {
 	MaxEntries int64
 	// Bytes of keys and values in all. Default: 32 GiB.
 	MaxBytes int64
-	// Bytes of the key and the value of one entry. Default and at most: 1 MiB.
+	// Bytes of the key and the value of one entry: what is larger is held, and not
+	// served. Default and at most: 1 MiB; nothing that is larger than that can be
+	// held, and a frame with it is rejected.
 	MaxEntryBytes int
 }
 
@@ -62,11 +64,11 @@ func setDefault[T ~int | ~int64](v *T, to T) {
 	}
 }
 
-// entries says what is wrong with the sizes of entries.
-func (g *Guard) entries(list []pair) error {
+// holdable says whether entries are small enough to be held.
+func holdable(list []pair) error {
 	for _, e := range list {
-		if n := len(e.key) + len(e.value); n > g.MaxEntryBytes {
-			return fmt.Errorf("%.300q takes %d bytes, and at most %d are taken; see --max-entry-bytes", e.key, n, g.MaxEntryBytes)
+		if n := e.size(); n > table.MaxHeld {
+			return fmt.Errorf("%.300q takes %d bytes, and at most %d can be held", e.key, n, table.MaxHeld)
 		}
 	}
 	return nil

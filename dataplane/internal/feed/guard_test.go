@@ -127,9 +127,8 @@ func TestGuardAlarmEndsWithTheReleasedVersion(t *testing.T) {
 
 func TestStateThatIsTooLargeIsNotTakenAndCannotBeReleased(t *testing.T) {
 	for name, guard := range map[string]Guard{
-		"entries":       {MaxEntries: 2},
-		"bytes":         {MaxBytes: 120},
-		"bytes of each": {MaxEntryBytes: 60},
+		"entries": {MaxEntries: 2},
+		"bytes":   {MaxBytes: 120},
 	} {
 		t.Run(name, func(t *testing.T) {
 			live := &table.Live{}

@@ -82,9 +82,9 @@ func atOnce(t *table.Table, piece []logged, guard *Guard) (*table.Table, bool) {
 	var puts []pair
 	put := func() bool {
 		var left unserved
-		err := guard.entries(puts)
+		err := holdable(puts)
 		if err == nil {
-			err = putAll(builder, puts, &left)
+			err = putAll(builder, puts, guard.MaxEntryBytes, &left)
 		}
 		puts = puts[:0]
 		return err == nil

@@ -191,7 +191,7 @@ func (s *session) tellUnserved(o outcome) {
 	if quiet, ok := s.unserved.due(unservedEvery); ok {
 		s.cfg.Log.Warn("entries are held and not served: requests for them are answered as if they did not exist",
 			"revision", o.applied.Version().Revision, "entries", o.unserved.n, "first", o.unserved.first, "in_all", o.applied.Unserved(), "frames_before", quiet,
-			"hint", "if the control plane is of a newer release, update this node")
+			"hint", "if the control plane is of a newer release, update this node; if they are too large, raise --max-entry-bytes, and restart it")
 	}
 }
 

@@ -78,12 +78,12 @@ func (a *applier) chunk(b []byte) outcome {
 		a.list, err = appendEntries(a.list[:0], plain)
 	}
 	if err == nil {
-		err = a.guard.entries(a.list)
+		err = holdable(a.list)
 	}
 	if err != nil {
 		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "chunk: %v", err)
 	}
-	if err := putAll(s.builder, a.list, &s.unserved); err != nil {
+	if err := putAll(s.builder, a.list, a.guard.MaxEntryBytes, &s.unserved); err != nil {
 		return a.fail(feedv1.RejectCode_REJECT_CODE_BAD_ENTRY, "snapshot: %v", err)
 	}
 	s.got += int64(len(a.list))

@@ -28,7 +28,7 @@ type Config struct {
 	Listen  string   // host:port for redirects. Default: :8080
 	DataDir string   // last known good state and spool. Required
 
-	Bootstrap     string // where a new node takes its first state from: a file, a URL, or host:port of a node's admin address. Default: from a control plane only
+	Bootstrap     string // where a new node takes its first state from when no control plane gives it one: a file, a URL, or host:port of a node's admin address. Default: from nowhere else
 	GuardShrink   int    // percent of the links that one version may remove, unless it was released. Default: 20; 100: all
 	GuardGrow     int    // times as many links as before that it may lead to, likewise. Default: 10
 	GuardFloor    int    // links below which any version is taken. Default: 1000

@@ -32,7 +32,7 @@ func main() {
 			fs.StringVar(&cfg.Region, "region", "local", "`name` of the region")
 			fs.StringVar(&cfg.Node, "node", name, "`name` of this node, unique in the fleet")
 			fs.StringVar(&cfg.DataDir, "data-dir", "affnode.data", "`folder` for the last known good state and the spool")
-			fs.StringVar(&cfg.Bootstrap, "bootstrap", "", "`place` of the first state of a new node: a state file, its URL, or host:port of a node's --admin")
+			fs.StringVar(&cfg.Bootstrap, "bootstrap", "", "`place` of the first state of a new node to which no control plane gives one: a state file, its URL, or host:port of a node's --admin")
 			fs.IntVar(&cfg.GuardShrink, "guard-shrink", 20, "`percent` of the links that a version may remove unless it was released; 100: all")
 			fs.IntVar(&cfg.GuardGrow, "guard-grow", 10, "`times` as many links that a version may lead to unless it was released")
 			fs.IntVar(&cfg.GuardFloor, "guard-floor", 1000, "`links` below which a node takes any version")

@@ -60,18 +60,70 @@ const (
 	nextByte  = 15 * time.Second // without a byte
 )
 
-// bootstrap takes the first state from where the settings say, if the node holds
-// none. What fails is tried again, before each control plane.
-func (c *Client) bootstrap(ctx context.Context) {
-	if c.cfg.Bootstrap == "" || c.cfg.Live.Load() != nil {
-		return
+// How long a node without a state waits for the first answer of its control
+// planes, all in all, and of each of them at least, before it takes the state of
+// another place: who is there answers within a second, over an ocean and TLS as
+// well, and an address at which nothing answers must not keep a node from what it
+// could serve.
+const firstAnswers, firstAnswer = 5 * time.Second, time.Second
+
+// firstRound is how a node without a state asks its control planes before it takes
+// that of another place: each of them once, one behind the other. A control plane
+// has the newest state, and the other place may have one in which links still lead
+// somewhere that were taken down long ago. It takes that when none of them has
+// given it a state: those that do not answer, have none themselves, or send it
+// away until later. The last may be for half a minute, and when many nodes start
+// together, it is for nearly all of them: an older state is better than none, and
+// what comes next is what has changed since, rather than a snapshot.
+//
+// What fails is tried again, after each further round.
+type firstRound struct {
+	client *Client
+	n      int           // control planes asked in this round
+	wait   time.Duration // until the next round, at least: some have said so
+	again  bool          // the other place was of no use
+}
+
+// on says whether the node may still take the state of another place.
+func (r *firstRound) on() bool {
+	return r.client.cfg.Bootstrap != "" && r.client.cfg.Live.Load() == nil
+}
+
+// patience is how long the next control plane has for its first message; 0: as
+// long as ever. It is short once only: where the other place is of no use, one that
+// is slow is better than none.
+func (r *firstRound) patience() time.Duration {
+	if !r.on() || r.again {
+		return 0
 	}
+	return max(firstAnswers/time.Duration(len(r.client.cfg.Targets)), firstAnswer)
+}
+
+// asked notes that another control plane was asked, which is to be waited for so
+// long, and gives how long to wait before the next one: not at all within a round.
+func (r *firstRound) asked(ctx context.Context, wait time.Duration) time.Duration {
+	if !r.on() {
+		return wait
+	}
+	r.n++
+	r.wait = max(r.wait, wait)
+	if r.n < len(r.client.cfg.Targets) {
+		return 0
+	}
+	r.client.bootstrap(ctx)
+	wait = r.wait
+	r.n, r.wait, r.again = 0, 0, true
+	return wait
+}
+
+// bootstrap takes the first state from where the settings say.
+func (c *Client) bootstrap(ctx context.Context) {
 	start := time.Now()
 	t, at, err := c.fetch(ctx, firstByte, nextByte)
 	c.applier.wire.done()
 	if err != nil {
 		if _, ok := c.boots.due(tellEvery); ok {
-			c.cfg.Log.Error("node cannot start from the state of another place, control planes are asked", "bootstrap", c.cfg.Bootstrap, "err", err,
+			c.cfg.Log.Error("node cannot start from the state of another place, control planes are asked again", "bootstrap", c.cfg.Bootstrap, "err", err,
 				"hint", "--bootstrap takes state.aff of a node's data folder, a URL of such a file, or host:port of the admin address of a node that is ready")
 		}
 		return
@@ -80,7 +132,7 @@ func (c *Client) bootstrap(ctx context.Context) {
 		c.metrics.confirmed.Store(at.UnixNano())
 	}
 	c.applier.publish(t)
-	c.cfg.Log.Info("serving the state of another place until a control plane answers", "bootstrap", c.cfg.Bootstrap,
+	c.cfg.Log.Info("no control plane has given a state: serving that of another place until one does", "bootstrap", c.cfg.Bootstrap,
 		"revision", t.Version().Revision, "entries", t.Len(), "unserved", t.Unserved(),
 		"took", time.Since(start).Round(time.Millisecond), "state_age", time.Duration(c.metrics.age()*float64(time.Second)).Round(time.Second))
 	if c.keeper != nil {

@@ -3,6 +3,7 @@ package feed
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	"github.com/affleet/affleet/proto/statefile"
 )
 
@@ -103,6 +108,7 @@ func TestNodeStartsFromAControlPlaneWhenTheOtherPlaceIsOfNoUse(t *testing.T) {
 		t.Run(says, func(t *testing.T) {
 			c := startControl(t)
 			n := startNodeWith(t, Config{Dir: t.TempDir(), Targets: []string{c.address}, Bootstrap: from})
+			c.accept().end <- nil // it has no state to give
 			p := c.accept()
 			if p.hello.GetVersion() != nil {
 				t.Fatalf("the node holds %v", p.hello.GetVersion())
@@ -115,6 +121,81 @@ func TestNodeStartsFromAControlPlaneWhenTheOtherPlaceIsOfNoUse(t *testing.T) {
 			p.wantApplied(11)
 			<-n.Ready()
 		})
+	}
+}
+
+func TestNewNodeAsksEachControlPlaneBeforeAnotherPlace(t *testing.T) {
+	old, s := state{"/gone": "https://x.test/gone"}, state{"/a": "https://x.test/a"}
+	c := startControl(t)
+	for i := range 4 { // it begins with any of them
+		n := startNodeWith(t, Config{Dir: t.TempDir(), Targets: []string{nobody, c.address, "127.0.0.1:2"}, Bootstrap: stateFile(t, old)})
+		p := c.accept()
+		if p.hello.GetVersion() != nil || n.live.Load() != nil {
+			t.Fatalf("node %d serves %v before it has asked all", i, p.hello.GetVersion())
+		}
+		p.send(heartbeat(11, time.Second))
+		p.send(s.snapshot(11)...)
+		p.wantApplied(11)
+		<-n.Ready()
+		wantHolds(t, n.live, 11, s)
+		n.stop()
+		if log := n.logs.String(); strings.Contains(log, "another place") {
+			t.Errorf("it took the other state: %s", log)
+		}
+	}
+}
+
+func TestNewNodeIsNotKeptFromAnotherPlaceByWhoGivesItNoState(t *testing.T) {
+	s := state{"/a": "https://x.test/a"}
+	file := stateFile(t, s)
+	hole, err := net.Listen("tcp", "127.0.0.1:0") // it accepts, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hole.Close() })
+	away := &feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_RetryLater{RetryLater: &feedv1.RetryLater{After: durationpb.New(time.Minute), Reason: "test"}}}
+	none := &feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Behind{Behind: &feedv1.Behind{Reason: "test"}}}
+	for name, says := range map[string]*feedv1.SubscribeResponse{"does not answer": nil, "sends it away": away, "has none": none} {
+		t.Run(name, func(t *testing.T) {
+			c := startControl(t)
+			target := c.address
+			if says == nil {
+				target = hole.Addr().String()
+			}
+			start := time.Now()
+			n := startNodeWith(t, Config{Dir: t.TempDir(), Targets: []string{target}, Bootstrap: file})
+			if says != nil {
+				c.accept().send(says)
+			}
+			select {
+			case <-n.Ready():
+			case <-time.After(2 * firstAnswers):
+				t.Fatal("it waits for a control plane")
+			}
+			wantHolds(t, n.live, 10, s)
+			t.Logf("after %v", time.Since(start))
+		})
+	}
+}
+
+// What a control plane asks for, it gets, also when another one is asked behind it.
+func TestNewNodeComesBackWhenTheControlPlaneSaidThatItMay(t *testing.T) {
+	for _, first := range []time.Duration{time.Second, time.Minute} {
+		r := firstRound{client: &Client{cfg: Config{
+			Targets: []string{"a", "b"}, Bootstrap: t.TempDir() + "/none", Live: &table.Live{}, Log: slog.New(slog.DiscardHandler),
+		}, applier: newApplier(nil, Guard{})}}
+		if r.patience() != firstAnswers/2 {
+			t.Errorf("each has %v", r.patience())
+		}
+		if wait := r.asked(t.Context(), first); wait != 0 {
+			t.Errorf("it waits %v before it has asked all", wait)
+		}
+		if wait := r.asked(t.Context(), 2*time.Second); wait != max(first, 2*time.Second) {
+			t.Errorf("it comes back after %v", wait)
+		}
+		if r.patience() != 0 {
+			t.Errorf("the other place is of no use, and each has %v", r.patience())
+		}
 	}
 }
 

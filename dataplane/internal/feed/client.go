@@ -38,7 +38,7 @@ type Config struct {
 	// What is served. Required.
 	Live *table.Live
 	// Where a node that has no file takes its first state from, if no control
-	// plane has answered: a file, an http or https URL of one, or "host:port" of
+	// plane has given it one: a file, an http or https URL of one, or "host:port" of
 	// the admin address of another node. Default: from nowhere.
 	Bootstrap string
 	// What is not taken, whoever sends it.
@@ -185,10 +185,10 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	c.sitOut(ctx)
 	failures := 0
+	first := firstRound{client: c}
 	for target := rand.N(len(c.cfg.Targets)); ctx.Err() == nil; target++ {
-		c.bootstrap(ctx)
 		address := c.cfg.Targets[target%len(c.cfg.Targets)]
-		good, err := c.session(ctx, address)
+		good, err := c.session(ctx, address, first.patience())
 		c.metrics.connected.Store(false)
 		if ctx.Err() != nil {
 			break
@@ -202,6 +202,7 @@ func (c *Client) Run(ctx context.Context) error {
 			wait, failures = later.wait(), 0
 		}
 		c.metrics.disconnects.Add(1)
+		wait = first.asked(ctx, wait)
 		c.tellOutage(ctx, address, err, failures, wait)
 		select {
 		case <-ctx.Done():

@@ -4,9 +4,10 @@
 //
 // The data's way through it:
 //
-//	Client.Run      boots from the last-known-good file and its journal, or from
-//	                another place (bootstrap), then connects to one control
-//	                plane after the other
+//	Client.Run      boots from the last-known-good file and its journal, and
+//	                connects to one control plane after the other; a node that
+//	                has no file, and gets no state from any of them, takes that
+//	                of another place (bootstrap)
 //	session         one stream: says what the node holds, answers each frame
 //	applier         one frame: decode, build beside, verify, guard, journal,
 //	                swap one pointer

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,8 +27,11 @@ const (
 	maxInterval = time.Minute
 )
 
-// errSilent is the cause of giving up a stream on which nothing comes.
-var errSilent = errors.New("nothing heard for three heartbeats")
+// The causes of giving up a stream on which nothing comes.
+var (
+	errSilent   = errors.New("nothing heard for three heartbeats")
+	errNoAnswer = errors.New("no answer in the time that a node has that may begin with another place's state")
+)
 
 // session is one stream.
 type session struct {
@@ -43,8 +47,9 @@ type session struct {
 }
 
 // session connects to a control plane and follows it until the stream ends. It
-// says whether the stream was of use.
-func (c *Client) session(ctx context.Context, target string) (good bool, err error) {
+// says whether the stream was of use. The first message may take so long; 0: as
+// long as any.
+func (c *Client) session(ctx context.Context, target string, first time.Duration) (good bool, err error) {
 	options := append([]grpc.DialOption{
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 	}, c.cfg.Dial...)
@@ -56,7 +61,11 @@ func (c *Client) session(ctx context.Context, target string) (good bool, err err
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := &session{Client: c, target: target, patience: 3 * firstInterval}
-	s.silence = time.AfterFunc(s.patience, func() { cancel(errSilent) })
+	silent := errSilent
+	if first > 0 {
+		silent = errNoAnswer
+	}
+	s.silence = time.AfterFunc(cmp.Or(first, s.patience), func() { cancel(silent) })
 	defer s.silence.Stop()
 	s.stream, err = feedv1.NewFeedServiceClient(conn).Subscribe(ctx, grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
@@ -70,7 +79,7 @@ func (c *Client) session(ctx context.Context, target string) (good bool, err err
 	defer cancel(nil)
 	reporting.Go(func() { s.report(ctx) })
 	err = s.receive()
-	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
+	if cause := context.Cause(ctx); errors.Is(cause, silent) {
 		err = cause
 	}
 	return s.good, err

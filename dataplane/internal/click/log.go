@@ -223,7 +223,8 @@ type Cursor struct {
 	index   uint32 // of the next record
 	next    uint64 // sequence of the next click
 	ended   bool
-	record  []byte // the click that was given last; a page of the segment may go at any time
+	copied  []byte // the click that was given last, and others; a page may go at any time
+	ready   []byte // of these, the records that are still to be given
 
 	// In a segment that is damaged; see fault.go.
 	searching bool     // for records: there need not be one at pos
@@ -255,13 +256,13 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 			c.avoid(err)
 		}
 		if c.searching && c.told != s {
-			c.told = s
+			c.told, c.ready = s, c.copied // nothing of it was given
 			return false, s.damage.Load().err
 		}
-		if err != nil {
-			continue
-		}
 		if record == nil {
+			if err != nil {
+				continue
+			}
 			if s.recovered || c.searching && s.sealed.Load() != 0 {
 				c.pass()
 				continue
@@ -276,19 +277,34 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 	}
 }
 
-// take copies the next record, and goes behind it; nil when there is none.
+// copyBytes is how much is copied in one go, where there is so much: a few clicks.
+const copyBytes = 4 << 10
+
+// take gives the next record; nil when there is none.
 func (c *Cursor) take() (record []byte, err error) {
-	err = guarded(c.mem, func() {
+	if len(c.ready) == 0 {
+		c.copied = c.copied[:0]
+		err = guarded(c.mem, c.copyRecords)
+		c.ready = c.copied
+	}
+	if len(c.ready) > 0 {
+		length := int(uint32(loadHead(c.ready, 0)))
+		record, c.ready = c.ready[:length], c.ready[length:]
+	}
+	return record, err
+}
+
+// copyRecords copies the next records, and goes behind them.
+func (c *Cursor) copyRecords() {
+	for len(c.copied) < copyBytes {
 		length, ok := c.find()
 		if !ok {
 			return
 		}
 		c.fetch(length)
-		c.record = append(c.record[:0], c.mem[c.pos:c.pos+length]...)
+		c.copied = append(c.copied, c.mem[c.pos:c.pos+length]...)
 		c.pos += length
-		record = c.record
-	})
-	return record, err
+	}
 }
 
 // read fills click from a record, and gives false when the cursor is to go on with the
@@ -375,7 +391,7 @@ func (c *Cursor) enter() (bool, error) {
 		}
 		s.pins++
 		c.segment, c.mem, c.pos, c.index = s, s.bytes(), segmentHead, 0
-		c.searching, c.limit = false, len(c.mem)
+		c.searching, c.limit, c.ready = false, len(c.mem), nil
 		if start := s.sequence(0); start > c.next {
 			c.passTo(start)
 		}

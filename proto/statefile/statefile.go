@@ -4,7 +4,7 @@
 //
 // All numbers are little endian:
 //
-//	header   magic (8 bytes), format (4), 0 (4), epoch (8), revision (8),
+//	header   magic (8 bytes), format (4), time (4), epoch (8), revision (8),
 //	         entries (8), set hash (8 upper, 8 lower), XXH3-64 of all that (8)
 //	block    length (4), compressed length (4), XXH3-64 of these and the
 //	         compressed bytes (8), compressed bytes (S2); any number
@@ -12,6 +12,9 @@
 //
 // A block is a serialized aff.feed.v1.SnapshotChunk of entries that are not
 // compressed by themselves.
+//
+// The time is in seconds since 1970, without sign. Files of older programs have 0
+// there, which is none, and older programs do not look at it.
 //
 // A Writer or Reader belongs to one goroutine.
 package statefile
@@ -21,7 +24,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
+	"time"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/zeebo/xxh3"
@@ -56,13 +61,25 @@ type Header struct {
 	Revision int64
 	Entries  int64
 	Hash     link.SetHash
+	// When the state was last known to be the newest, as of when the file was
+	// written; in whole seconds, zero if that is not known. A file's own time says
+	// it later, as long as nobody copies the file.
+	Confirmed time.Time
+}
+
+// seconds are a time as the header has it.
+func seconds(t time.Time) uint32 {
+	if s := t.Unix(); !t.IsZero() && s > 0 && s <= math.MaxUint32 {
+		return uint32(s)
+	}
+	return 0
 }
 
 func (h *Header) encode() []byte {
 	b := make([]byte, 0, headerSize)
 	b = append(b, Magic...)
 	b = binary.LittleEndian.AppendUint32(b, format)
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, seconds(h.Confirmed))
 	b = binary.LittleEndian.AppendUint64(b, h.Epoch)
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.Revision))
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.Entries))
@@ -80,6 +97,9 @@ func decodeHeader(b []byte) (h Header, err error) {
 	}
 	if xxh3.Hash(b[:headerSize-8]) != binary.LittleEndian.Uint64(b[headerSize-8:]) {
 		return h, errors.New("its header is damaged")
+	}
+	if s := binary.LittleEndian.Uint32(b[12:]); s != 0 {
+		h.Confirmed = time.Unix(int64(s), 0)
 	}
 	h.Epoch = binary.LittleEndian.Uint64(b[16:])
 	h.Revision = int64(binary.LittleEndian.Uint64(b[24:]))

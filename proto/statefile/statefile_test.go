@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/affleet/affleet/proto/link"
 	"github.com/affleet/affleet/proto/statefile"
@@ -38,6 +40,31 @@ func encode(t testing.TB, epoch uint64, revision int64, entries map[string]strin
 
 func few() map[string]string {
 	return map[string]string{"links/h/a": "one", "links/h/b": "", "domains/h": strings.Repeat("x", 3000)}
+}
+
+func TestAFileSaysWhenItsStateWasTheNewest(t *testing.T) {
+	at := time.Unix(1_800_000_000, 0)
+	for given, want := range map[time.Time]time.Time{
+		at:                             at,
+		at.Add(999 * time.Millisecond): at,
+		{}:                             {},
+		time.Unix(-5, 0):               {},
+		time.Unix(math.MaxUint32, 0):   time.Unix(math.MaxUint32, 0),
+		time.Unix(math.MaxUint32+1, 0): {},
+	} {
+		var b bytes.Buffer
+		w, err := statefile.NewWriter(&b, statefile.Header{Epoch: 7, Revision: 42, Confirmed: given})
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, _, err := statefile.All(&b)
+		if err != nil || !h.Confirmed.Equal(want) || h.Epoch != 7 || h.Revision != 42 {
+			t.Errorf("of %v it says %v: %v", given, h.Confirmed, err)
+		}
+	}
 }
 
 func TestAFileGivesBackWhatWasWritten(t *testing.T) {

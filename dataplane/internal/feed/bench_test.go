@@ -127,7 +127,7 @@ func BenchmarkMillion(b *testing.B) {
 	})
 	b.Run("write file", func(b *testing.B) {
 		for b.Loop() {
-			if err := writeStateFile(path, "", live.Load()); err != nil {
+			if err := writeStateFile(path, "", live.Load(), time.Time{}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -20,8 +20,12 @@ import (
 // StatePath is where a node's admin address gives its last known good state.
 const StatePath = "/state"
 
-// source is where a new node may take its first state from: a file or a URL.
-type source struct{ file, url string }
+// source is where a new node may take its first state from: a file or a URL, which
+// may be that of a node.
+type source struct {
+	file, url string
+	node      bool
+}
 
 // ParseBootstrap says what is wrong with a bootstrap setting.
 func ParseBootstrap(s string) error {
@@ -51,7 +55,7 @@ func parseSource(s string) (source, error) {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
 		return source{}, fmt.Errorf("bootstrap: %s: not host:port of another node's admin address; a file of that name is ./%s", s, s)
 	}
-	return source{url: "http://" + s + StatePath}, nil
+	return source{url: "http://" + s + StatePath, node: true}, nil
 }
 
 // Bounds of a download.
@@ -142,7 +146,9 @@ func (c *Client) bootstrap(ctx context.Context) {
 }
 
 // fetch reads and verifies the state of the place, and says when it was known to
-// be the newest. A download is given up after a time without its first byte, or
+// be the newest: a node says that itself, of another file its header does. What a
+// file system or a server says may be when the file was copied, and counts only for
+// one of a release that did not write the time. A download is given up after a time without its first byte, or
 // without another one.
 func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table.Table, at time.Time, err error) {
 	from, err := parseSource(c.cfg.Bootstrap)
@@ -151,10 +157,10 @@ func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table
 	}
 	admit := c.applier.wire.arm
 	if from.file != "" {
-		if info, err := os.Stat(from.file); err == nil {
+		t, at, err = readStateFile(from.file, &c.applier.guard, admit)
+		if info, failed := os.Stat(from.file); failed == nil && at.IsZero() {
 			at = info.ModTime()
 		}
-		t, err = readStateFile(from.file, &c.applier.guard, admit)
 		return t, at, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -180,9 +186,12 @@ func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
 		return nil, at, fmt.Errorf("%s answers %s: %s", from.url, resp.Status, strings.TrimSpace(string(why)))
 	}
-	at, _ = http.ParseTime(resp.Header.Get("Last-Modified"))
+	said, unsaid := http.ParseTime(resp.Header.Get("Last-Modified"))
 	body := &watched{r: resp.Body, heard: func() { silence.Reset(next) }}
-	t, err = readState(bufio.NewReaderSize(body, 1<<20), &c.applier.guard, admit)
+	t, at, err = readState(bufio.NewReaderSize(body, 1<<20), &c.applier.guard, admit)
+	if unsaid == nil && (from.node || at.IsZero()) {
+		at = said
+	}
 	return t, at, err
 }
 

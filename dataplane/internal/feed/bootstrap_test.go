@@ -24,7 +24,7 @@ import (
 func stateFile(t *testing.T, s state) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "copy.aff")
-	if err := writeStateFile(path, "", heldTable(t, s)); err != nil {
+	if err := writeStateFile(path, "", heldTable(t, s), time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -199,6 +199,47 @@ func TestNewNodeComesBackWhenTheControlPlaneSaidThatItMay(t *testing.T) {
 	}
 }
 
+// What a file system and a server say of a file is when it was copied there.
+func TestStateOfACopiedFileIsAsOldAsItWas(t *testing.T) {
+	s := state{"/a": "https://x.test/a"}
+	dir := t.TempDir()
+	c := startControl(t)
+	n := startNode(t, dir, c.address)
+	p := c.accept()
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	n.stop()
+	own := filepath.Join(dir, currentName)
+	if _, at, err := readStateFile(own, &n.applier.guard, n.applier.wire.arm); err != nil || time.Since(at) > time.Minute || time.Since(at) < 0 {
+		t.Errorf("a node writes that its state is of %v: %v", at, err)
+	}
+
+	old := filepath.Join(t.TempDir(), "old.aff")
+	if err := writeStateFile(old, "", heldTable(t, s), time.Now().Add(-5*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	older := stateFile(t, s) // of a program that did not write the time
+	if err := os.Chtimes(older, time.Time{}, time.Now().Add(-3*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	files := httptest.NewServer(http.FileServer(http.Dir(filepath.Dir(old))))
+	t.Cleanup(files.Close)
+	for from, hours := range map[string]float64{old: 5, files.URL + "/old.aff": 5, older: 3} {
+		own := t.TempDir()
+		n := startNodeWith(t, Config{Dir: own, Targets: []string{nobody}, Bootstrap: from})
+		<-n.Ready()
+		if age := n.metrics.age() / 3600; age < hours-0.1 || age > hours+0.1 {
+			t.Errorf("%s: the state is said to be %v hours old, not %v", from, age, hours)
+		}
+		n.stop()
+		n = startNodeWith(t, Config{Dir: own, Targets: []string{nobody}}) // it is no newer on its own disk
+		<-n.Ready()
+		if age := n.metrics.age() / 3600; age < hours-0.1 || age > hours+0.1 {
+			t.Errorf("%s: from its own disk, the state is said to be %v hours old, not %v", from, age, hours)
+		}
+	}
+}
+
 func TestPlaceThatIsNoneIsRefusedAtOnce(t *testing.T) {
 	for _, bad := range []string{"ftp://x/y", "http://", "https:///x", "http://%zz/", "host:", "host:http", ":9091", "host:99999"} {
 		if err := ParseBootstrap(bad); err == nil || !strings.Contains(err.Error(), "bootstrap: ") {
@@ -210,8 +251,8 @@ func TestPlaceThatIsNoneIsRefusedAtOnce(t *testing.T) {
 		"state.aff":       {file: "state.aff"},
 		"./a:1":           {file: "./a:1"},
 		"/var/x:9/state":  {file: "/var/x:9/state"},
-		"10.0.0.7:9091":   {url: "http://10.0.0.7:9091/state"},
-		"[::1]:9091":      {url: "http://[::1]:9091/state"},
+		"10.0.0.7:9091":   {url: "http://10.0.0.7:9091/state", node: true},
+		"[::1]:9091":      {url: "http://[::1]:9091/state", node: true},
 		"http://h/s?x=1":  {url: "http://h/s?x=1"},
 		"https://h/s.aff": {url: "https://h/s.aff"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/aside"
 	"github.com/affleet/affleet/dataplane/internal/table"
@@ -16,10 +17,10 @@ import (
 const yieldEvery = 32
 
 // writeState writes a table, as package statefile says, in pieces between which
-// it yields.
-func writeState(w io.Writer, t *table.Table, yield func()) error {
+// it yields. at is when it was last known to be the newest.
+func writeState(w io.Writer, t *table.Table, at time.Time, yield func()) error {
 	v := t.Version()
-	to, err := statefile.NewWriter(w, statefile.Header{Epoch: v.Epoch, Revision: v.Revision, Entries: int64(t.Len()), Hash: t.Hash()})
+	to, err := statefile.NewWriter(w, statefile.Header{Epoch: v.Epoch, Revision: v.Revision, Entries: int64(t.Len()), Hash: t.Hash(), Confirmed: at})
 	if err != nil {
 		return err
 	}
@@ -38,15 +39,23 @@ func writeState(w io.Writer, t *table.Table, yield func()) error {
 
 // readState reads a table and verifies it whole. What cannot be served is held,
 // as it is when it comes in a frame. Admit may refuse its version, when the
-// header is read.
-func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (*table.Table, error) {
+// header is read. It gives the time of the header too, also beside an error.
+func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (_ *table.Table, at time.Time, err error) {
 	r, err := statefile.NewReader(from)
 	if err != nil {
-		return nil, err
+		return nil, at, err
 	}
 	h := r.Header()
+	t, err := readTable(r, guard, admit)
+	return t, h.Confirmed, err
+}
+
+// readTable reads what follows the header.
+func readTable(r *statefile.Reader, guard *Guard, admit func(table.Version) error) (*table.Table, error) {
+	h := r.Header()
 	v := table.Version{Epoch: h.Epoch, Revision: h.Revision}
-	if err = guard.size(h.Entries, 0); err == nil {
+	err := guard.size(h.Entries, 0)
+	if err == nil {
 		err = admit(v)
 	}
 	if err != nil {
@@ -77,11 +86,11 @@ func readState(from io.Reader, guard *Guard, admit func(table.Version) error) (*
 	return builder.Build(v), nil
 }
 
-// readStateFile reads the table of a file.
-func readStateFile(path string, guard *Guard, admit func(table.Version) error) (*table.Table, error) {
+// readStateFile reads the table of a file, and the time of its header.
+func readStateFile(path string, guard *Guard, admit func(table.Version) error) (t *table.Table, at time.Time, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, at, err
 	}
 	defer f.Close()
 	return readState(bufio.NewReaderSize(f, 1<<20), guard, admit)
@@ -89,11 +98,11 @@ func readStateFile(path string, guard *Guard, admit func(table.Version) error) (
 
 // writeStateFile writes a table to path. What path was becomes previous, if that
 // is not empty. At every moment, also of a power loss, one of the two is whole.
-func writeStateFile(path, previous string, t *table.Table) error {
+func writeStateFile(path, previous string, t *table.Table, at time.Time) error {
 	return writeFile(path, previous, func(f *os.File) error {
 		yield := aside.NewYield()
 		w := bufio.NewWriterSize(f, aside.Piece)
-		if err := writeState(w, t, yield); err != nil {
+		if err := writeState(w, t, at, yield); err != nil {
 			return err
 		}
 		return w.Flush()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"runtime"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -83,7 +84,7 @@ func FuzzFrames(f *testing.F) {
 // are a table that reads the same when it is written again.
 func FuzzStateFile(f *testing.F) {
 	var b bytes.Buffer
-	if err := writeState(&b, heldTable(f, state{"/a": "https://x.test/a", "/b": "https://x.test/b"}), runtime.Gosched); err != nil {
+	if err := writeState(&b, heldTable(f, state{"/a": "https://x.test/a", "/b": "https://x.test/b"}), time.Time{}, runtime.Gosched); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
@@ -94,7 +95,7 @@ func FuzzStateFile(f *testing.F) {
 			return
 		}
 		var again bytes.Buffer
-		if err := writeState(&again, first, runtime.Gosched); err != nil {
+		if err := writeState(&again, first, time.Time{}, runtime.Gosched); err != nil {
 			t.Fatal(err)
 		}
 		second, err := readBytes(again.Bytes())

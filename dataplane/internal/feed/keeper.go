@@ -67,7 +67,7 @@ func (k *keeper) boot(a *applier) bool {
 	}
 	defer a.wire.done()
 	for _, path := range []string{k.current(), k.previous()} {
-		t, err := readStateFile(path, &a.guard, a.wire.arm)
+		t, _, err := readStateFile(path, &a.guard, a.wire.arm)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -174,7 +174,7 @@ func (k *keeper) save() time.Duration {
 	}
 	err := os.MkdirAll(k.dir, 0o700)
 	if err == nil {
-		err = writeStateFile(k.current(), previous, t)
+		err = writeStateFile(k.current(), previous, t, k.metrics.confirmedAt())
 	}
 	if err != nil {
 		k.metrics.saveFailures.Add(1)

@@ -52,6 +52,14 @@ func (m *metrics) frame(o outcome) {
 // confirm notes that the live state is the newest.
 func (m *metrics) confirm() { m.confirmed.Store(time.Now().UnixNano()) }
 
+// confirmedAt is when that was; the zero time if it never was.
+func (m *metrics) confirmedAt() time.Time {
+	if at := m.confirmed.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
 // age is how long ago the live state was known to be the newest, in seconds; -1
 // if it never was.
 func (m *metrics) age() float64 {

@@ -256,13 +256,15 @@ func startNodeWith(t *testing.T, cfg Config) *node {
 func readFile(path string) (*table.Table, error) {
 	var g Guard
 	g.setDefaults()
-	return readStateFile(path, &g, func(table.Version) error { return nil })
+	t, _, err := readStateFile(path, &g, func(table.Version) error { return nil })
+	return t, err
 }
 
 func readBytes(b []byte) (*table.Table, error) {
 	var g Guard
 	g.setDefaults()
-	return readState(bytes.NewReader(b), &g, func(table.Version) error { return nil })
+	t, _, err := readState(bytes.NewReader(b), &g, func(table.Version) error { return nil })
+	return t, err
 }
 
 // holds says what is wrong with the live table.

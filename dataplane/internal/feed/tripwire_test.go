@@ -212,7 +212,7 @@ func TestMain(m *testing.M) {
 func TestCrashLoopEndsWithThePreviousState(t *testing.T) {
 	dir := t.TempDir()
 	s := state{"/a": "https://x.test/a"}
-	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s)); err != nil {
+	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	c := startControl(t)

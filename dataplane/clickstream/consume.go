@@ -76,6 +76,7 @@ type consumer struct {
 	name     string    // of the server's consumer
 	expected uint64    // number of its next delivery
 	rewind   time.Time // begin at this time, and not at state.Next
+	more     bool      // the server has said that more is to come
 
 	// Handled, and not saved yet.
 	unsaved bool
@@ -197,7 +198,7 @@ func (c *consumer) next(ctx context.Context, messages jetstream.MessagesContext)
 		}
 		wake, last := c.saveAt, false
 		if !c.options.Until.IsZero() {
-			end := time.Now().Add(100 * time.Millisecond)
+			end := time.Now().Add(c.quiet())
 			if end.Before(c.options.end()) {
 				end = c.options.end()
 			}
@@ -220,6 +221,17 @@ func (c *consumer) next(ctx context.Context, messages jetstream.MessagesContext)
 			return nil, nil
 		}
 	}
+}
+
+// quiet is how long nothing comes until the end may be reached. Where more is to
+// come, the connection is slow: the answer to a question would come behind all the
+// messages that are under way, too late perhaps, and none of them be handled until
+// then. Only when they have been deleted does nothing come.
+func (c *consumer) quiet() time.Duration {
+	if c.more {
+		return patience
+	}
+	return 100 * time.Millisecond
 }
 
 func (c *consumer) due(now time.Time) bool {
@@ -258,6 +270,7 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 		return errLostDelivery
 	}
 	c.expected++
+	c.more = meta.NumPending > 0
 	if !c.options.Until.IsZero() && !meta.Timestamp.Before(c.options.end()) {
 		return errEnd
 	}

@@ -165,7 +165,8 @@ func (c *consumer) atEnd(ctx context.Context, cons jetstream.Consumer) (bool, er
 	if err != nil {
 		return false, err
 	}
-	return info.NumPending == 0 && info.Delivered.Consumer < c.expected, nil
+	c.more = info.NumPending > 0 || info.Delivered.Consumer >= c.expected
+	return !c.more, nil
 }
 
 // leave removes what the server need not remember.

@@ -93,7 +93,6 @@ type export struct {
 	rows  rowFile
 	bar   *reading
 	audit clickstream.Audit
-	bad   int
 	// failed: half a batch may be written, and nothing more is saved.
 	failed error
 }
@@ -110,6 +109,7 @@ type resumeFile struct {
 	Rows     uint64                `json:"rows"`
 	Size     int64                 `json:"size"`  // of the partial file
 	Parts    int                   `json:"parts"` // of a Parquet file
+	Bad      uint64                `json:"bad"`   // messages that cannot be read
 	State    clickstream.State     `json:"state"`
 	Accounts []clickstream.Account `json:"accounts"`
 }
@@ -166,7 +166,7 @@ func (e *export) run(ctx context.Context) error {
 }
 
 func (e *export) malformed(m clickstream.Malformed) {
-	e.bad++
+	e.saved.Bad++
 	e.a.warnf("message %d on %s: %s", m.Sequence, m.Subject, m.Err)
 }
 
@@ -272,7 +272,10 @@ func (e *export) report() error {
 	case total != e.saved.Rows:
 		lines = append(lines, fmt.Sprintf("%s clicks were read, and %s written", thousands(int64(total)), thousands(int64(e.saved.Rows))))
 	}
-	if len(lines) == 0 && e.bad == 0 {
+	if e.saved.Bad > 0 {
+		lines = append(lines, fmt.Sprintf("messages that cannot be read: %s", thousands(int64(e.saved.Bad))))
+	}
+	if len(lines) == 0 {
 		text += "; the ledgers of the nodes close"
 		if lost > 0 {
 			text += fmt.Sprintf(", with %s dropped", thousands(int64(lost)))
@@ -282,7 +285,7 @@ func (e *export) report() error {
 	for _, line := range lines {
 		e.a.warnf("%s", printable(line))
 	}
-	if len(lines) > 0 || e.bad > 0 {
+	if len(lines) > 0 {
 		return silent(codeError)
 	}
 	return nil

@@ -38,7 +38,7 @@ bench: ## measure all figures (ARGS="--only import --rounds 1")
 bench-redirect: ## measure affnode beside nginx and others (part of bench; ARGS=--quick)
 	go run ./deploy/bench --only redirect $(ARGS)
 
-bench-memory: ## measure what a node takes with 1M and 10M links, in about three minutes (ARGS=--quick)
+bench-memory: ## measure what a node takes with 1M and 10M links, in some minutes (ARGS=--quick)
 	go run ./deploy/bench --only memory $(ARGS)
 
 bench-decisions: ## measure what rules, splits and macros cost, beside nginx (ARGS=--quick)

@@ -105,4 +105,10 @@
 // before that is collected; since a collection costs so little here, a node
 // keeps to its memory with a lower GC percentage, such as 20, and with
 // debug.FreeOSMemory after a full build.
+//
+// Larger shards would have fewer pointers: with up to 8192 links in each at 10M
+// links, 10,000 in place of 29,000. The list that each edit copies is shorter then
+// (a new link: 20 kB in place of 68, one that is replaced: 74 kB in place of 97),
+// but an index that one copies is longer: a delta that replaces 1000 links copies
+// 26 MB in place of 8.4. A collection takes some milliseconds either way.
 package table

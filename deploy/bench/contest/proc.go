@@ -58,11 +58,7 @@ func freeze(pid int) error { return syscall.Kill(pid, syscall.SIGSTOP) }
 func thaw(pid int) error   { return syscall.Kill(pid, syscall.SIGCONT) }
 
 // load is the machine's load average.
-func load() string {
-	text, _ := os.ReadFile("/proc/loadavg") // Missing has seen that this is Linux
-	fields := strings.Fields(string(text))
-	return strings.Join(fields[:min(3, len(fields))], " ")
-}
+func load() string { return proc.Load() }
 
 // versions names what is compared and what compares.
 func versions(ctx context.Context) string {

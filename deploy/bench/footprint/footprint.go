@@ -73,7 +73,7 @@ type runner struct {
 
 // Run measures.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
-	result := &Result{Made: cfg.Made}
+	result := &Result{Made: cfg.Made, Before: proc.Load()}
 	for _, size := range sizes {
 		if cfg.Quick {
 			size.links /= 100
@@ -98,6 +98,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			result.Rows = append(result.Rows, row)
 		}
 	}
+	result.After = proc.Load()
 	return result, nil
 }
 

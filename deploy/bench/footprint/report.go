@@ -8,8 +8,10 @@ import (
 
 // Result is a run's.
 type Result struct {
-	Made string
-	Rows []Row
+	Made   string
+	Before string // the load average
+	After  string
+	Rows   []Row
 }
 
 // Row is a way of loading some links, with a sample per round.
@@ -36,7 +38,7 @@ const method = "An `affnode` process with clicks in memory and without a broker,
 func (r *Result) Markdown() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	p("# A node's memory\n\n%s\n\n%s\n\n", r.Made, method)
+	p("# A node's memory\n\n%s Load average at the start: %s; at the end: %s.\n\n%s\n\n", r.Made, r.Before, r.After, method)
 	p("| links | its state comes from | ready, s | resident, MB | goal | bytes per link | at most, MB | goal | rounds |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, row := range r.Rows {
 		ready, resident, peak := row.of(func(s *Sample) float64 { return s.Ready }), row.of(func(s *Sample) float64 { return s.Resident }),

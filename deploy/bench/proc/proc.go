@@ -58,3 +58,10 @@ func Memory(pid int) (now, peak float64, err error) {
 func ForgetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 }
+
+// Load is the machine's load average; empty where there is none to read.
+func Load() string {
+	text, _ := os.ReadFile("/proc/loadavg") // the file is there on Linux
+	fields := strings.Fields(string(text))
+	return strings.Join(fields[:min(3, len(fields))], " ")
+}

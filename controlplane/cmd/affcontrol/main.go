@@ -33,7 +33,7 @@ func main() {
 			fs.Int64Var(&cfg.GuardFloor, "guard-floor", 1000, "fewer `links` than these are not guarded")
 			fs.Int64Var(&cfg.MaxEntries, "max-entries", 0, "the most `resources`; 0: no limit")
 			fs.Int64Var(&cfg.MaxBytes, "max-bytes", 0, "the most `bytes` of all resources; 0: no limit")
-			fs.IntVar(&cfg.MaxEntryBytes, "max-entry-bytes", 1<<20, "`bytes` that one resource may take; nodes do not serve what is above theirs")
+			fs.IntVar(&cfg.MaxEntryBytes, "max-entry-bytes", 1<<20, "`bytes` that one resource may take; nodes do not serve links above theirs")
 			fs.IntVar(&cfg.Snapshots, "snapshots", 16, "`snapshots` that are sent to new nodes at once; the others come back later")
 			fs.IntVar(&cfg.MaxStreams, "max-streams", 20_000, "the most `nodes`")
 			fs.IntVar(&cfg.MaxStreamsPerAddress, "max-streams-per-address", 10_000, "the most `nodes` at one address")

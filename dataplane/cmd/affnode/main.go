@@ -38,7 +38,7 @@ func main() {
 			fs.IntVar(&cfg.GuardFloor, "guard-floor", 1000, "`links` below which a node takes any version")
 			fs.Int64Var(&cfg.MaxEntries, "max-entries", 1<<28, "`resources` that a node takes in all")
 			fs.Int64Var(&cfg.MaxStateBytes, "max-state-bytes", 32<<30, "`bytes` that all of them may take")
-			fs.IntVar(&cfg.MaxEntryBytes, "max-entry-bytes", 1<<20, "`bytes` that one of them may take to be served; set that of affcontrol no higher")
+			fs.IntVar(&cfg.MaxEntryBytes, "max-entry-bytes", 1<<20, "`bytes` that a link may take to be served; set that of affcontrol no higher")
 			fs.StringVar(&cfg.ClickLevel, "click-level", "process", "what a recorded click survives: memory (a clean stop), process (SIGKILL) or fsync (a power cut); a `level`")
 			fs.DurationVar(&cfg.ClickSync, "click-sync", 10*time.Millisecond, "`window` of clicks that a power cut may take at level fsync; a redirect never waits for it")
 			fs.StringVar(&cfg.ClickAddress, "click-address", "truncated", "`form` in which client addresses are recorded: full, truncated, or hashed with a key that changes daily (UTC); Sec-GPC: 1 truncates always")

@@ -141,10 +141,11 @@ func putAll(b *table.Builder, list []pair, most int, left *unserved) (err error)
 	return err
 }
 
-// split takes out the entries that are larger than most bytes. Nearly always there
-// are none.
+// split takes out the links that are larger than most bytes. Nearly always there are
+// none. What else there is has at most link.MaxValue bytes and is little, and without
+// it others would be served that are not to be: an affiliate may be suspended.
 func split(list []pair, most int) (rest, large []pair) {
-	isLarge := func(e pair) bool { return e.size() > most }
+	isLarge := func(e pair) bool { return e.size() > most && isLink(e.key) }
 	if !slices.ContainsFunc(list, isLarge) {
 		return list, nil
 	}

@@ -23,7 +23,7 @@ type Guard struct {
 	MaxEntries int64
 	// Bytes of keys and values in all. Default: 32 GiB.
 	MaxBytes int64
-	// Bytes of the key and the value of one entry: what is larger is held, and not
+	// Bytes of the key and the value of one link: what is larger is held, and not
 	// served. Default and at most: 1 MiB; nothing that is larger than that can be
 	// held, and a frame with it is rejected.
 	MaxEntryBytes int

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/affleet/affleet/dataplane/internal/table"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -100,5 +102,22 @@ func TestJournalOfEntriesThatAreTooLargeAndNotAnyMoreIsReplayed(t *testing.T) {
 	wantHolds(t, again.live, 13, maps.Clone(s))
 	if p := again.live.Load(); p.Unserved() != 0 {
 		t.Errorf("%d are not served", p.Unserved())
+	}
+}
+
+// Without an affiliate that is suspended, its links would be served.
+func TestAffiliateThatIsTooLargeForALinkIsNotLeftOut(t *testing.T) {
+	live := &table.Live{}
+	a := newApplier(live, Guard{MaxEntryBytes: 100})
+	for _, m := range snapshotOf(version(10),
+		affiliateEntry(t, "partner", linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED, "https://x.test/"+strings.Repeat("x", 100)),
+		linkEntry(t, &linkv1.Link{Domain: "go.test", Path: "/a", Destination: "https://x.test/a", Affiliate: "partner"}),
+	) {
+		if o := a.take(wire(t, m)); o.rejection != nil {
+			t.Fatal(o.rejection.reason)
+		}
+	}
+	if _, o := decide(live, "go.test", "/a"); o == link.ToDestination || live.Load().Unserved() != 0 {
+		t.Errorf("its link is served: %v", o)
 	}
 }

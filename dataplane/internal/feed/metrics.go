@@ -125,7 +125,7 @@ func newMetrics(live *table.Live, reg prometheus.Registerer) *metrics {
 		}
 		return 0
 	})
-	gauge("unserved_entries", "Resources that are held and not served, because they do not compile, are of a newer release or larger than --max-entry-bytes.", func() float64 {
+	gauge("unserved_entries", "Resources that are held and not served, because they do not compile, are of a newer release, or are links larger than --max-entry-bytes.", func() float64 {
 		if t := verified(live); t != nil {
 			return float64(t.Unserved())
 		}

@@ -35,8 +35,9 @@ const (
 	DropReason_DROP_REASON_TOO_LARGE DropReason = 2
 	// A damaged part of the spool could not be read back.
 	DropReason_DROP_REASON_CORRUPT DropReason = 3
-	// The node was at level "memory" and did not end cleanly, or could not
-	// publish in time while it ended.
+	// It was in the node's memory alone, at level "memory" or while its disk failed,
+	// and the node ended before it was published. What a node at level "memory" had
+	// not told of when it was killed is not known.
 	DropReason_DROP_REASON_LOST_MEMORY DropReason = 4
 )
 

@@ -124,7 +124,7 @@ func (l *Log) ask(ctx context.Context) {
 		return
 	}
 	if ctx.Err() == nil {
-		l.cfg.Logger.Warn("whether etcd has gone back is not known, or not noted", "err", err)
+		l.cfg.Logger.Debug("whether etcd has gone back is not known, or not noted", "err", err)
 		pause(ctx, l.cfg.ProgressInterval)
 	}
 	poke(l.doubt)

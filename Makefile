@@ -100,6 +100,8 @@ $(BIN)/protoc-gen-go:
 	GOBIN=$(BIN) go install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO_VERSION)
 $(BIN)/protoc-gen-go-grpc:
 	GOBIN=$(BIN) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@$(PROTOC_GEN_GRPC_VERSION)
+.bin/%: $(BIN)/% ; @:
+
 $(BIN)/etcd: go.mod
 	go build -o $@ go.etcd.io/etcd/server/v3
 $(BIN)/nats-server: go.mod

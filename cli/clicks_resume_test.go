@@ -302,7 +302,8 @@ func savedOf(t *testing.T, path string) (saved struct {
 	Rows  int
 	Size  int64
 	Parts int
-}) {
+},
+) {
 	t.Helper()
 	text, err := os.ReadFile(path + ".resume")
 	if os.IsNotExist(err) {

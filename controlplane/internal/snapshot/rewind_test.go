@@ -27,13 +27,18 @@ func restored(t *testing.T) (*script, *Log, *replicaNode) {
 	return src, l, n
 }
 
+// noticed waits until a watch has said often enough that the source went back.
+func noticed(src *script) {
+	for range 5 {
+		time.Sleep(5 * time.Second)
+		src.set(func() { src.progress = src.revision })
+	}
+}
+
 func TestSourceThatWasRestoredIsNotFollowedWhenItHasPassedWhatWasServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, l, n := restored(t)
-		for range 5 {
-			time.Sleep(5 * time.Second)
-			src.set(func() { src.progress = src.revision })
-		}
+		noticed(src)
 		if got := src.rewind; got != (store.Rewind{Epoch: 7, Revision: 2, Seen: 4}) {
 			t.Fatalf("noted is %+v", got)
 		}
@@ -58,10 +63,7 @@ func TestSourceThatWasRestoredIsNotFollowedWhenItHasPassedWhatWasServed(t *testi
 func TestSourceThatIsAsItWasAgainIsFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, l, n := restored(t)
-		for range 5 {
-			time.Sleep(5 * time.Second)
-			src.set(func() { src.progress = src.revision })
-		}
+		noticed(src)
 		src.set(func() { // the backup was the wrong one, this is all
 			src.revision, src.history, src.rewind = 5, nil, store.Rewind{}
 			src.state = map[string]string{"links/a/x": "4"}

@@ -148,8 +148,8 @@ func (c *Client) bootstrap(ctx context.Context) {
 // fetch reads and verifies the state of the place, and says when it was known to
 // be the newest: a node says that itself, of another file its header does. What a
 // file system or a server says may be when the file was copied, and counts only for
-// one of a release that did not write the time. A download is given up after a time without its first byte, or
-// without another one.
+// one of a release that did not write the time. A download is given up after a time
+// without its first byte, or without another one.
 func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table.Table, at time.Time, err error) {
 	from, err := parseSource(c.cfg.Bootstrap)
 	if err != nil {

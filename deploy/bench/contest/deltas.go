@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/affleet/affleet/deploy/bench/feedserver"
 	"github.com/affleet/affleet/deploy/bench/linkset"
 	"github.com/affleet/affleet/deploy/processes"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
@@ -203,17 +204,7 @@ func (d *deltas) listen(addr string) (stop func(), err error) {
 	if !processes.Eventually(func() bool { ln, err = net.Listen("tcp", addr); return err == nil }) {
 		return nil, err
 	}
-	server := grpc.NewServer()
-	feedv1.RegisterFeedServiceServer(server, d)
-	ended := make(chan struct{})
-	go func() {
-		_ = server.Serve(ln) // until Stop
-		close(ended)
-	}()
-	return func() {
-		server.Stop()
-		<-ended
-	}, nil
+	return feedserver.Start(ln, d), nil
 }
 
 // startDeltas sends the node deltas at an even pace. The first time, the control

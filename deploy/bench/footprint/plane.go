@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/affleet/affleet/deploy/bench/feedserver"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/statefile"
@@ -44,17 +45,7 @@ func (p *plane) serve(addr string) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	server := grpc.NewServer()
-	feedv1.RegisterFeedServiceServer(server, p)
-	ended := make(chan struct{})
-	go func() {
-		_ = server.Serve(ln) // until Stop
-		close(ended)
-	}()
-	return func() {
-		server.Stop()
-		<-ended
-	}, nil
+	return feedserver.Start(ln, p), nil
 }
 
 // Subscribe serves the node's stream.

@@ -140,6 +140,7 @@ func (l *Log) begin(v *View, fresh *state, held int64, blind bool) {
 		l.tellRewind(v)
 	}
 	l.publish(v)
+	l.heard() // who waits for Ready may ask at once whether it is followed
 	if before.epoch == 0 {
 		close(l.ready)
 	} else {

@@ -284,6 +284,36 @@ func TestWatchThatStaysAtALowerRevisionIsAFailure(t *testing.T) {
 	})
 }
 
+// onRecord is a slog.Handler that calls itself with each message.
+type onRecord func(message string)
+
+func (f onRecord) Enabled(context.Context, slog.Level) bool      { return true }
+func (f onRecord) Handle(_ context.Context, r slog.Record) error { f(r.Message); return nil }
+func (f onRecord) WithAttrs([]slog.Attr) slog.Handler            { return f }
+func (f onRecord) WithGroup(string) slog.Handler                 { return f }
+
+func TestLogThatIsReadyIsFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(map[string]string{"links/a/x": "1"})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var l *Log
+		var followed []bool // at the first moment at which it is ready
+		l = New(src, Config{Logger: slog.New(onRecord(func(message string) {
+			if message == "state is read" {
+				<-l.Ready()
+				followed = append(followed, l.Following())
+			}
+		}))})
+		go func() { _ = l.Run(ctx) }()
+		synctest.Wait()
+		if len(followed) != 1 || !followed[0] {
+			t.Fatalf("a log that is ready was followed: %v", followed)
+		}
+	})
+}
+
 func TestLongOutageIsLoggedOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := newScript()

@@ -23,7 +23,7 @@ type Config struct {
 
 	MaxHead      int           // bytes of a request head, MinHead to MaxHead. Default: 16 KiB
 	HeadTimeout  time.Duration // from a head's first byte to its last, and for a TLS handshake. Default: 5 s
-	IdleTimeout  time.Duration // without a request; over HTTP/2, which has no HeadTimeout, without a whole one. Default: 75 s
+	IdleTimeout  time.Duration // without a request. Default: 75 s
 	WriteTimeout time.Duration // until a client has read its answers. Default: 10 s
 
 	// Connections at a time; one more is closed at once. Default: 65,536, but at

@@ -23,7 +23,8 @@
 //
 // A connection with TLS is a goroutine, with the same parser, but reads through
 // crypto/tls, and so keeps its work while it waits. Where HTTP/2 was
-// agreed on, net/http has the connection, and work.decide is where both meet.
+// agreed on, net/http has the connection, through frames, which keeps the time for a
+// head, and work.decide is where both meet.
 //
 // # Whose request it is
 //

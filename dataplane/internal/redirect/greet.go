@@ -25,7 +25,7 @@ func (c *conn) greet() (first []byte, ok bool) {
 		}
 	}
 	if c.group.tls != nil {
-		secure := tls.Server(&wire{Conn: c.socket, conn: c, first: first}, c.group.tls)
+		secure := tls.Server(newWire(c, first), c.group.tls)
 		if secure.Handshake() != nil {
 			c.srv.conns.handshakeErrors.Add(1)
 			return nil, false
@@ -82,16 +82,28 @@ func proxyAddr(in *bufio.Reader) (netip.Addr, error) {
 // wire is a socket below TLS.
 type wire struct {
 	net.Conn
-	conn   *conn
-	first  []byte      // read before
-	handed atomic.Bool // to net/http, which closes it
+	conn    *conn
+	first   []byte      // read before
+	handed  atomic.Bool // to net/http, which closes it
+	records scanner     // of what was read
+	above   *frames     // of HTTP/2
 }
 
-func (w *wire) Read(p []byte) (int, error) {
+func newWire(c *conn, first []byte) *wire {
+	return &wire{Conn: c.socket, conn: c, first: first, records: scanner{size: recordHeadBytes}}
+}
+
+func (w *wire) Read(p []byte) (n int, err error) {
+	defer func() { w.records.scan(p[:n], recordLength, func() {}) }()
 	if len(w.first) > 0 {
-		n := copy(p, w.first)
+		n = copy(p, w.first)
 		w.first = w.first[n:]
 		return n, nil
+	}
+	if w.above != nil {
+		if err := w.above.wait(); err != nil {
+			return 0, err
+		}
 	}
 	return w.Conn.Read(p)
 }
@@ -113,7 +125,7 @@ func (c *conn) handToHTTP2() bool {
 	}
 	w := secure.NetConn().(*wire)
 	w.handed.Store(true)
-	if !c.group.h2.take(secure) {
+	if !c.group.h2.take(newFrames(secure, w, c.srv.cfg.HeadTimeout)) {
 		_ = w.Close()
 	}
 	return true

@@ -2,7 +2,6 @@ package redirect
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"log"
 	"net"
@@ -30,13 +29,12 @@ type http2 struct {
 func newHTTP2(s *Server) *http2 {
 	x := &http2{srv: s, conns: make(chan net.Conn), closed: make(chan struct{})}
 	only := new(http.Protocols)
-	only.SetHTTP2(true)
+	only.SetUnencryptedHTTP2(true) // to net/http it is: what it reads from has TLS below
 	x.http = &http.Server{
 		Handler:        x,
 		Protocols:      only,
-		TLSConfig:      &tls.Config{NextProtos: []string{protoHTTP2}}, // says what is spoken; the handshake is over
-		IdleTimeout:    s.cfg.IdleTimeout,                             // also of a head that does not end
-		WriteTimeout:   s.cfg.WriteTimeout,                            // of a stream whose client opens no window
+		IdleTimeout:    s.cfg.IdleTimeout,
+		WriteTimeout:   s.cfg.WriteTimeout, // of a stream whose client opens no window
 		MaxHeaderBytes: s.cfg.MaxHead,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
@@ -46,7 +44,7 @@ func newHTTP2(s *Server) *http2 {
 		},
 		ErrorLog: log.New(io.Discard, "", 0), // of what clients do
 		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, nc.(*tls.Conn).NetConn().(*wire).conn)
+			return context.WithValue(ctx, connKey{}, nc.(*frames).conn)
 		},
 	}
 	return x

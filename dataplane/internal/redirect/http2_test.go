@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -38,9 +39,8 @@ func readFrame(r *bufio.Reader) (kind byte, stream uint32, err error) {
 func TestAStreamWhoseClientOpensNoWindowEnds(t *testing.T) {
 	n, _ := startTLS(t, newDir(t), func(c *Config) { c.WriteTimeout, c.IdleTimeout = 100*time.Millisecond, 200*time.Millisecond })
 	c := n.dialTLS(t, "h2", "go.example")
-	const get = "\x82\x87\x01\x09x.example\x04\x05/none" // GET, https, authority, path
-	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(frameSettings, 0, 0, "\x00"+string(rune(initialWindow))+"\x00\x00\x00\x00") +
-		frame(frameHeaders, endStream|endHeaders, 1, get))
+	c.send(preface + frame(frameSettings, 0, 0, "\x00"+string(rune(initialWindow))+"\x00\x00\x00\x00") +
+		frame(frameHeaders, endStream|endHeaders, 1, getNone))
 	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -62,16 +62,93 @@ func TestAStreamWhoseClientOpensNoWindowEnds(t *testing.T) {
 	n.awaitOpen(0)
 }
 
-// A head that does not end is no request, and the connection idles.
-func TestAConnectionWithHalfAHeadOfHTTP2IsClosed(t *testing.T) {
-	n, _ := startTLS(t, newDir(t), func(c *Config) { c.IdleTimeout = 200 * time.Millisecond })
+const (
+	preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	getNone = "\x82\x87\x01\x09x.example\x04\x05/none" // GET, https, authority, path
+)
+
+func TestHeadsOverHTTP2HaveTheTimeForAHead(t *testing.T) {
+	const limit = 200 * time.Millisecond
+	n, _ := startTLS(t, newDir(t), func(c *Config) { c.HeadTimeout = limit })
+	hello := preface + frame(frameSettings, 0, 0, "")
+	for _, test := range []struct{ name, send, wire string }{
+		{"nothing", "", ""},
+		{"half a preface", preface[:20], ""},
+		{"half a frame's head", hello + "\x00\x00", ""},
+		{"half a frame", hello + frame(frameHeaders, endStream|endHeaders, 1, getNone)[:12], ""},
+		{"a head that goes on", hello + frame(frameHeaders, endStream, 1, getNone[:5]), ""},
+		{"half a frame of that", hello + frame(frameHeaders, endStream, 1, getNone[:5]) + frame(kindContinuation, 0, 1, getNone[5:])[:11], ""},
+		{"half a record of TLS", hello, "\x17\x03\x03\x01\x00half"},
+		{"half a record's head", hello, "\x17\x03"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			c := n.dialTLS(t, "h2", "go.example")
+			began := time.Now()
+			c.send(test.send)
+			if _, err := io.WriteString(c.Conn.(*tls.Conn).NetConn(), test.wire); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SetReadDeadline(began.Add(20 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, c.r); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("it is still open")
+			} else if took := time.Since(began); took < limit {
+				t.Errorf("it was closed after %v", took)
+			}
+		})
+	}
+}
+
+// Each byte of a head comes in time, and yet the head does not.
+func TestAHeadOverHTTP2ThatTricklesInIsNotWaitedFor(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	n, _ := startTLS(t, newDir(t), func(c *Config) { c.HeadTimeout = limit })
 	c := n.dialTLS(t, "h2", "go.example")
-	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(frameSettings, 0, 0, "") + frame(frameHeaders, endStream|endHeaders, 1, "\x82\x87")[:10])
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	c.send(preface + frame(frameSettings, 0, 0, ""))
+	head := frame(frameHeaders, endStream|endHeaders, 1, getNone)
+	for i := range head {
+		if _, err := io.WriteString(c.Conn, head[i:i+1]); err != nil {
+			break // closed
+		}
+		time.Sleep(limit / 10)
+	}
+	n.awaitOpen(0)
+	if st := n.Stats(); st.Requests() != 0 {
+		t.Errorf("%d requests were answered", st.Requests())
+	}
+}
+
+// Whoever is between two heads is idle, and may be for longer than a head may take.
+func TestAConnectionOfHTTP2IdlesForTheIdleTime(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	n, _ := startTLS(t, newDir(t), func(c *Config) { c.HeadTimeout, c.IdleTimeout = limit, 2*time.Second })
+	c := n.dialTLS(t, "h2", "go.example")
+	c.send(preface + frame(frameSettings, 0, 0, ""))
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
+	for stream := range uint32(2) {
+		time.Sleep(2 * limit)
+		stream = 2*stream + 1
+		// A head in two frames, which come one after the other.
+		c.send(frame(frameHeaders, endStream, stream, getNone[:5]))
+		time.Sleep(limit / 10)
+		c.send(frame(kindContinuation, endHeaders, stream, getNone[5:]))
+		for kind, of := byte(0), uint32(0); kind != frameHeaders || of != stream; {
+			var err error
+			if kind, of, err = readFrame(c.r); err != nil {
+				t.Fatalf("stream %d: %v after %v", stream, err, time.Since(began))
+			}
+		}
+	}
+	last := time.Now()
 	if _, err := io.Copy(io.Discard, c.r); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("it is still open")
+	} else if idle := time.Since(last); idle < time.Second {
+		t.Errorf("it was closed after %v", idle)
 	}
 	n.awaitOpen(0)
 }

@@ -1,12 +1,14 @@
 package click
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -129,6 +131,46 @@ func TestAClickThatWasGivenDoesNotGoWithItsPage(t *testing.T) {
 	forbid(t, r.current.Load(), 0)
 	if string(c.UserAgent) != "agent" {
 		t.Errorf("%q", c.UserAgent)
+	}
+}
+
+// The page of a click goes while somebody reads the click.
+func TestWhoTakesClicksIsNotHurtByAPageThatGoes(t *testing.T) {
+	r := open(t)
+	recordTimes(r, 1, 101)
+	cursor := r.Log().Cursor(0)
+	defer cursor.Close()
+	var c Click
+	var times []int64
+	calls := 0
+	take := func() bool {
+		if calls++; calls == 10 {
+			page := uintptr(unsafe.Pointer(unsafe.SliceData(c.UserAgent))) - uintptr(unsafe.Pointer(unsafe.SliceData(cursor.mem)))
+			forbid(t, r.current.Load(), int(page)&^(pageSize-1))
+		}
+		if bytes.Count(c.UserAgent, []byte{0}) != 1000 { // reads it
+			t.Errorf("click %d is not whole", c.Sequence)
+		}
+		if len(times) == 50 {
+			return false
+		}
+		times = append(times, int64(c.Sequence))
+		return true
+	}
+	if err := cursor.Each(&c, take); !errors.Is(err, ErrDamaged) || len(times) != 9 || cursor.Position() != 10 {
+		t.Fatalf("%v, %d clicks, at %d", err, len(times), cursor.Position())
+	}
+	// The rest, up to one that is not taken and stays.
+	if err := cursor.Each(&c, take); err != nil || len(times) != 50 {
+		t.Fatalf("%v, %d clicks", err, len(times))
+	}
+	lost := int(times[9]) - 10 // what lay in the page, or reached into it
+	if lost < 3 || lost > 5 || times[49] != int64(50+lost) || int(cursor.Position()) != 51+lost {
+		t.Errorf("%d, at %d", times, cursor.Position())
+	}
+	rest, told := readDamaged(t, cursor)
+	if got := cursor.Ledger(); told != 0 || len(rest) != 50-lost || got.Answered != 100 || got.Dropped[Corrupt] != uint64(lost) {
+		t.Errorf("told %d times, %d clicks, %+v", told, len(rest), got)
 	}
 }
 

@@ -220,11 +220,12 @@ type Cursor struct {
 	segment *segment // pinned; nil before the first and behind the last
 	mem     []byte
 	pos     int
-	index   uint32 // of the next record
+	length  int    // of the record at pos, once step has found it
+	at      uint32 // its index
+	index   uint32 // of the next record, at least
 	next    uint64 // sequence of the next click
 	ended   bool
-	copied  []byte // the click that was given last, and others; a page may go at any time
-	ready   []byte // of these, the records that are still to be given
+	copied  []byte // the click that Next gave last; its page may go at any time
 
 	// In a segment that is damaged; see fault.go.
 	searching bool     // for records: there need not be one at pos
@@ -240,6 +241,37 @@ func (l *Log) Cursor(after uint64) *Cursor { return &Cursor{log: l, next: after 
 // mapping a segment, where trying again later is all that helps, and ErrDamaged, behind
 // which Next goes on with what can be read.
 func (c *Cursor) Next(click *Click) (bool, error) {
+	return c.walk(func() bool {
+		if !c.step(click) {
+			return false
+		}
+		c.copied = append(c.copied[:0], c.mem[c.pos:c.pos+c.length]...)
+		click.read(c.copied)
+		c.goOn(click.Sequence)
+		return true
+	})
+}
+
+// Each gives each click that there is now to take, until that gives false: the click
+// stays the next one then. Its slices are valid during the call alone. Errors are those
+// of Next. A call of take may end with a page that cannot be read, and so with nothing
+// taken; take is to be ready for the next one then.
+func (c *Cursor) Each(click *Click, take func() bool) error {
+	_, err := c.walk(func() bool {
+		for c.step(click) {
+			if !take() {
+				return true
+			}
+			c.goOn(click.Sequence)
+		}
+		return false
+	})
+	return err
+}
+
+// walk calls f, which may use what is mapped of the cursor's segment, in one segment
+// after the other until f gives true, which walk gives then, or there is nothing now.
+func (c *Cursor) walk(f func() bool) (done bool, err error) {
 	for {
 		if c.segment == nil {
 			if ok, err := c.enter(); !ok {
@@ -247,79 +279,60 @@ func (c *Cursor) Next(click *Click) (bool, error) {
 			}
 		}
 		s := c.segment
-		if sealed := s.sealed.Load(); sealed != 0 && int64(c.index) >= sealed-1 {
-			c.pass()
-			continue
+		fault := guarded(c.mem, func() { done = f() })
+		if fault != nil {
+			c.avoid(fault)
 		}
-		record, err := c.take()
-		if err != nil {
-			c.avoid(err)
-		}
-		if c.searching && c.told != s {
-			c.told, c.ready = s, c.copied // nothing of it was given
+		switch {
+		case done:
+			return true, nil
+		case c.searching && c.told != s:
+			c.told = s
 			return false, s.damage.Load().err
-		}
-		if record == nil {
-			if err != nil {
-				continue
-			}
-			if s.recovered || c.searching && s.sealed.Load() != 0 {
-				c.pass()
-				continue
-			}
+		case fault != nil:
+		case c.through(), s.recovered, c.searching && s.sealed.Load() != 0:
+			c.pass()
+		default:
 			return false, nil
 		}
-		if sequence, ok := c.read(click, record); ok {
-			c.goTo(sequence)
-			click.Sequence = sequence
-			return true, nil
-		}
 	}
 }
 
-// copyBytes is how much is copied in one go, where there is so much: a few clicks.
-const copyBytes = 4 << 10
-
-// take gives the next record; nil when there is none.
-func (c *Cursor) take() (record []byte, err error) {
-	if len(c.ready) == 0 {
-		c.copied = c.copied[:0]
-		err = guarded(c.mem, c.copyRecords)
-		c.ready = c.copied
-	}
-	if len(c.ready) > 0 {
-		length := int(uint32(loadHead(c.ready, 0)))
-		record, c.ready = c.ready[:length], c.ready[length:]
-	}
-	return record, err
+// through says whether all that the segment ever got is behind the cursor.
+func (c *Cursor) through() bool {
+	sealed := c.segment.sealed.Load()
+	return sealed != 0 && int64(c.index) >= sealed-1
 }
 
-// copyRecords copies the next records, and goes behind them.
-func (c *Cursor) copyRecords() {
-	for len(c.copied) < copyBytes {
+// step finds the next click in the segment, where the cursor stays, and gives false
+// when there is none now, or damage that is to be told of first.
+func (c *Cursor) step(click *Click) bool {
+	for !c.through() {
 		length, ok := c.find()
-		if !ok {
-			return
+		if !ok || c.searching && c.told != c.segment {
+			return false
 		}
 		c.fetch(length)
-		c.copied = append(c.copied, c.mem[c.pos:c.pos+length]...)
+		index, ok := click.read(c.mem[c.pos : c.pos+length])
+		if !ok { // damaged, and yet with the right checksum: another version's
+			index = c.index
+		}
+		sequence := c.segment.sequence(index)
+		if ok && index >= c.index && sequence >= c.next {
+			click.Sequence, c.length, c.at = sequence, length, index
+			return true
+		}
 		c.pos += length
+		c.index = max(c.index, index+1)
 	}
+	return false
 }
 
-// read fills click from a record, and gives false when the cursor is to go on with the
-// next one.
-func (c *Cursor) read(click *Click, record []byte) (sequence uint64, ok bool) {
-	index, ok := click.read(record)
-	if !ok { // damaged, and yet with the right checksum: another version's
-		index = c.index
-	}
-	if index < c.index {
-		return 0, false
-	}
-	c.index = index + 1
-	sequence = c.segment.sequence(index)
-	return sequence, ok && sequence >= c.next
+// goOn goes behind the click that step has found.
+func (c *Cursor) goOn(sequence uint64) {
+	c.pos += c.length
+	c.index = c.at + 1
+	c.goTo(sequence)
 }
 
 // goTo goes behind a click that is given.
@@ -391,7 +404,7 @@ func (c *Cursor) enter() (bool, error) {
 		}
 		s.pins++
 		c.segment, c.mem, c.pos, c.index = s, s.bytes(), segmentHead, 0
-		c.searching, c.limit, c.ready = false, len(c.mem), nil
+		c.searching, c.limit = false, len(c.mem)
 		if start := s.sequence(0); start > c.next {
 			c.passTo(start)
 		}

@@ -148,6 +148,7 @@ func (l *loop) run() {
 	runtime.LockOSThread() // the thread ends with the goroutine
 	l.thread = unix.Gettid()
 	aside.ShortTurns(0)
+	defer aside.KeepP()()
 	l.group.unbegun.Done()
 	events := make([]unix.EpollEvent, loopEvents)
 	patient := false // it waits as any goroutine does

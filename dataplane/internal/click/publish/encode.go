@@ -108,9 +108,13 @@ func (e *encoder) begin(buf []byte, first uint64) {
 }
 
 // add appends a click, and gives false when it has to be the first of the next
-// batch: for want of room, after a gap, or at a new epoch.
+// batch: for want of room, after a gap, or at a new epoch. Where reading the click
+// panics, nothing was added but strings that no click has.
 func (e *encoder) add(c *click.Click) bool {
 	if e.clicks == 0 {
+		if len(e.buf) > 0 { // of one that was not added
+			e.begin(e.out, c.Sequence)
+		}
 		e.time, e.epoch, e.revision = c.Time, c.Epoch, c.Revision
 		e.buf = appendVarint(e.buf, tagBaseTime, uint64(c.Time))
 		e.buf = binary.LittleEndian.AppendUint64(append(e.buf, tagEpoch), c.Epoch)
@@ -120,7 +124,6 @@ func (e *encoder) add(c *click.Click) bool {
 		len(e.identity)+len(e.buf)+len(e.records)+clickBytes+size(c) > e.limit {
 		return false
 	}
-	e.clicks++
 
 	// A string is written when it is seen first.
 	link := e.index(c.Link)
@@ -168,6 +171,7 @@ func (e *encoder) add(c *click.Click) bool {
 		b = appendHigh(b, 22, uint64(click.AddressTruncated))
 	}
 	e.records = setLength(b, start)
+	e.clicks++
 	return true
 }
 
@@ -227,10 +231,10 @@ func (e *encoder) index(s []byte) uint32 {
 		slot := &e.table[at%slots]
 		if slot.generation != e.generation {
 			index := uint32(len(e.strings))
-			slot.generation, slot.index = e.generation, uint16(index)
 			e.buf = appendBytes(e.buf, tagString, s)
 			end := uint32(len(e.buf))
 			e.strings = append(e.strings, text{hash, end - uint32(len(s)), end})
+			slot.generation, slot.index = e.generation, uint16(index) // last: see add
 			return index
 		}
 		if t := &e.strings[slot.index]; t.hash == hash && string(e.buf[t.from:t.to]) == string(s) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/snappy"
 	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -112,6 +114,28 @@ func unmarshal(t *testing.T, data []byte) *clickv1.Batch {
 	return b
 }
 
+// noPage is memory that cannot be read, as a page of the spool that the disk cannot give.
+var noPage = sync.OnceValue(func() []byte {
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_NONE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		panic(err)
+	}
+	return page
+})
+
+// tear adds a click of which a field cannot be read.
+func tear(t *testing.T, e *encoder, rnd *rand.Rand, sequence uint64) {
+	t.Helper()
+	c := randomClick(rnd, sequence)
+	all := []*[]byte{&c.Link, &c.Affiliate, &c.Campaign, &c.Variant, &c.Destination, &c.UserAgent, &c.Referrer, &c.Languages, &c.Host, &c.Path, &c.Address}
+	*all[rnd.IntN(len(all))] = noPage()[:1+rnd.IntN(16)]
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() { _ = recover() }()
+	if e.add(&c) {
+		t.Error("it was added")
+	}
+}
+
 func TestABatchIsWhatProtobufReads(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 1))
 	e := newEncoder(click.Identity{Node: "n\x01", Region: "", Boot: 0xffee, Address: click.AddressTruncated})
@@ -120,8 +144,14 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 		e.begin(nil, first)
 		var clicks []click.Click
 		for {
+			for rnd.IntN(3) == 0 {
+				tear(t, e, rnd, first+uint64(len(clicks)))
+			}
 			c := randomClick(rnd, first+uint64(len(clicks)))
 			if !e.add(&c) {
+				if len(e.strings) <= maxStrings && len(e.buf)+len(e.records) < e.limit/2 {
+					t.Fatalf("a batch of %d clicks is full", len(clicks))
+				}
 				break
 			}
 			clicks = append(clicks, c)

@@ -35,7 +35,6 @@ type source struct {
 	subject string
 	cursor  *click.Cursor
 	encoder *encoder
-	held    *click.Click // read, and not in a batch yet
 	click   click.Click
 	opened  time.Time // when the open batch got its first click; zero: none is open
 	told    click.Ledger
@@ -65,50 +64,39 @@ func newSource(log *click.Log, limit int, buffer func() []byte) *source {
 // fill moves recorded clicks into the open batch, and gives it when it is
 // full, maxAge old, or force is set; nil when there is nothing to send yet.
 func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, error) {
-	for n := 1; ; n++ {
-		if n%yieldEvery == 0 {
+	full, n := false, 0
+	take := func() bool {
+		if n++; n%yieldEvery == 0 {
 			s.yield()
 		}
-		if s.held == nil {
-			ok, err := s.cursor.Next(&s.click)
-			if errors.Is(err, click.ErrDamaged) {
-				s.damaged(err)
-				if s.log.Recovered() {
-					continue
-				}
-				break // who is writing there has until the next time
-			}
-			if err != nil {
-				return nil, err
-			}
-			if !ok {
-				break
-			}
-			s.held = &s.click
-		}
 		if s.opened.IsZero() {
-			s.encoder.begin(s.buffer(), s.held.Sequence)
+			s.encoder.begin(s.buffer(), s.click.Sequence)
 			s.opened = now
 		}
-		if !s.encoder.add(s.held) {
+		full = !s.encoder.add(&s.click)
+		return !full
+	}
+	for {
+		err := s.cursor.Each(&s.click, take)
+		if s.encoder.clicks == 0 { // what was to be its first could not be read
+			s.opened = time.Time{}
+		}
+		switch {
+		case full:
+			return s.cut(false), nil
+		case errors.Is(err, click.ErrDamaged):
+			s.damaged(err)
+			if s.log.Recovered() {
+				continue // nobody is still writing there
+			}
+		case err != nil:
+			return nil, err
+		}
+		if !s.opened.IsZero() && (force || now.Sub(s.opened) >= maxAge) {
 			return s.cut(false), nil
 		}
-		s.held = nil
+		return nil, nil
 	}
-	if !s.opened.IsZero() && (force || now.Sub(s.opened) >= maxAge) {
-		return s.cut(false), nil
-	}
-	return nil, nil
-}
-
-// account is the ledger up to the last click that was put into a batch.
-func (s *source) account() click.Ledger {
-	account := s.cursor.Ledger()
-	if s.held != nil {
-		account.Recorded--
-		account.Answered--
-	}
-	return account
 }
 
 // cut ends the open batch.
@@ -116,7 +104,7 @@ func (s *source) cut(final bool) *batch {
 	e, id := s.encoder, s.log.Identity()
 	b := &batch{log: s.log, subject: s.subject, clicks: e.clicks, first: e.first, last: e.first + e.clicks - 1, final: final}
 	b.id = fmt.Sprintf("%s-%016x-%d", id.Node, id.Boot, e.first)
-	s.told = s.account()
+	s.told = s.cursor.Ledger()
 	switch {
 	case b.clicks == 0:
 		b.id += fmt.Sprintf("-ledger-%d", s.told.Answered)
@@ -137,7 +125,7 @@ func (s *source) report(now time.Time, final bool) *batch {
 	if !s.opened.IsZero() {
 		return nil // the open batch will tell
 	}
-	account := s.account()
+	account := s.cursor.Ledger()
 	if !final && (account.Lost() == s.told.Lost() || now.Sub(s.toldAt) < time.Second) {
 		return nil
 	}
@@ -147,9 +135,4 @@ func (s *source) report(now time.Time, final bool) *batch {
 }
 
 // position is the sequence of the next click that goes into a batch.
-func (s *source) position() uint64 {
-	if s.held != nil {
-		return s.held.Sequence
-	}
-	return s.cursor.Position()
-}
+func (s *source) position() uint64 { return s.cursor.Position() }

@@ -215,6 +215,12 @@ func (p *Publisher) checked(c check) {
 	p.again = append(p.again, c.missing...)
 }
 
+// repeating says whether something that the stream has lost is not there again yet: who
+// looked for it now would miss it a second time.
+func (p *Publisher) repeating() bool {
+	return len(p.again) > 0 || slices.ContainsFunc(p.inFlight, func(b *batch) bool { return b.again != nil })
+}
+
 // repeat gives the next batch that is to be published again.
 func (p *Publisher) repeat() *batch {
 	for len(p.again) > 0 {

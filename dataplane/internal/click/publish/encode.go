@@ -49,6 +49,7 @@ type encoder struct {
 	generation uint16
 	table      [slots]slot
 	strings    []text
+	targets    []target // what came with the string as a link when it was one last
 }
 
 // labelSlots is for how many sets of labels a batch remembers what it wrote: there are
@@ -69,6 +70,9 @@ type text struct {
 	hash     uint64
 	from, to uint32
 }
+
+// target are strings that a link has the same ones of in most clicks.
+type target struct{ affiliate, campaign, variant, destination uint32 }
 
 // The tags of clickv1.Batch and its parts: field number << 3 | wire type.
 const (
@@ -101,7 +105,7 @@ func newEncoder(id click.Identity) *encoder {
 func (e *encoder) begin(buf []byte, first uint64) {
 	e.out, e.buf, e.records = buf[:0], e.buf[:0], e.records[:0]
 	e.first, e.clicks = first, 0
-	e.strings, e.memo = append(e.strings[:0], text{}), e.memo[:0]
+	e.strings, e.targets, e.memo = append(e.strings[:0], text{}), append(e.targets[:0], target{}), e.memo[:0]
 	if e.generation++; e.generation == 0 {
 		e.table, e.labels, e.generation = [slots]slot{}, [labelSlots]labelled{}, 1
 	}
@@ -127,9 +131,12 @@ func (e *encoder) add(c *click.Click) bool {
 
 	// A string is written when it is seen first.
 	link := e.index(c.Link)
-	affiliate, campaign, variant := e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant)
-	destination, agent := e.index(c.Destination), e.index(c.UserAgent)
-	referrer, languages := e.index(c.Referrer), e.index(c.Languages)
+	to := e.targets[link]
+	if !e.leadsTo(to, c) {
+		to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.index(c.Destination)}
+		e.targets[link] = to
+	}
+	agent, referrer, languages := e.index(c.UserAgent), e.index(c.Referrer), e.index(c.Languages)
 	host, path := e.index(c.Host), e.index(c.Path)
 	country := uint32(0)
 	if c.Country[0] != 0 {
@@ -143,11 +150,11 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendVarint(b, 1<<3, zigzag(c.Time-e.time))
 	b = appendVarint(b, 2<<3, zigzag(c.Revision-e.revision))
 	b = appendVarint(b, 3<<3, uint64(link))
-	b = appendVarint(b, 4<<3, uint64(affiliate))
-	b = appendVarint(b, 5<<3, uint64(campaign))
-	b = appendVarint(b, 6<<3, uint64(variant))
+	b = appendVarint(b, 4<<3, uint64(to.affiliate))
+	b = appendVarint(b, 5<<3, uint64(to.campaign))
+	b = appendVarint(b, 6<<3, uint64(to.variant))
 	b = appendVarint(b, 7<<3, uint64(c.Rule))
-	b = appendVarint(b, 8<<3, uint64(destination))
+	b = appendVarint(b, 8<<3, uint64(to.destination))
 	if c.Status != 302 {
 		b = appendVarint(b, 9<<3, uint64(c.Status))
 	}
@@ -220,6 +227,18 @@ func size(c *click.Click) int {
 		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path)
 }
 
+// leadsTo says whether a click has these strings. To compare them takes less than to
+// find them one by one.
+func (e *encoder) leadsTo(t target, c *click.Click) bool {
+	return e.is(t.destination, c.Destination) && e.is(t.affiliate, c.Affiliate) && e.is(t.campaign, c.Campaign) && e.is(t.variant, c.Variant)
+}
+
+// is says whether a place has a string.
+func (e *encoder) is(index uint32, s []byte) bool {
+	t := &e.strings[index]
+	return string(e.buf[t.from:t.to]) == string(s)
+}
+
 // index gives the place of a string in the batch, where it is written unless
 // it is there already.
 func (e *encoder) index(s []byte) uint32 {
@@ -234,10 +253,11 @@ func (e *encoder) index(s []byte) uint32 {
 			e.buf = appendBytes(e.buf, tagString, s)
 			end := uint32(len(e.buf))
 			e.strings = append(e.strings, text{hash, end - uint32(len(s)), end})
+			e.targets = append(e.targets, target{})
 			slot.generation, slot.index = e.generation, uint16(index) // last: see add
 			return index
 		}
-		if t := &e.strings[slot.index]; t.hash == hash && string(e.buf[t.from:t.to]) == string(s) {
+		if e.strings[slot.index].hash == hash && e.is(uint32(slot.index), s) {
 			return uint32(slot.index)
 		}
 	}

@@ -332,7 +332,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		}
 		return
 	}
-	if !p.checking && len(p.again) == 0 && (now.Sub(p.checkedAt) > p.config.CheckEvery || p.wentBack != 0 && now.Sub(p.checkedAt) > recheck) {
+	if !p.checking && !p.repeating() && (now.Sub(p.checkedAt) > p.config.CheckEvery || p.wentBack != 0 && now.Sub(p.checkedAt) > recheck) {
 		p.checkLost(ctx, now)
 	}
 	for i, b := range p.inFlight {

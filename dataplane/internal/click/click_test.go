@@ -511,10 +511,10 @@ func TestAFolderThatIsRemovedCostsNoClickAndIsMadeAnew(t *testing.T) {
 	}
 	e := Event{UserAgent: make([]byte, 1000)}
 	for i := range 2000 {
-		r.Record(&e)
-		if i%50 == 0 {
-			time.Sleep(time.Millisecond)
+		if i%50 == 0 { // no faster than segments are made, also of a busy machine
+			waitFor(t, "there is a segment to go on with", func() bool { return r.current.Load() != nil && len(r.spares) > 0 })
 		}
+		r.Record(&e)
 	}
 	waitFor(t, "the recorder is degraded", func() bool { return r.Degraded() != nil })
 	if account := r.Ledger(); account.Recorded != 2000 || account.Lost() != 0 {

@@ -27,7 +27,7 @@ import (
 //	16  u32  salt of the checksums
 //	20  u32  CRC-32C of the bytes before
 //
-// and records follow:
+// and records follow, and zeros up to the end of a page:
 //
 //	 0  u32  checksum of what follows up to the data
 //	 4  u32  checksum of the data

@@ -25,12 +25,13 @@ type frames struct {
 }
 
 const (
-	prefaceBytes     = 24
-	frameHeadBytes   = 9
-	recordHeadBytes  = 5
-	kindHeaders      = 1
-	kindContinuation = 9
-	flagEndHeaders   = 4
+	prefaceBytes    = 24
+	frameHeadBytes  = 9
+	recordHeadBytes = 5
+
+	frameHeaders, frameContinuation = 1, 9 // kinds (RFC 9113, section 6)
+
+	endHeaders = 4 // flag of both
 )
 
 func newFrames(nc net.Conn, w *wire, limit time.Duration) *frames {
@@ -49,8 +50,8 @@ func (f *frames) Read(p []byte) (int, error) {
 
 // length is that of a frame without its head.
 func (f *frames) length(head []byte) int {
-	if kind := head[3]; kind == kindHeaders || kind == kindContinuation {
-		f.inner = head[4]&flagEndHeaders == 0
+	if kind := head[3]; kind == frameHeaders || kind == frameContinuation {
+		f.inner = head[4]&endHeaders == 0
 	}
 	return int(head[0])<<16 | int(head[1])<<8 | int(head[2])
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -94,18 +95,19 @@ func newWire(c *conn, first []byte) *wire {
 }
 
 func (w *wire) Read(p []byte) (n int, err error) {
-	defer func() { w.records.scan(p[:n], recordLength, func() {}) }()
 	if len(w.first) > 0 {
 		n = copy(p, w.first)
 		w.first = w.first[n:]
-		return n, nil
-	}
-	if w.above != nil {
-		if err := w.above.wait(); err != nil {
-			return 0, err
+	} else {
+		if w.above != nil {
+			if err := w.above.wait(); err != nil {
+				return 0, err
+			}
 		}
+		n, err = w.Conn.Read(p)
 	}
-	return w.Conn.Read(p)
+	w.records.scan(p[:n], recordLength, func() {})
+	return n, err
 }
 
 func (w *wire) Close() error {
@@ -120,18 +122,29 @@ func (w *wire) Close() error {
 // handToHTTP2 gives a connection on which HTTP/2 was agreed to net/http.
 func (c *conn) handToHTTP2() bool {
 	secure, ok := c.nc.(*tls.Conn)
-	if !ok || secure.ConnectionState().NegotiatedProtocol != protoHTTP2 {
+	if !ok {
+		return false
+	}
+	state := secure.ConnectionState()
+	if state.NegotiatedProtocol != protoHTTP2 {
 		return false
 	}
 	w := secure.NetConn().(*wire)
 	w.handed.Store(true)
-	if !c.group.h2.take(newFrames(secure, w, c.srv.cfg.HeadTimeout)) {
+	if !carriesHTTP2(&state) || !c.group.h2.take(newFrames(secure, w, c.srv.cfg.HeadTimeout)) {
 		_ = w.Close()
 	}
 	return true
 }
 
 const protoHTTP2 = "h2"
+
+// carriesHTTP2 says whether TLS is fit for HTTP/2: of the suites of TLS 1.2, those are
+// not that RFC 9113 prohibits in its appendix A.
+func carriesHTTP2(state *tls.ConnectionState) bool {
+	suite := tls.CipherSuiteName(state.CipherSuite)
+	return state.Version >= tls.VersionTLS13 || strings.HasPrefix(suite, "TLS_ECDHE_") && (strings.Contains(suite, "_GCM_") || strings.Contains(suite, "_CHACHA20_"))
+}
 
 // tlsConfig is that of a group. While it drains, HTTP/2 is not offered any
 // more: what is still answered takes a single request.

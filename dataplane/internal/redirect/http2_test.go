@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// The frames of HTTP/2 that these tests speak of (RFC 9113, section 6).
+// What else these tests speak of (RFC 9113, section 6).
 const (
-	frameHeaders, frameReset, frameSettings = 1, 3, 4
+	frameReset, frameSettings = 3, 4
 
-	endStream, endHeaders = 1, 4
-	initialWindow         = 4 // of SETTINGS
+	endStream     = 1 // flag of HEADERS
+	initialWindow = 4 // of SETTINGS
 )
 
 func frame(kind, flags byte, stream uint32, payload string) string {
@@ -77,7 +77,7 @@ func TestHeadsOverHTTP2HaveTheTimeForAHead(t *testing.T) {
 		{"half a frame's head", hello + "\x00\x00", ""},
 		{"half a frame", hello + frame(frameHeaders, endStream|endHeaders, 1, getNone)[:12], ""},
 		{"a head that goes on", hello + frame(frameHeaders, endStream, 1, getNone[:5]), ""},
-		{"half a frame of that", hello + frame(frameHeaders, endStream, 1, getNone[:5]) + frame(kindContinuation, 0, 1, getNone[5:])[:11], ""},
+		{"half a frame of that", hello + frame(frameHeaders, endStream, 1, getNone[:5]) + frame(frameContinuation, 0, 1, getNone[5:])[:11], ""},
 		{"half a record of TLS", hello, "\x17\x03\x03\x01\x00half"},
 		{"half a record's head", hello, "\x17\x03"},
 	} {
@@ -136,7 +136,7 @@ func TestAConnectionOfHTTP2IdlesForTheIdleTime(t *testing.T) {
 		// A head in two frames, which come one after the other.
 		c.send(frame(frameHeaders, endStream, stream, getNone[:5]))
 		time.Sleep(limit / 10)
-		c.send(frame(kindContinuation, endHeaders, stream, getNone[5:]))
+		c.send(frame(frameContinuation, endHeaders, stream, getNone[5:]))
 		for kind, of := byte(0), uint32(0); kind != frameHeaders || of != stream; {
 			var err error
 			if kind, of, err = readFrame(c.r); err != nil {
@@ -149,6 +149,45 @@ func TestAConnectionOfHTTP2IdlesForTheIdleTime(t *testing.T) {
 		t.Error("it is still open")
 	} else if idle := time.Since(last); idle < time.Second {
 		t.Errorf("it was closed after %v", idle)
+	}
+	n.awaitOpen(0)
+}
+
+// A suite that RFC 9113 prohibits (appendix A) carries HTTP/1, and no HTTP/2.
+func TestHTTP2IsNotServedOverAProhibitedCipherSuite(t *testing.T) {
+	n, _ := startTLS(t, newDir(t))
+	for suite, served := range map[uint16]bool{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA:          false,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256:       true,
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256: true,
+	} {
+		nc, err := tls.Dial("tcp", n.addr, &tls.Config{
+			InsecureSkipVerify: true, ServerName: "go.example", NextProtos: []string{"h2"},
+			MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, nc)
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c.Conn, preface+frame(frameSettings, 0, 0, "")+frame(frameHeaders, endStream|endHeaders, 1, getNone)) // it may be closed
+		answered := false
+		for !answered {
+			kind, _, err := readFrame(c.r)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: it is still open", tls.CipherSuiteName(suite))
+			}
+			if err != nil {
+				break
+			}
+			answered = kind == frameHeaders
+		}
+		if answered != served {
+			t.Errorf("%s: answered: %t", tls.CipherSuiteName(suite), answered)
+		}
+		_ = c.Close()
 	}
 	n.awaitOpen(0)
 }

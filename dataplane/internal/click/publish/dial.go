@@ -11,7 +11,7 @@ const (
 	dialTimeout = 2 * time.Second
 	// pieceBytes is what is written to NATS at once. The kernel copies it, and to
 	// a server on the same machine it delivers it, too, before it returns.
-	pieceBytes = 8 << 10
+	pieceBytes = 16 << 10
 )
 
 // dialer connects to NATS so that redirects go first between the pieces of what

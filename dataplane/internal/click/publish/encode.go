@@ -50,6 +50,7 @@ type encoder struct {
 	table      [slots]slot
 	strings    []text
 	targets    []target // what came with the string as a link when it was one last
+	host       uint32   // of the click before: most have the same
 }
 
 // labelSlots is for how many sets of labels a batch remembers what it wrote: there are
@@ -63,13 +64,15 @@ type labelled struct {
 	from, mid, to uint32
 }
 
-type slot struct{ generation, index uint16 } // small: all of them are 32 KiB
+// slot has the place of a string in the batch of this generation, and the half of
+// the string's hash that does not say which slot it is.
+type slot struct {
+	hash              uint32
+	generation, index uint16
+}
 
 // text is a string of the batch: where it lies in buf.
-type text struct {
-	hash     uint64
-	from, to uint32
-}
+type text struct{ from, to uint32 }
 
 // target are strings that a link has the same ones of in most clicks.
 type target struct{ affiliate, campaign, variant, destination uint32 }
@@ -106,6 +109,7 @@ func (e *encoder) begin(buf []byte, first uint64) {
 	e.out, e.buf, e.records = buf[:0], e.buf[:0], e.records[:0]
 	e.first, e.clicks = first, 0
 	e.strings, e.targets, e.memo = append(e.strings[:0], text{}), append(e.targets[:0], target{}), e.memo[:0]
+	e.host = 0
 	if e.generation++; e.generation == 0 {
 		e.table, e.labels, e.generation = [slots]slot{}, [labelSlots]labelled{}, 1
 	}
@@ -137,7 +141,10 @@ func (e *encoder) add(c *click.Click) bool {
 		e.targets[link] = to
 	}
 	agent, referrer, languages := e.index(c.UserAgent), e.index(c.Referrer), e.index(c.Languages)
-	host, path := e.index(c.Host), e.index(c.Path)
+	if !e.is(e.host, c.Host) {
+		e.host = e.index(c.Host)
+	}
+	path := e.index(c.Path)
 	country := uint32(0)
 	if c.Country[0] != 0 {
 		country = e.index(c.Country[:])
@@ -168,7 +175,7 @@ func (e *encoder) add(c *click.Click) bool {
 	b = appendVarint(b, 13<<3, uint64(agent))
 	b = appendVarint(b, 14<<3, uint64(referrer))
 	b = appendVarint(b, 15<<3, uint64(languages))
-	b = appendHigh(b, 16, uint64(host))
+	b = appendHigh(b, 16, uint64(e.host))
 	b = appendHigh(b, 17, uint64(path))
 	b = appendPacked(b, 18, e.parameters)
 	b = appendPacked(b, 19, labels)
@@ -246,19 +253,20 @@ func (e *encoder) index(s []byte) uint32 {
 		return 0
 	}
 	hash := xxh3.HashSeed(s, e.seed)
-	for at := hash; ; at++ {
-		slot := &e.table[at%slots]
-		if slot.generation != e.generation {
+	half := uint32(hash >> 32)
+	for i := hash; ; i++ {
+		at := &e.table[i%slots]
+		if at.generation != e.generation {
 			index := uint32(len(e.strings))
 			e.buf = appendBytes(e.buf, tagString, s)
 			end := uint32(len(e.buf))
-			e.strings = append(e.strings, text{hash, end - uint32(len(s)), end})
+			e.strings = append(e.strings, text{end - uint32(len(s)), end})
 			e.targets = append(e.targets, target{})
-			slot.generation, slot.index = e.generation, uint16(index) // last: see add
+			*at = slot{half, e.generation, uint16(index)} // last: see add
 			return index
 		}
-		if e.strings[slot.index].hash == hash && e.is(uint32(slot.index), s) {
-			return uint32(slot.index)
+		if at.hash == half && e.is(uint32(at.index), s) {
+			return uint32(at.index)
 		}
 	}
 }

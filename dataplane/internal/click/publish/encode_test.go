@@ -292,12 +292,15 @@ func TestAClientCannotChooseStringsThatMeet(t *testing.T) {
 			e.index(s)
 		}
 	}
-	homes := make(map[uint64]bool)
-	for _, s := range e.strings[1:] {
-		homes[s.hash%slots] = true
+	row, longest := 0, 0 // of slots that a search would have to look at
+	for i := range e.table {
+		if row++; e.table[i].generation != e.generation {
+			row = 0
+		}
+		longest = max(longest, row)
 	}
-	if len(homes) < 150 {
-		t.Errorf("%d strings have %d places", len(e.strings)-1, len(homes))
+	if longest > 20 {
+		t.Errorf("of %d strings, %d are in a row", len(e.strings)-1, longest)
 	}
 }
 

@@ -35,6 +35,8 @@ type outage struct {
 	window   time.Duration // of one timing
 	rounds   int           // timings before the outage, and in it while the requests stay as they are
 	full     int           // timings with a full spool
+	drains   int           // outages that end with a full spool
+	between  int           // timings before each of them but the first
 	spool    float64       // clicks that wait when NATS returns, at least
 
 	fleet *processes.Fleet
@@ -44,9 +46,15 @@ type outage struct {
 	rate                                float64 // of redirects that are timed, per second
 	awake                               bool    // cores do not halt
 	before, meanwhile, behind, draining []timing
-	stopped, away, drained              time.Duration // stopped: of it before the spool was filled
-	waited                              float64       // clicks in the spool when NATS returned
-	bytes                               float64       // per click in the stream
+	stopped, away                       time.Duration // of the first outage; stopped: of it before the spool was filled
+	drained                             []drained
+	bytes                               float64 // per click in the stream
+}
+
+// drained is how a spool was emptied.
+type drained struct {
+	waited float64 // clicks in it when NATS returned
+	took   time.Duration
 }
 
 // timing is what the program openloop prints.
@@ -83,10 +91,8 @@ func (o *outage) run(ctx context.Context) error {
 	if err := o.calibrate(ctx); err != nil {
 		return err
 	}
-	for range o.rounds {
-		if err := o.time(ctx, &o.before); err != nil {
-			return err
-		}
+	if err := o.times(ctx, o.rounds, &o.before); err != nil {
+		return err
 	}
 	if err := o.withoutNATS(ctx); err != nil {
 		return err
@@ -94,7 +100,29 @@ func (o *outage) run(ctx context.Context) error {
 	if err := o.drain(ctx); err != nil {
 		return err
 	}
+	for range o.drains - 1 {
+		if err := o.again(ctx); err != nil {
+			return err
+		}
+	}
 	return o.check(ctx)
+}
+
+// again is one more outage, for the drain behind it.
+func (o *outage) again(ctx context.Context) error {
+	if err := o.published(); err != nil {
+		return err
+	}
+	if err := o.times(ctx, o.between, &o.before); err != nil {
+		return err
+	}
+	if _, err := o.fleet.NATS.Stop(); err != nil {
+		return err
+	}
+	if err := o.fill(ctx, o.spool); err != nil {
+		return err
+	}
+	return o.drain(ctx)
 }
 
 // open starts all, with the links loaded.
@@ -223,6 +251,16 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 	return nil
 }
 
+// times adds n timings.
+func (o *outage) times(ctx context.Context, n int, to *[]timing) error {
+	for range n {
+		if err := o.time(ctx, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // withoutNATS stops NATS, times redirects, and fills the spool.
 func (o *outage) withoutNATS(ctx context.Context) error {
 	if _, err := o.fleet.NATS.Stop(); err != nil {
@@ -230,19 +268,15 @@ func (o *outage) withoutNATS(ctx context.Context) error {
 	}
 	begin := time.Now()
 	fmt.Fprintln(os.Stderr, "NATS is stopped")
-	for range o.rounds {
-		if err := o.time(ctx, &o.meanwhile); err != nil {
-			return err
-		}
+	if err := o.times(ctx, o.rounds, &o.meanwhile); err != nil {
+		return err
 	}
 	o.stopped = time.Since(begin)
 	if err := o.fill(ctx, o.spool); err != nil {
 		return err
 	}
-	for range o.full {
-		if err := o.time(ctx, &o.behind); err != nil {
-			return err
-		}
+	if err := o.times(ctx, o.full, &o.behind); err != nil {
+		return err
 	}
 	o.away = time.Since(begin)
 	return nil
@@ -272,12 +306,12 @@ func (o *outage) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.waited = m["unacknowledged"]
+	waited := m["unacknowledged"]
 	if err := o.fleet.NATS.Restart(); err != nil {
 		return err
 	}
 	begin := time.Now()
-	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", o.waited)
+	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", waited)
 	var timings sync.WaitGroup
 	done := make(chan struct{})
 	var failed error
@@ -291,19 +325,24 @@ func (o *outage) drain(ctx context.Context) error {
 			}
 		}
 	})
-	for err == nil && time.Since(begin) < 5*time.Minute {
+	empty := false
+	for err == nil && !empty && time.Since(begin) < 5*time.Minute {
 		time.Sleep(200 * time.Millisecond)
-		if m, err = o.metrics(); err == nil && m["unacknowledged"] < o.rate {
-			o.drained = time.Since(begin)
-			break
-		}
+		m, err = o.metrics()
+		empty = err == nil && m["unacknowledged"] < o.rate
 	}
+	took := time.Since(begin)
 	close(done)
 	timings.Wait()
-	if err == nil && failed == nil && o.drained == 0 {
-		err = fmt.Errorf("after %v, %.0f clicks still wait\n%s", time.Since(begin), m["unacknowledged"], o.node.Output())
+	if err == nil && failed == nil && !empty {
+		err = fmt.Errorf("after %v, %.0f clicks still wait\n%s", took, m["unacknowledged"], o.node.Output())
 	}
-	return errors.Join(err, failed)
+	if err := errors.Join(err, failed); err != nil {
+		return err
+	}
+	o.drained = append(o.drained, drained{waited, took})
+	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", took.Seconds(), waited/took.Seconds())
+	return nil
 }
 
 // check sees to it that no click is missing in the stream, and measures it.

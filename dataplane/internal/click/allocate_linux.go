@@ -26,3 +26,12 @@ func populate(mem []byte) {
 		touch(mem)
 	}
 }
+
+// memoryFile makes a file that is on no disk.
+func memoryFile() (*os.File, error) {
+	fd, err := unix.MemfdCreate("marks", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "memory"), nil
+}

@@ -9,3 +9,12 @@ func allocate(*os.File, int64) error { return nil }
 
 // populate makes pages present and writable.
 func populate(mem []byte) { touch(mem) }
+
+// memoryFile makes a file that is in no folder.
+func memoryFile() (*os.File, error) {
+	f, err := os.CreateTemp("", "marks")
+	if err != nil {
+		return nil, err
+	}
+	return f, os.Remove(f.Name())
+}

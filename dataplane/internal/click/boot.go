@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -62,7 +63,10 @@ type boot struct {
 	*marks
 	dir  string   // empty: plain memory
 	file *os.File // holds the lock
-	mem  []byte
+	mem  []byte   // the page with the marks: of the file, or of what has taken its place
+
+	moving sync.Mutex // guards what follows
+	page   *os.File   // what mem is mapped from
 }
 
 // memoryBoot is a boot that leaves nothing behind.
@@ -155,7 +159,8 @@ func (b *boot) mapMarks(f *os.File) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("map boot file: %w", err), f.Close())
 	}
-	b.file, b.mem = f, mem
+	_ = unix.Mlock(mem) // best effort: what is in memory can be read whatever becomes of the disk
+	b.file, b.page, b.mem = f, f, mem
 	b.marks = (*marks)(unsafe.Pointer(&mem[marksAt]))
 	return nil
 }
@@ -171,7 +176,11 @@ func (b *boot) close(remove bool) error {
 		err = os.RemoveAll(b.dir)
 	}
 	// The mapping would hold the lock as well as the file does.
-	return errors.Join(err, unix.Flock(int(b.file.Fd()), unix.LOCK_UN), b.file.Close())
+	err = errors.Join(err, unix.Flock(int(b.file.Fd()), unix.LOCK_UN), b.file.Close())
+	if b.apart() {
+		err = errors.Join(err, b.page.Close())
+	}
+	return err
 }
 
 // lock takes a file for this process, without waiting.

@@ -15,7 +15,7 @@ func (r *Recorder) End() {
 		return
 	}
 	r.ended = true
-	r.log.boot.ended.Store(1)
+	r.log.boot.mark(func() { r.log.boot.ended.Store(1) })
 	for {
 		s := r.current.Load()
 		if s == nil {
@@ -79,7 +79,7 @@ func (r *Recorder) forget() {
 			if from := max(s.first.Load(), l.Acknowledged()+1); end > from {
 				lost += end - from
 				if s.path != "" { // its file was removed since it was put to use
-					l.boot.noteLost(from, end)
+					l.boot.mark(func() { l.boot.noteLost(from, end) })
 				}
 			}
 		}
@@ -90,7 +90,7 @@ func (r *Recorder) forget() {
 	case r.config.Level == Memory:
 		l.Lose(LostMemory, lost)
 	default:
-		l.boot.raiseCut(r.Last())
+		l.boot.give(r.Last())
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // A page of a mapped file that the disk cannot give, or whose store it cannot take, is a
@@ -19,6 +21,8 @@ import (
 //     boot has left. What they do not find is missing, and counted as corrupt. A click
 //     that is being written at that moment may be among that.
 //   - It is not used again.
+//
+// The page with a boot's marks goes on in memory: see detach.
 
 // ErrDamaged is what Cursor.Next gives once for each segment that is damaged.
 var ErrDamaged = errors.New("a page of the spool cannot be read or written")
@@ -93,7 +97,7 @@ func (r *Recorder) hurt(s *segment, err error) {
 // lose counts a click that was answered, and whose place cannot be written. A cursor
 // will find its sequence missing, also in the next boot.
 func (r *Recorder) lose(s *segment, index uint32, err error) {
-	r.log.boot.raiseCut(s.first.Load() + uint64(index))
+	r.log.boot.give(s.first.Load() + uint64(index))
 	r.hurt(s, err)
 }
 
@@ -110,7 +114,7 @@ func (r *Recorder) next(first uint64) *segment {
 	for {
 		select {
 		case s := <-r.spares:
-			r.log.boot.noteUse(s.plain(), first)
+			r.log.boot.mark(func() { r.log.boot.noteUse(s.plain(), first) })
 			err := s.use(first)
 			if err == nil {
 				return s
@@ -129,6 +133,24 @@ func (l *Log) drop(s *segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.leaving = true
+}
+
+// blot puts memory in the place of pages that cannot be read, from the one on that was
+// the fault. What stands there is no record, nor a place that was never filled.
+func blot(mem []byte, err error, pages int) error {
+	f := new(fault)
+	if !errors.As(err, &f) {
+		return err
+	}
+	from := f.offset &^ (pageSize - 1)
+	part := mem[from:min(from+pages*pageSize, len(mem))]
+	if _, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&part[0]), uintptr(len(part)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_FIXED); err != nil {
+		return fmt.Errorf("pass pages: %w", err)
+	}
+	for i := range part {
+		part[i] = 0xff
+	}
+	return nil
 }
 
 // avoid takes the cursor past a page that cannot be read.

@@ -1,15 +1,10 @@
 package click
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync/atomic"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // heal is called every second. It notices that the folder is gone, makes it anew
@@ -19,7 +14,8 @@ func (r *Recorder) heal() {
 	if b.dir == "" {
 		return
 	}
-	if !b.present() {
+	switch {
+	case !b.present():
 		err := fmt.Errorf("%s: the folder was removed", b.dir)
 		r.degraded.Store(&err)
 		r.log.orphan()
@@ -28,6 +24,11 @@ func (r *Recorder) heal() {
 		}
 		if r.sent != nil {
 			r.sent.lose()
+		}
+	case b.apart():
+		r.degraded.Store(&errApart)
+		if b.restore() != nil {
+			return
 		}
 	}
 	if r.syncFailed.Load() {
@@ -106,6 +107,8 @@ func (b *boot) present() bool {
 // restore makes the folder and its file anew, with the marks as they are. The
 // page with the marks stays where it is in memory: whoever counts in it goes on.
 func (b *boot) restore() error {
+	b.moving.Lock()
+	defer b.moving.Unlock()
 	if err := os.MkdirAll(b.dir, 0o700); err != nil {
 		return err
 	}
@@ -124,45 +127,10 @@ func (b *boot) restore() error {
 	if err := os.Rename(f.Name(), filepath.Join(b.dir, bootFile)); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	if _, err := unix.MmapPtr(int(f.Fd()), 0, unsafe.Pointer(&b.mem[0]), pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+	old := b.file
+	if err := b.move(f, page[:]); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(filepath.Join(b.dir, bootFile)))
 	}
-	// What was counted in between went to the old file.
-	var last [pageSize]byte
-	if _, err := b.file.ReadAt(last[:], 0); err == nil {
-		b.catchUp(page[:], last[:])
-	}
-	old := b.file
 	b.file = f
 	return old.Close()
-}
-
-// catchUp adds what an old page of marks got behind its copy.
-func (b *boot) catchUp(copied, last []byte) {
-	word := func(page []byte, at uintptr) uint64 { return binary.NativeEndian.Uint64(page[marksAt+at:]) }
-	m := b.marks
-	for i := range m.dropped {
-		at := unsafe.Offsetof(m.dropped) + uintptr(i)*8
-		m.dropped[i].Add(word(last, at) - word(copied, at))
-	}
-	at := unsafe.Offsetof(m.lost)
-	m.lost.Add(word(last, at) - word(copied, at))
-	m.raiseCut(word(last, unsafe.Offsetof(m.cut)))
-	at = unsafe.Offsetof(m.acknowledged)
-	for acknowledged := m.acknowledged.Load(); acknowledged < word(last, at); acknowledged = m.acknowledged.Load() {
-		m.acknowledged.CompareAndSwap(acknowledged, word(last, at))
-	}
-	m.position.Store(max(m.position.Load(), word(last, unsafe.Offsetof(m.position))))
-	for i := range m.memory {
-		s := &m.memory[i]
-		at := unsafe.Offsetof(m.memory) + uintptr(i)*unsafe.Sizeof(*s)
-		for part, v := range []*atomic.Uint64{&s.from, &s.to} {
-			if is := word(last, at+uintptr(part)*8); is != word(copied, at+uintptr(part)*8) {
-				v.Store(is)
-			}
-		}
-	}
-	if word(last, unsafe.Offsetof(m.ended)) != 0 {
-		m.ended.Store(1)
-	}
 }

@@ -52,15 +52,8 @@ func (l *Log) Acknowledged() uint64 { return l.boot.acknowledged.Load() }
 // Their segments are used again.
 func (l *Log) Acknowledge(sequence uint64) {
 	l.settle(sequence)
-	for {
-		old := l.boot.acknowledged.Load()
-		if sequence <= old {
-			return
-		}
-		if l.boot.acknowledged.CompareAndSwap(old, sequence) {
-			l.wake()
-			return
-		}
+	if l.boot.acknowledge(sequence) {
+		l.wake()
 	}
 }
 
@@ -70,13 +63,15 @@ func (l *Log) Position() uint64 { return l.boot.position.Load() }
 
 // SetPosition is called before the first batch is sent, and when one is
 // acknowledged. Only one goroutine may call it.
-func (l *Log) SetPosition(sequence uint64) { l.boot.position.Store(sequence) }
+func (l *Log) SetPosition(sequence uint64) {
+	l.boot.mark(func() { l.boot.position.Store(sequence) })
+}
 
 // Lose counts clicks that were recorded, and then could not be published for
 // a reason that will not go away.
 func (l *Log) Lose(reason DropReason, clicks uint64) {
-	l.boot.lost.Add(clicks)
-	l.boot.dropped[reason].Add(clicks)
+	l.boot.mark(func() { l.boot.lost.Add(clicks) })
+	l.boot.drop(reason, clicks)
 }
 
 // dropped is the boot's account of what it lost.
@@ -224,6 +219,7 @@ type Cursor struct {
 	at      uint32 // its index
 	index   uint32 // of the next record, at least
 	next    uint64 // sequence of the next click
+	given   uint64 // the last one's
 	ended   bool
 	copied  []byte // the click that Next gave last; its page may go at any time
 
@@ -282,6 +278,9 @@ func (c *Cursor) walk(f func() bool) (done bool, err error) {
 		fault := guarded(c.mem, func() { done = f() })
 		if fault != nil {
 			c.avoid(fault)
+		}
+		if !s.recovered {
+			c.log.boot.give(c.given)
 		}
 		switch {
 		case done:
@@ -343,9 +342,7 @@ func (c *Cursor) goTo(sequence uint64) {
 		c.log.mu.Unlock()
 	}
 	c.next = sequence + 1
-	if !c.segment.recovered {
-		c.log.boot.raiseCut(sequence)
-	}
+	c.given = sequence
 }
 
 // ahead is how far before it is read the memory of a record is asked for: two or three

@@ -182,10 +182,33 @@ func TestASegmentThatCannotBeReadDoesNotEndTheProcess(t *testing.T) {
 	if err := os.Truncate(path, pageSize); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := first.Log().scan(s, 0); err == nil {
+	damaged, err := first.Log().scan(s, 0)
+	if err == nil {
 		t.Error("nobody is told")
 	}
-	if s.bytes() != nil || s.sealed.Load() != 1 {
-		t.Errorf("mapped: %t, sealed at %d", s.bytes() != nil, s.sealed.Load())
+	if s.bytes() != nil || s.sealed.Load() != 4 || damaged != 1 || len(s.holes) > 0 { // three clicks are in the first page
+		t.Errorf("mapped: %t, sealed at %d, %d damaged, holes: %v", s.bytes() != nil, s.sealed.Load(), damaged, s.holes)
+	}
+}
+
+// What lies behind a page that cannot be read is found at the next start.
+func TestAPageThatCannotBeReadCostsOnlyTheClicksInIt(t *testing.T) {
+	dir := t.TempDir()
+	first := open(t, func(c *Config) { c.Dir, c.Boot = dir, 5 })
+	recordTimes(first, 1, 101)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := openSegment(first.Log().segments[0].path, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.mapIn(); err != nil {
+		t.Fatal(err)
+	}
+	forbid(t, s, 2*pageSize)
+	forbid(t, s, 7*pageSize)
+	if damaged, err := first.Log().scan(s, 0); err == nil || damaged != 0 || s.sealed.Load() != 101 || len(s.holes) > 0 {
+		t.Errorf("%v: %d damaged, sealed at %d, holes: %v", err, damaged, s.sealed.Load(), s.holes)
 	}
 }

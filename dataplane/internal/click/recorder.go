@@ -109,7 +109,7 @@ func Open(config Config) (*Recorder, error) {
 func (r *Recorder) Record(e *Event) {
 	var l layout
 	if !l.plan(e, r.policy) {
-		r.log.boot.dropped[TooLarge].Add(1)
+		r.log.boot.drop(TooLarge, 1)
 		return
 	}
 	for {
@@ -138,9 +138,9 @@ func (r *Recorder) Record(e *Event) {
 // drop counts a click that came while there was no segment.
 func (r *Recorder) drop() {
 	if r.log.boot.ended.Load() != 0 {
-		r.log.boot.dropped[LostMemory].Add(1)
+		r.log.boot.drop(LostMemory, 1)
 	} else {
-		r.log.boot.dropped[SpoolFull].Add(1)
+		r.log.boot.drop(SpoolFull, 1)
 	}
 }
 
@@ -246,7 +246,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 		return s
 	}
 	// While the folder fails, only a new file shows that it works again.
-	if r.Degraded() == nil {
+	if r.Degraded() == nil && !b.apart() {
 		if s := recycle(); s != nil {
 			return s, nil
 		}

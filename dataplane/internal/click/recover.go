@@ -96,8 +96,7 @@ func (l *Log) recover() (warnings []error) {
 		}
 		damaged, err := l.scan(s, end)
 		if err != nil {
-			// Its clicks are passed over; the file stays for a person to see.
-			warnings = append(warnings, err)
+			warnings = append(warnings, err) // clicks that cannot be read are passed over
 		}
 		shift += uint64(len(s.holes))
 		if i+1 == len(l.segments) {
@@ -125,12 +124,20 @@ func (l *Log) scan(s *segment, end uint64) (damaged uint64, err error) {
 		return 0, err
 	}
 	defer s.mapOut(runtime.Gosched)
-	err = guarded(s.bytes(), func() { damaged = l.readThrough(s, end) })
-	if err != nil { // a page that the disk cannot give
-		s.sealed.Store(1)
-		return 0, fmt.Errorf("read segment %s: %w", s.path, err)
+	for pages := 1; ; pages *= 2 { // a disk may give no page at all
+		s.holes = nil
+		fault := guarded(s.bytes(), func() { damaged = l.readThrough(s, end) })
+		if fault == nil {
+			return damaged, err
+		}
+		if err == nil { // the first says it
+			err = fmt.Errorf("read segment %s: %w", s.path, fault)
+		}
+		if blot := blot(s.bytes(), fault, pages); blot != nil {
+			s.sealed.Store(1)
+			return 0, errors.Join(err, blot)
+		}
 	}
-	return damaged, nil
 }
 
 // readThrough is scan in a segment that is mapped.

@@ -36,7 +36,7 @@ func NewBuilder(hint int) *Builder {
 	hint = min(max(hint, 0), maxHint)
 	b := &Builder{id: ids.Add(1)}
 	b.line, b.base = b.id, b.id
-	b.bits = uint8(bits.Len(uint(hint / (maxLinks * 3 / 4))))
+	b.bits = uint8(bits.Len(uint(hint / (shardLinks(hint) * 3 / 4))))
 	b.each = hint>>b.bits + 1
 	b.shards = make([]*shard, 1<<b.bits)
 	all := make([]shard, len(b.shards))

@@ -18,7 +18,8 @@
 // shard that grows beyond 2048 links (or half a megabyte) is split in two,
 // which doubles the list only when the shard has one place in it. So growth
 // costs one shard at a time, never the whole. Shards are not joined again: one
-// that is empty takes some hundred bytes.
+// that is empty takes some hundred bytes. From two million links on, shards get
+// larger instead, up to 8192 links, so that ten million have some 2048 of them.
 //
 // Paths that some policy takes for the same, in another case or with a slash
 // more, have the same hash, and are told apart where they are compared. So the

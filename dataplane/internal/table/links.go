@@ -149,7 +149,7 @@ func (b *Builder) accountLink(p *pending, value []byte) {
 		b.links++
 		b.hosts.edit(b.id, p.host, domain).v.count(b.id, p.compiled.Path(value), 1)
 	}
-	for s := b.shard(p.at); s.over() && s.parts(); s = b.shard(p.at) {
+	for s := b.shard(p.at); s.over(shardLinks(b.links)) && s.parts(); s = b.shard(p.at) {
 		b.split(p.at, s)
 	}
 }

@@ -37,7 +37,8 @@ func TestMemoryIsWhereTheLinksAre(t *testing.T) {
 func TestPointersAreForShardsAndNotForLinks(t *testing.T) {
 	for links := 1_000_000; links <= 10_000_000; links += 500_000 {
 		// A list of a power of two is up to twice as long as it had to be.
-		if n, most := pointers(NewBuilder(links).Build(Version{})), 3*2*links/(maxLinks*3/4); n > most || n < 3*links/maxLinks {
+		n, each := pointers(NewBuilder(links).Build(Version{})), shardLinks(links)
+		if most := 3 * 2 * links / (each * 3 / 4); n > min(most, 6200) || n < 3*links/each {
 			t.Errorf("a table that is made for %d links has %d pointers, and should have %d at most", links, n, most)
 		}
 	}

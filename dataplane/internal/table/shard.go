@@ -12,14 +12,22 @@ import (
 	"github.com/affleet/affleet/proto/link"
 )
 
-// A shard holds at most maxLinks links, and at most maxArena bytes of them
-// once they are more than minLinks: beyond that it is split in two.
+// A shard holds at most maxLinks links, more in a table of more than two million, and
+// linkBytes for each of these once they are more than minLinks: beyond that it is split
+// in two.
 const (
-	maxLinks = 2048
-	minLinks = 64
-	maxArena = 512 << 10
-	maxDepth = 24 // bits of the hash that tell shards apart
+	maxLinks   = 2048
+	maxOfLarge = 4 * maxLinks
+	largeParts = 1024 // of a large table, of which each may be a shard
+	minLinks   = 64
+	linkBytes  = 256
+	maxDepth   = 24 // bits of the hash that tell shards apart
 )
+
+// shardLinks is how many links a shard may have where there are so many in all. Larger
+// shards are fewer, for the garbage collector and for the list that each edit copies;
+// smaller ones are quicker to copy.
+func shardLinks(links int) int { return min(max(links/largeParts, maxLinks), maxOfLarge) }
 
 // An entry of an arena is the length of the value (2 bytes, little endian), the
 // encoded link.Compiled and the value. Its key is in the value.
@@ -281,9 +289,9 @@ func (s *shard) push(c *link.Compiled, value []byte) uint32 {
 	return off
 }
 
-// over says that the shard is to be split.
-func (s *shard) over() bool {
-	return s.depth < maxDepth && s.n > s.most && (s.n > maxLinks || s.n > minLinks && s.live() > maxArena)
+// over says that the shard is to be split where one may have so many links.
+func (s *shard) over(links int) bool {
+	return s.depth < maxDepth && s.n > s.most && (s.n > links || s.n > minLinks && s.live() > links*linkBytes)
 }
 
 // parts says whether a split would part the links. It would not if most of

@@ -238,7 +238,7 @@ func TestHugeValuesSplitShardsByBytes(t *testing.T) {
 	table := b.Build(Version{})
 	m.check(t, table)
 	for _, s := range table.contents.shards {
-		if s.n > minLinks && s.live() > maxArena {
+		if s.n > minLinks && s.live() > maxLinks*linkBytes {
 			t.Fatalf("a shard has %d links of %d bytes", s.n, s.live())
 		}
 	}

@@ -83,8 +83,8 @@ func TestHeadsOverHTTP2HaveTheTimeForAHead(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
+			began := time.Now() // before the server has shaken hands, and its time begins
 			c := n.dialTLS(t, "h2", "go.example")
-			began := time.Now()
 			c.send(test.send)
 			if _, err := io.WriteString(c.Conn.(*tls.Conn).NetConn(), test.wire); err != nil {
 				t.Fatal(err)

@@ -71,6 +71,7 @@ func TestIdleConnectionIsClosedAfterTheIdleTime(t *testing.T) {
 		if got, after := readAll(c); got != "" || after != 75*time.Second {
 			t.Errorf("after requests: got %q after %v, want nothing after 75 s", got, after)
 		}
+		synctest.Wait() // for what comes behind a close
 		if st := s.Stats(); st.IdleTimeouts != 2 || st.HeadTimeouts != 0 || st.Open != 0 {
 			t.Errorf("got %+v", st)
 		}
@@ -100,6 +101,7 @@ func TestHeadMustBeCompleteInTimeHoweverManyBytesCome(t *testing.T) {
 				t.Errorf("behind %q: closed after %v, want 5 s from the head's first byte", first, after-50*time.Second)
 			}
 		}
+		synctest.Wait()
 		if st := s.Stats(); st.HeadTimeouts != 3 || st.IdleTimeouts != 0 {
 			t.Errorf("got %+v", st)
 		}

@@ -2,7 +2,10 @@
 
 package click
 
-import "os"
+import (
+	"errors"
+	"os"
+)
 
 // allocate leaves it to writing zeros to give a new file its blocks.
 func allocate(*os.File, int64) error { return nil }
@@ -16,5 +19,8 @@ func memoryFile() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, os.Remove(f.Name())
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }

@@ -133,9 +133,9 @@ func (l *Log) scan(s *segment, end uint64) (damaged uint64, err error) {
 		if err == nil { // the first says it
 			err = fmt.Errorf("read segment %s: %w", s.path, fault)
 		}
-		if blot := blot(s.bytes(), fault, pages); blot != nil {
+		if failed := blot(s.bytes(), fault, pages); failed != nil {
 			s.sealed.Store(1)
-			return 0, errors.Join(err, blot)
+			return 0, errors.Join(err, failed)
 		}
 	}
 }

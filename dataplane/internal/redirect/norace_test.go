@@ -2,4 +2,4 @@
 
 package redirect
 
-const allowedAllocs = 0
+const raceDetector = false

@@ -166,19 +166,30 @@ func (s *Store) linkOf(ctx context.Context, h *hold, ids []string, ignore func(n
 // existing reads which of at most maxGets affiliates exist, and the guard at
 // the same revision.
 func (s *Store) existing(ctx context.Context, ids []string) (map[string]bool, guard, error) {
+	got, err := s.txn(ctx, nil, existingGets(ids), nil)
+	if err != nil {
+		return nil, guard{}, err
+	}
+	found, g := existingFrom(got, 0, ids)
+	return found, g, nil
+}
+
+// existingGets reads the guard and the affiliates in a transaction; existingFrom
+// reads their answers.
+func existingGets(ids []string) []clientv3.Op {
 	ops := guardGets()
 	for _, id := range ids {
 		ops = append(ops, clientv3.OpGet(resources+link.Affiliates.Prefix()+id, clientv3.WithCountOnly()))
 	}
-	got, err := s.txn(ctx, nil, ops, nil)
-	if err != nil {
-		return nil, guard{}, err
-	}
+	return ops
+}
+
+func existingFrom(got *clientv3.TxnResponse, at int, ids []string) (map[string]bool, guard) {
 	found := make(map[string]bool, len(ids))
 	for i, id := range ids {
-		found[id] = got.Responses[2+i].GetResponseRange().Count > 0
+		found[id] = got.Responses[at+2+i].GetResponseRange().Count > 0
 	}
-	return found, guardFrom(got, 0), nil
+	return found, guardFrom(got, at)
 }
 
 // checkAffiliate says why a link may not name an affiliate.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 
 	"github.com/affleet/affleet/proto/link"
@@ -111,6 +113,53 @@ func TestLinkIsNotWrittenOnceItsAffiliateIsDeletedInBetween(t *testing.T) {
 	}
 }
 
+// counted counts the round trips to etcd.
+type counted struct {
+	clientv3.KV
+	trips *int
+}
+
+func (c counted) Txn(ctx context.Context) clientv3.Txn {
+	*c.trips++
+	return c.KV.Txn(ctx)
+}
+
+func TestAWriteOfALinkReadsOnceAndWritesOnce(t *testing.T) {
+	s := start(t)
+	s.mustPut(t, testAffiliate("aff_01"), testAffiliate("aff_02"))
+	trips := 0
+	s.client.KV = counted{s.client.KV, &trips}
+	for _, w := range []Write{
+		{Verb: Create, Resource: affiliateLink("/a", "aff_01")},
+		{Verb: Update, Resource: testLink("/a", "https://store.example/b"), Mask: []string{"destination"}},
+		{Verb: Update, Resource: affiliateLink("/a", "aff_02"), Mask: []string{"affiliate"}},
+		{Verb: Put, Resource: affiliateLink("/a", "aff_01")},
+		{Verb: Delete, Name: "links/go.example.com/a"},
+	} {
+		trips = 0
+		s.mustWrite(t, w)
+		if trips != 2 {
+			t.Errorf("verb %d, fields %v: %d round trips, want 2", w.Verb, w.Mask, trips)
+		}
+	}
+}
+
+func TestALinkThatKeepsItsAffiliateHoldsUpItsDeletion(t *testing.T) {
+	s := start(t)
+	s.mustPut(t, testAffiliate("aff_01"), affiliateLink("/a", "aff_01"))
+	held, err := s.hold(t.Context(), []string{"aff_01"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = s.Write(t.Context(), "", []Write{{Verb: Create, Resource: affiliateLink("/b", "aff_01")}}, false)
+	wantKind(t, err, link.FailedPrecondition)
+	s.mustWrite(t, Write{Verb: Update, Resource: testLink("/a", "https://store.example/b"), Mask: []string{"destination"}})
+	if name, _, err := s.linkOf(t.Context(), held, []string{"aff_01"}, func(string) bool { return false }); err != nil || name != "links/go.example.com/a" {
+		t.Errorf("the deletion finds %q, %v", name, err)
+	}
+	s.release(t.Context(), held)
+}
+
 // TestNoRevisionHasALinkWithoutItsAffiliate lets writers of links, an import
 // and deleters of their affiliates race, and then looks at every revision that
 // there was.
@@ -132,9 +181,13 @@ func TestNoRevisionHasALinkWithoutItsAffiliate(t *testing.T) {
 	}
 	for writer := range 4 {
 		id, path := fmt.Sprintf("aff_%d", writer%2), fmt.Sprintf("/w%d", writer)
+		other := fmt.Sprintf("aff_%d", 1-writer%2)
 		wait.Go(func() {
-			for range rounds {
+			for i := range rounds {
 				try(&written, Write{Verb: Put, Resource: affiliateLink(path, id)})
+				kept := testLink(path, fmt.Sprintf("https://store.example/%d", i))
+				try(&written, Write{Verb: Update, Resource: kept, Mask: []string{"destination"}})
+				try(&written, Write{Verb: Update, Resource: affiliateLink(path, other), Mask: []string{"affiliate"}})
 				try(&written, Write{Verb: Delete, Name: "links/go.example.com" + path})
 			}
 		})

@@ -139,6 +139,10 @@ type transaction struct {
 	index   map[string]int // of changes, by name
 	held    *hold          // the guard, while affiliates are being deleted
 	waits   bool           // for somebody else who holds the guard
+
+	// Of the last read: which of the affiliates that the writes name exist, and the guard.
+	affiliates map[string]bool
+	guarded    guard
 }
 
 // change is one write: what is asked, what was there, and what comes of it.
@@ -252,11 +256,18 @@ func (t *transaction) commit(ctx context.Context, read int64, compares []clientv
 	return t.results(got.Header.Revision, &record), got.Header.Revision, nil
 }
 
-// read reads the state of every resource that is written.
+// read reads the state of every resource that is written and, in the same round
+// trip where there is room, the affiliates that links are to have.
 func (t *transaction) read(ctx context.Context) (int64, error) {
 	ops := make([]clientv3.Op, len(t.changes))
 	for i := range t.changes {
 		ops[i] = clientv3.OpGet(resources + t.changes[i].name)
+	}
+	ids := t.namedAffiliates()
+	if len(ids) == 0 || len(ops)+len(ids) > maxGets {
+		ids = nil
+	} else {
+		ops = append(ops, existingGets(ids)...)
 	}
 	got, err := t.s.txn(ctx, nil, ops, nil)
 	if err != nil {
@@ -265,7 +276,22 @@ func (t *transaction) read(ctx context.Context) (int64, error) {
 	for i := range t.changes {
 		t.changes[i].old = storedFrom(got.Responses[i].GetResponseRange().Kvs)
 	}
+	t.affiliates = nil
+	if len(ids) > 0 {
+		t.affiliates, t.guarded = existingFrom(got, len(t.changes), ids)
+	}
 	return got.Header.Revision, nil
+}
+
+// namedAffiliates are those that the writes say, and not what is stored.
+func (t *transaction) namedAffiliates() []string {
+	named := make(map[string]bool)
+	for i := range t.changes {
+		if id := t.changes[i].Resource.GetLink().GetAffiliate(); id != "" {
+			named[id] = true
+		}
+	}
+	return sortedKeys(named)
 }
 
 // workOut finds what comes of each write, and all problems.
@@ -403,6 +429,9 @@ func (t *transaction) deletedAffiliates() (ids []string) {
 // checkAffiliates checks that the affiliates of all links that are written
 // exist after the transaction. It gives the guard's revision if that was
 // relied on.
+//
+// A link that keeps its affiliate needs neither: the transaction compares that the
+// link is as it was read, so that whoever deletes the affiliate finds it there.
 func (t *transaction) checkAffiliates(ctx context.Context, deleted []string) (*int64, error) {
 	ask := make(map[string]bool)
 	for i := range t.changes {
@@ -411,14 +440,15 @@ func (t *transaction) checkAffiliates(ctx context.Context, deleted []string) (*i
 		if id == "" || c.outcome == Unchanged && len(deleted) == 0 {
 			continue
 		}
-		if at, ok := t.index[link.Affiliates.Prefix()+id]; !ok || t.changes[at].Verb == Delete {
+		at, written := t.index[link.Affiliates.Prefix()+id]
+		if written && t.changes[at].Verb == Delete || !written && id != string(linkAffiliate(c.old.value)) {
 			ask[id] = true
 		}
 	}
 	if len(ask) == 0 {
 		return nil, nil
 	}
-	exists, g, err := t.s.existing(ctx, sortedKeys(ask))
+	exists, g, err := t.existing(ctx, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -436,6 +466,16 @@ func (t *transaction) checkAffiliates(ctx context.Context, deleted []string) (*i
 		}
 	}
 	return &g.revision, errors.Join(problems...)
+}
+
+// existing is the store's, of what was read already where that has all.
+func (t *transaction) existing(ctx context.Context, ids map[string]bool) (map[string]bool, guard, error) {
+	for id := range ids {
+		if _, known := t.affiliates[id]; !known {
+			return t.s.existing(ctx, sortedKeys(ids))
+		}
+	}
+	return t.affiliates, t.guarded, nil
 }
 
 // op is the change as an operation of etcd; record has the time and who.

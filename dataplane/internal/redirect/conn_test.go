@@ -78,6 +78,30 @@ func TestIdleConnectionIsClosedAfterTheIdleTime(t *testing.T) {
 	})
 }
 
+func TestConnectionIsIdleAfterItsTimeHoweverOftenItIsLookedAt(t *testing.T) {
+	const idle = 300 * time.Millisecond
+	n := startNode(t, time.Second, func(c *Config) { c.IdleTimeout, c.lookAgain = idle, 10*time.Millisecond })
+	c := n.dial(t)
+	for range 3 {
+		begin := time.Now()
+		c.send(getA)
+		c.expect(302)
+		for time.Since(begin) < idle/2 { // several looks
+			time.Sleep(idle / 20)
+		}
+	}
+	begin := time.Now()
+	c.send(getA)
+	c.expect(302)
+	c.expectEnd()
+	if took := time.Since(begin); took < idle {
+		t.Errorf("it was closed after %v", took)
+	}
+	if st := n.Stats(); st.IdleTimeouts != 1 {
+		t.Errorf("%d connections were closed as idle", st.IdleTimeouts)
+	}
+}
+
 func TestHeadMustBeCompleteInTimeHoweverManyBytesCome(t *testing.T) {
 	inBubble(t, time.Second, func(t *testing.T, s *Server, dial func() net.Conn, _ func()) {
 		for _, first := range []string{"", getA, getA + getA + "G"} {

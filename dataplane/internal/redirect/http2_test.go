@@ -2,13 +2,19 @@ package redirect
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
+	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
 )
 
 // What else these tests speak of (RFC 9113, section 6).
@@ -32,6 +38,139 @@ func readFrame(r *bufio.Reader) (kind byte, stream uint32, err error) {
 	}
 	_, err = r.Discard(int(head[0])<<16 | int(head[1])<<8 | int(head[2]))
 	return head[3], binary.BigEndian.Uint32(head[5:]), err
+}
+
+// http2Client asks the node over HTTP/2, whatever host the URL names.
+func http2Client(t testing.TB, n *node) *http.Client {
+	transport := &http.Transport{
+		ForceAttemptHTTP2: true,
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", n.addr)
+		},
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse
+	}}
+}
+
+func TestHTTP2AnswersAreThoseOfHTTP1(t *testing.T) {
+	expired := withExpired(t)
+	secure, _ := startTLS(t, newDir(t), func(c *Config) { c.Live.Store(expired) })
+	plain := startNode(t, time.Second, func(c *Config) { c.Live.Store(expired) })
+	hc := http2Client(t, secure)
+	for _, tt := range []struct{ method, host, path string }{
+		{"GET", "x.example", "/a"},
+		{"HEAD", "x.example", "/a"},
+		{"GET", "go.example", "/a?q=1"},
+		{"GET", "GO.example:443", "/a"},
+		{"GET", "go.example", "/%C3%bC"},
+		{"GET", "all.example", "/none"},
+		{"GET", "x.example", "/none"},
+		{"HEAD", "x.example", "/none"},
+		{"GET", "x.example", "/old"},
+		{"GET", "bad_host!", "/a"},
+		{"GET", "x.example:99999", "/a"},
+		{"OPTIONS", "x.example", "/a"},
+		{"DELETE", "x.example", "/a"},
+	} {
+		c := plain.dial(t)
+		c.send(tt.method + " " + tt.path + " HTTP/1.1\r\nHost: " + tt.host + "\r\n\r\n")
+		want, wantBody := c.answer(tt.method)
+
+		req, err := http.NewRequest(tt.method, "https://x.example"+tt.path, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = tt.host
+		got, err := hc.Do(req)
+		if err != nil {
+			t.Errorf("%v: %v", tt, err)
+			continue
+		}
+		body, err := io.ReadAll(got.Body)
+		if err != nil || got.ProtoMajor != 2 || got.StatusCode != want.StatusCode || string(body) != wantBody {
+			t.Errorf("%v: got %s %s %q, want %s %q", tt, got.Proto, got.Status, body, want.Status, wantBody)
+		}
+		for _, name := range []string{"Location", "Cache-Control", "Content-Type", "Content-Length", "Allow", "Retry-After"} {
+			if g, w := got.Header.Get(name), want.Header.Get(name); g != w {
+				t.Errorf("%v: %s is %q, want %q", tt, name, g, w)
+			}
+		}
+		if date, err := http.ParseTime(got.Header.Get("Date")); err != nil || time.Since(date) > 20*time.Second {
+			t.Errorf("%v: Date %q", tt, got.Header.Get("Date"))
+		}
+	}
+	a, b := secure.Stats(), plain.Stats()
+	if a.Redirects != b.Redirects || a.NotFound != b.NotFound || a.Gone != b.Gone || a.Refused != b.Refused {
+		t.Errorf("HTTP/2 counted %+v, HTTP/1 %+v", a, b)
+	}
+	if g, w := clickAddresses(t, secure), clickAddresses(t, plain); strings.Join(g, " ") != strings.Join(w, " ") {
+		t.Errorf("clicks came from %v, want %v", g, w)
+	}
+}
+
+func TestHTTP2WithoutATableIsUnavailable(t *testing.T) {
+	n, _ := startTLS(t, newDir(t), func(c *Config) { c.Live = &table.Live{} })
+	resp, err := http2Client(t, n).Get("https://x.example/a")
+	if err != nil || resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("got %v, %v", resp, err)
+	}
+}
+
+func TestHTTP2BodiesAreRefusedAndTheConnectionIsClosed(t *testing.T) {
+	n, _ := startTLS(t, newDir(t))
+	hc := http2Client(t, n)
+	for i, tt := range []struct {
+		method string
+		length int64
+		status int
+	}{
+		{"POST", 1000, 405},
+		{"GET", 1000, 400},
+		{"GET", -1, 400},
+	} {
+		req, err := http.NewRequest(tt.method, "https://x.example/a", strings.NewReader(strings.Repeat("x", 1000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.ContentLength = tt.length
+		resp, err := hc.Do(req)
+		if err != nil {
+			t.Fatalf("%+v: %v", tt, err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != tt.status {
+			t.Errorf("%+v: got %s", tt, resp.Status)
+		}
+		resp, err = hc.Get("https://x.example/a")
+		if err != nil || resp.StatusCode != http.StatusFound {
+			t.Fatalf("the next request: %v, %v", resp, err)
+		}
+		if st := n.Stats(); st.Accepted < uint64(i+2) {
+			t.Errorf("%+v: %d connections, want a new one", tt, st.Accepted)
+		}
+	}
+	if st := n.Stats(); st.Refused != 3 || st.Refusals["body"] != 2 || st.Refusals["method"] != 1 {
+		t.Errorf("got %+v", st.Refusals)
+	}
+}
+
+func TestHTTP2HeadsAreLimited(t *testing.T) {
+	n, _ := startTLS(t, newDir(t), func(c *Config) { c.MaxHead = 2 << 10 })
+	req, err := http.NewRequest(http.MethodGet, "https://x.example/a", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Long", strings.Repeat("x", 20<<10))
+	resp, err := http2Client(t, n).Do(req)
+	if err == nil && resp.StatusCode < 400 {
+		t.Errorf("got %s", resp.Status)
+	}
+	if st := n.Stats(); st.Redirects > 0 {
+		t.Errorf("got %+v", st)
+	}
 }
 
 // An answer with a body waits for the client's window, and with it a goroutine, the

@@ -63,3 +63,33 @@ func TestATableSharesItsBaseWithItsEditsAlone(t *testing.T) {
 		t.Errorf("the bases are %d, of edits %d and %d, of another table %d", first.Base(), edited.Base(), aside.Base(), other.Base())
 	}
 }
+
+func TestLinkTakesAtMost145Bytes(t *testing.T) {
+	const n = 100_000
+	set := newBenchSet(t)
+	table := set.build(t, n)
+	check := func(when string) {
+		size := 8 * len(table.contents.shards)
+		for i := 0; i < len(table.contents.shards); {
+			s := table.contents.shards[i]
+			size += 80 + cap(s.arena) + 4*cap(s.index)
+			i += 1 << (table.contents.bits - s.depth)
+		}
+		if size > 145*n {
+			t.Errorf("%s: %.1f bytes per link", when, float64(size)/n)
+		}
+	}
+	check("built")
+	for first := 0; first < n; first += 100 {
+		b := table.Edit()
+		for i := first; i < first+100; i++ {
+			key, value := set.set(i)
+			value[set.dest-17] = 'x'
+			if err := b.Put(key, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		table = b.Build(Version{})
+	}
+	check("every link replaced")
+}

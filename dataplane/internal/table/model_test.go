@@ -1,10 +1,8 @@
 package table
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
-	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -46,19 +44,6 @@ func aLink(tb testing.TB, domain, path, destination, affiliate string) (key, val
 	return marshal(tb, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
 		Domain: domain, Path: path, Destination: destination, Affiliate: affiliate,
 	}}})
-}
-
-// withPlan makes a link that shares what it says about rules, splits and query
-// with the others of the same number.
-func withPlan(i int, l *linkv1.Link) *linkv1.Resource {
-	l.Rules = []*linkv1.Rule{{When: fmt.Sprintf(`country == "D%c"`, 'A'+i), Outcome: &linkv1.Rule_Destination{Destination: "https://rule.example/"}}}
-	if i%2 == 0 {
-		l.Splits = []*linkv1.Split{{Name: "a", Weight: 70, Destination: "https://a.example/"}, {Name: "b", Weight: 30, Destination: "https://b.example/"}}
-	}
-	if i%3 == 0 {
-		l.Query = &linkv1.QueryPolicy{Mode: linkv1.QueryMode_QUERY_MODE_KEEP}
-	}
-	return &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: l}}
 }
 
 func aDomain(tb testing.TB, host, notFound string) (key, value string) {
@@ -284,90 +269,6 @@ func (m model) checkLookup(tb testing.TB, t *Table, f folded, host, path string)
 	}
 }
 
-// checkShape checks what shards and registries rely on.
-func checkShape(tb testing.TB, t *Table) {
-	tb.Helper()
-	c := &t.contents
-	if len(c.shards) != 1<<c.bits {
-		tb.Fatalf("%d shards with %d bits", len(c.shards), c.bits)
-	}
-	hosts := map[string]int{}
-	depths := map[string]*depthCounts{}
-	links := 0
-	plans := map[uint64]int{}
-	for i := 0; i < len(c.shards); {
-		s, span := c.shards[i], 1<<(c.bits-c.shards[i].depth)
-		for _, same := range c.shards[i : i+span] {
-			if same != s {
-				tb.Fatalf("shard %d does not have its %d places", i, span)
-			}
-		}
-		n, live := 0, 0
-		s.each(func(_, size uint32, l *link.Compiled, value []byte) bool {
-			h := link.HashKey(nameHash(l.Domain(value)), l.Path(value))
-			var again link.Compiled
-			if _, found := s.find(h, l.Domain(value), l.Path(value), &again); c.shard(h) != s || !bytes.Equal(found, value) {
-				tb.Fatalf("link %s%s is not where it should be", l.Domain(value), l.Path(value))
-			}
-			hosts[string(l.Domain(value))]++
-			if l.IsBare() {
-				plans[l.PlanKey(value)]++
-			}
-			if path := l.Path(value); link.IsPrefix(path) {
-				p := depths[string(l.Domain(value))]
-				if p == nil {
-					p = new(depthCounts)
-					depths[string(l.Domain(value))] = p
-				}
-				p.n[link.Depth(path)]++
-			}
-			n, live = n+1, live+int(size)
-			return true
-		})
-		if n != s.n || live != s.live() || bits.Len(uint(len(s.arena))) > int(s.offBits) && s.n > 0 || n > 0 && n >= len(s.index) {
-			tb.Fatalf("shard %d: %d links of %d bytes, says %d of %d; %d offset bits, %d slots", i, n, live, s.n, s.live(), s.offBits, len(s.index))
-		}
-		if s.n > max(maxLinks, s.most) {
-			tb.Fatalf("shard %d has %d links", i, s.n)
-		}
-		links += n
-		i += span
-	}
-	if links != c.links {
-		tb.Fatalf("%d links, says %d", links, c.links)
-	}
-	if len(plans) != c.plans.n {
-		tb.Fatalf("%d plans, and links have %d", c.plans.n, len(plans))
-	}
-	c.plans.each(func(it *item[plan]) bool {
-		if it.v.links != plans[it.hash] || it.v.compiled == nil {
-			tb.Fatalf("plan %x has %d links, says %d", it.hash, plans[it.hash], it.v.links)
-		}
-		return true
-	})
-	items := 0
-	c.hosts.each(func(it *item[host]) bool {
-		items++
-		if it.v.links != hosts[it.name] || it.v.links == 0 && it.v.domain == nil {
-			tb.Fatalf("host %s has %d links, says %d", it.name, hosts[it.name], it.v.links)
-		}
-		got, want := it.v.counts, depths[it.name]
-		if (got == nil) != (want == nil) || got != nil && got.n != want.n {
-			tb.Fatalf("host %s has prefix links %+v, says %+v", it.name, want, got)
-		}
-		for d := range link.MaxPrefixDepth + 1 {
-			if (want != nil && want.n[d] > 0) != (it.v.depths>>d&1 > 0) {
-				tb.Fatalf("host %s has prefix links %+v, says %b", it.name, want, it.v.depths)
-			}
-		}
-		delete(hosts, it.name)
-		return true
-	})
-	if len(hosts) > 0 || items != c.hosts.n {
-		tb.Fatalf("hosts are missing: %v", hosts)
-	}
-}
-
 // put puts an entry, or holds it if it does not compile.
 func (m model) put(tb testing.TB, b *Builder, key, value []byte) {
 	tb.Helper()
@@ -513,101 +414,5 @@ func TestHashDependsOnWhatIsThereAndNotOnHowItCame(t *testing.T) {
 			t.Fatalf("hint %d: %d entries with hash %x, want %d with %x", hint, again.Len(), again.Hash(), table.Len(), table.Hash())
 		}
 		m.check(t, again)
-	}
-}
-
-// lastOf is the last value of a key among entries.
-func lastOf(keys, values [][]byte, key string) (value string) {
-	for i := range keys {
-		if string(keys[i]) == key {
-			value = string(values[i])
-		}
-	}
-	return value
-}
-
-func TestPutAllIsPuttingOneByOne(t *testing.T) {
-	r := rand.New(rand.NewPCG(7, 8))
-	for _, n := range []int{0, 1, serialEntries, 3 * serialEntries, 2*blockEntries + 17} {
-		for _, table := range []*Table{nil, NewBuilder(n).Build(Version{}), nil} {
-			one, all := NewBuilder(n), NewBuilder(n)
-			if table != nil {
-				one, all = table.Edit(), table.Edit()
-			}
-			m := model{}
-			keys, values := make([][]byte, n), make([][]byte, n)
-			for i := range n {
-				key, value := random(t, r, n/2+1)
-				keys[i], values[i], m[key] = []byte(key), []byte(value), value
-				if strings.HasPrefix(value, broken) {
-					// Held entries come last, so a key is not both.
-					keys[i] = fmt.Appendf(nil, "links/held.example/%d", i)
-					delete(m, key)
-					m[string(keys[i])] = value
-					if v := lastOf(keys[:i], values[:i], key); v != "" {
-						m[key] = v
-					}
-				}
-				m.put(t, one, keys[i], values[i])
-			}
-			all.PutAll(n, func(i int) ([]byte, []byte) { return keys[i], values[i] }, func(i int, _ error) {
-				if err := all.Hold(keys[i], values[i]); err != nil {
-					t.Fatal(err)
-				}
-			})
-			if one.Hash() != all.Hash() || one.Len() != all.Len() {
-				t.Fatalf("%d entries: hash %x, want %x", n, all.Hash(), one.Hash())
-			}
-			m.check(t, all.Build(Version{}))
-		}
-	}
-}
-
-func TestLinksOfAShardAreInsertedByOneGoroutine(t *testing.T) {
-	for _, links := range []int{0, 500, 20_000} { // in one shard and in several, before
-		b := NewBuilder(0)
-		for i := range links {
-			key, value := aLink(t, "a.test", fmt.Sprint("/", i), "https://x.test/", "")
-			(model{}).put(t, b, []byte(key), []byte(value))
-		}
-		block := make([]pending, 3000)
-		for i := range block {
-			_, value := aLink(t, "a.test", fmt.Sprint("/new/", i%2500), "https://x.test/", "")
-			id := fmt.Sprint("a.test/new/", i%2500)
-			block[i].isLink = i%7 != 0
-			if err := b.prepare(&block[i], []byte(id), []byte(value)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		order := inOrder(block)
-		if want := len(block) - (len(block)+6)/7; len(order) != want {
-			t.Fatalf("%d links are in order, not %d", len(order), want)
-		}
-		seen := map[uint64]uint16{} // the last entry with a hash
-		for _, i := range order {
-			if at := block[i].at; seen[at] > i {
-				t.Fatalf("entry %d comes behind %d, which has the same key", i, seen[at])
-			}
-			seen[block[i].at] = i
-		}
-		for _, n := range []int{1, 2, 3, 5, 7, partsEach * maxWorkers} {
-			parts := b.parts(block, order, n)
-			if parts[0] != 0 || parts[n] != len(order) || !slices.IsSorted(parts) {
-				t.Fatalf("%d parts are %v of %d", n, parts, len(order))
-			}
-			whose := map[*shard]int{}
-			for w := range n {
-				for _, i := range order[parts[w]:parts[w+1]] {
-					s := b.shard(block[i].at)
-					if other, ok := whose[s]; ok && other != w {
-						t.Fatalf("of %d parts, %d and %d have links of one shard", n, other, w)
-					}
-					whose[s] = w
-				}
-			}
-			if links == 20_000 && n == 2 && (parts[1] < len(order)/4 || parts[1] > len(order)*3/4) {
-				t.Errorf("two parts are %v of %d", parts, len(order))
-			}
-		}
 	}
 }

@@ -3,15 +3,8 @@ package table
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
-	"runtime"
-	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -129,29 +122,6 @@ func TestPutRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 	}
 }
 
-func TestPutAllLeavesOutWhatIsWrongAndNamesIt(t *testing.T) {
-	for _, n := range []int{30, 3 * serialEntries} {
-		const wrong = 20
-		b := NewBuilder(n)
-		var left []int
-		b.PutAll(n, func(i int) ([]byte, []byte) {
-			key, value := bytesOf(aLink(t, "a.example", fmt.Sprintf("/%d", i), "https://shop.example/", ""))
-			if i < wrong {
-				value = value[:len(value)-1]
-			}
-			return key, value
-		}, func(i int, err error) {
-			if !strings.Contains(err.Error(), fmt.Sprintf("%q", fmt.Sprintf("links/a.example/%d", i))) {
-				t.Errorf("entry %d: %v", i, err)
-			}
-			left = append(left, i)
-		})
-		if b.Len() != n-wrong || len(left) != wrong || !slices.IsSorted(left) || left[0] != 0 {
-			t.Errorf("%d entries, want %d; left out were %v", b.Len(), n-wrong, left)
-		}
-	}
-}
-
 func TestHeldEntryBelongsToTheStateAndIsNotServed(t *testing.T) {
 	table, m := small(t)
 	var match link.Match
@@ -222,28 +192,6 @@ func TestTableOfBuildOverShowsOneThingAndVerifiesAnother(t *testing.T) {
 	}
 }
 
-func TestHugeValuesSplitShardsByBytes(t *testing.T) {
-	m := model{}
-	b := NewBuilder(0)
-	for i := range 300 {
-		to := "https://shop.example/" + strings.Repeat("x", 8000)
-		key, value := marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: to, Fallback: to,
-		}}})
-		if err := b.Put([]byte(key), []byte(value)); err != nil {
-			t.Fatal(err)
-		}
-		m[key] = value
-	}
-	table := b.Build(Version{})
-	m.check(t, table)
-	for _, s := range table.contents.shards {
-		if s.n > minLinks && s.live() > maxLinks*linkBytes {
-			t.Fatalf("a shard has %d links of %d bytes", s.n, s.live())
-		}
-	}
-}
-
 func TestHostWithoutLinksCostsNoLookup(t *testing.T) {
 	table, _ := small(t)
 	b := table.Edit()
@@ -265,13 +213,6 @@ func TestUsingABuilderAfterBuildPanics(t *testing.T) {
 		}
 	}()
 	b.Delete([]byte("links/a.example/x"))
-}
-
-func TestHostileHintCostsLittle(t *testing.T) {
-	b := NewBuilder(1 << 62)
-	if len(b.shards) > 1<<17 {
-		t.Fatalf("%d shards", len(b.shards))
-	}
 }
 
 func TestPolicyOfADomainChangesWithoutItsLinks(t *testing.T) {
@@ -305,38 +246,6 @@ func TestPolicyOfADomainChangesWithoutItsLinks(t *testing.T) {
 		delete(m, "domains/"+host)
 		table = b.Build(Version{})
 		m.check(t, table)
-	}
-}
-
-func TestLinksThatDifferOnlyInCaseDoNotSplitShardsForEver(t *testing.T) {
-	const n = 1 << 13
-	m := model{}
-	b := NewBuilder(0)
-	path := []byte("/abcdefghijklm")
-	for i := range n {
-		for j := range 13 {
-			path[1+j] = 'a' + byte(j) - byte(i>>j&1)*0x20
-		}
-		key, value := aLink(t, "a.example", string(path), "https://shop.example/", "")
-		m[key] = value
-		if err := b.Put([]byte(key), []byte(value)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for i := range 100 {
-		key, value := aLink(t, "a.example", fmt.Sprint("/", i), "https://shop.example/", "")
-		m[key] = value
-		if err := b.Put([]byte(key), []byte(value)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	table := b.Build(Version{})
-	if n := len(table.contents.shards); n > 8 {
-		t.Errorf("%d shards", n)
-	}
-	checkShape(t, table)
-	for _, asked := range []string{"/abcdefghijklm", "/ABCDEFGHIJKLM", "/aBcDefghijklm", "/7"} {
-		m.checkLookup(t, table, m.fold(), "a.example", asked)
 	}
 }
 
@@ -410,240 +319,6 @@ func TestListingAllEntriesDoesNotAllocateForEach(t *testing.T) {
 	}); n > 100 || seen < 5000 {
 		t.Errorf("%v allocations for %d entries", n, seen)
 	}
-}
-
-func TestReadersSeeWholeVersionsWhileAWriterEdits(t *testing.T) {
-	const links, versions, readers = 3000, 300, 3
-	// Every version sets the same time on all links that it touches: no link may
-	// be newer than its table, and the first is always as new as that.
-	at := func(i int, revision int64) ([]byte, []byte) {
-		return bytesOf(marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: "https://shop.example/",
-			ExpiresAt: &timestamppb.Timestamp{Seconds: revision},
-		}}}))
-	}
-	b := NewBuilder(links)
-	for i := range links {
-		if err := b.Put(at(i, 1)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var live Live
-	if live.Load() != nil {
-		t.Fatal("there is a table before the first")
-	}
-	live.Store(b.Build(Version{1, 1}))
-	var wg sync.WaitGroup
-	for r := range readers {
-		wg.Go(func() {
-			var m link.Match
-			for i := r; ; i++ {
-				table := live.Load()
-				rev := table.Version().Revision
-				n := i % links
-				if i%3 == 0 {
-					n = 0
-				}
-				table.Lookup([]byte("a.example"), fmt.Appendf(nil, "/%d", n), &m)
-				res, err := link.Unmarshal(fmt.Sprintf("links/a.example/%d", n), m.Value)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				got := res.GetLink().GetExpiresAt().GetSeconds()
-				if got > rev || n == 0 && got != rev || n == 0 && rev == versions {
-					if got != rev {
-						t.Errorf("link %d of version %d is of version %d", n, rev, got)
-					}
-					return
-				}
-			}
-		})
-	}
-	for rev := int64(2); rev <= versions; rev++ {
-		b := live.Load().Edit()
-		for _, i := range []int{0, int(rev) % links, int(rev*7) % links} {
-			if err := b.Put(at(i, rev)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		live.Store(b.Build(Version{1, rev}))
-	}
-	wg.Wait()
-}
-
-// TestReadersOfOldVersionsDoNotSeeWhatIsAdded: versions of a line share indexes,
-// to which links are added while others read.
-func TestReadersOfOldVersionsDoNotSeeWhatIsAdded(t *testing.T) {
-	const first, versions, each = 500, 200, 10
-	number := func(i int) ([]byte, []byte) {
-		return bytesOf(marshal(t, &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: &linkv1.Link{
-			Domain: "a.example", Path: fmt.Sprintf("/%d", i), Destination: "https://shop.example/",
-		}}}))
-	}
-	b := NewBuilder(0)
-	for i := range first {
-		if err := b.Put(number(i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	tables := make([]atomic.Pointer[Table], versions)
-	tables[0].Store(b.Build(Version{1, 1}))
-	var wg sync.WaitGroup
-	for r := range 3 {
-		wg.Go(func() {
-			random := rand.New(rand.NewPCG(5, uint64(r)))
-			var m link.Match
-			for v := 0; v < versions; {
-				table := tables[v].Load()
-				if table == nil {
-					runtime.Gosched()
-					continue
-				}
-				older := tables[random.IntN(v+1)].Load()
-				for _, table := range []*Table{table, older} {
-					n := table.Links()
-					for _, i := range []int{random.IntN(n), n - 1, n, n + random.IntN(each)} {
-						table.Lookup([]byte("a.example"), fmt.Appendf(nil, "/%d", i), &m)
-						if found := m.Value != nil; found != (i < n) {
-							t.Errorf("link %d is found: %v, and version %d has %d", i, found, table.Version().Revision, n)
-							return
-						}
-					}
-				}
-				v++
-			}
-		})
-	}
-	for v := 1; v < versions; v++ {
-		before := tables[v-1].Load()
-		b := before.Edit()
-		if v%7 == 0 { // given up: what it has added is nobody's
-			for i := range each {
-				if err := b.Put(number(1e6 + before.Links() + i)); err != nil {
-					t.Error(err)
-				}
-			}
-			b = before.Edit()
-		}
-		for i := range each {
-			if err := b.Put(number(before.Links() + i)); err != nil {
-				t.Error(err)
-			}
-		}
-		tables[v].Store(b.Build(Version{1, int64(v + 1)}))
-	}
-	wg.Wait()
-	for v := range tables {
-		n := 0
-		for range tables[v].Load().All() {
-			n++
-		}
-		if n != first+v*each {
-			t.Errorf("version %d gives %d entries", v+1, n)
-		}
-	}
-}
-
-// TestALinkThatSharesItsRulesTakesLittleMoreThanAPlainOne: three rules and a
-// split are kept once, whatever the number of links.
-func TestALinkThatSharesItsRulesTakesLittleMoreThanAPlainOne(t *testing.T) {
-	const n = 50_000
-	size := func(rules bool) (bytes int) {
-		b := NewBuilder(n)
-		for i := range n {
-			l := &linkv1.Link{Domain: "go.example.com", Path: fmt.Sprintf("/go/%016d", i), Destination: fmt.Sprintf("https://store.example.com/p/%016d", i), Affiliate: "aff_0001"}
-			r := &linkv1.Resource{Kind: &linkv1.Resource_Link{Link: l}}
-			if rules {
-				withPlan(0, l)
-				withPlan(i%8, l)
-			}
-			key, value := marshal(t, r)
-			if err := b.Put([]byte(key), []byte(value)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		table := b.Build(Version{})
-		for i := 0; i < len(table.contents.shards); {
-			s := table.contents.shards[i]
-			bytes += cap(s.arena) + 4*cap(s.index)
-			i += 1 << (table.contents.bits - s.depth)
-		}
-		if want := map[bool]int{true: 8}[rules]; table.contents.plans.n != want {
-			t.Errorf("%d plans, want %d", table.contents.plans.n, want)
-		}
-		return bytes
-	}
-	plain, ruled := size(false), size(true)
-	t.Logf("%.1f and %.1f bytes per link", float64(plain)/n, float64(ruled)/n)
-	if float64(ruled) > 1.3*float64(plain) {
-		t.Errorf("%d bytes with rules, %d without", ruled, plain)
-	}
-}
-
-func TestPlansWithOneHashAreToldApart(t *testing.T) {
-	// Another plan stands where the hash of the first one points.
-	b := NewBuilder(0)
-	_, one := marshal(t, withPlan(0, &linkv1.Link{Domain: "a.example", Path: "/1", Destination: "https://shop.example/"}))
-	_, two := marshal(t, withPlan(1, &linkv1.Link{Domain: "a.example", Path: "/2", Destination: "https://shop.example/"}))
-	plan := func(value string) *link.Plan {
-		c, err := link.Compile([]byte(value))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := link.NewPlan(c.Plan([]byte(value)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	first, second := plan(one), plan(two)
-	key := nameHash(first.Bytes())
-	name := nameOfPlan(key)
-	it := b.plans.edit(b.id, key, name[:])
-	it.v.compiled, it.v.links = second, 1
-
-	if got := b.holdPlan(first.Bytes(), first); got != key+1 {
-		t.Fatalf("key %x, want the one behind %x", got, key)
-	}
-	b.releasePlan(key) // the other one goes, and the first is found all the same
-	if got, p := b.findPlan(first.Bytes()); got != key+1 || p != first {
-		t.Fatalf("key %x, plan %p", got, p)
-	}
-	b.releasePlan(key + 1)
-	if _, p := b.findPlan(first.Bytes()); p != nil {
-		t.Error("the plan is still there")
-	}
-}
-
-func TestLinkTakesAtMost145Bytes(t *testing.T) {
-	const n = 100_000
-	set := newBenchSet(t)
-	table := set.build(t, n)
-	check := func(when string) {
-		size := 8 * len(table.contents.shards)
-		for i := 0; i < len(table.contents.shards); {
-			s := table.contents.shards[i]
-			size += 80 + cap(s.arena) + 4*cap(s.index)
-			i += 1 << (table.contents.bits - s.depth)
-		}
-		if size > 145*n {
-			t.Errorf("%s: %.1f bytes per link", when, float64(size)/n)
-		}
-	}
-	check("built")
-	for first := 0; first < n; first += 100 {
-		b := table.Edit()
-		for i := first; i < first+100; i++ {
-			key, value := set.set(i)
-			value[set.dest-17] = 'x'
-			if err := b.Put(key, value); err != nil {
-				t.Fatal(err)
-			}
-		}
-		table = b.Build(Version{})
-	}
-	check("every link replaced")
 }
 
 func FuzzPut(f *testing.F) {

@@ -1,0 +1,217 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+// A batch was stored and its acknowledgement never arrived; the process that
+// follows cuts other ranges, and its ids must not hide new clicks behind it.
+func TestALostAcknowledgementBeforeARestartCostsAndDoublesNothing(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	dir := t.TempDir()
+	first := openRecorder(t, func(c *click.Config) { c.Dir = dir; c.Boot = 5 })
+	for i := range 10 {
+		first.Record(event(i))
+	}
+	lost := newSource(first.Log(), maxBatchBytes, func() []byte { return nil })
+	b, err := lost.fill(time.Now(), 0, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost.cursor.Close()
+	for i := range 10 {
+		first.Record(event(10 + i))
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := openRecorder(t, func(c *click.Config) { c.Dir = dir; c.Boot = 6 })
+	if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardNew,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.PublishMsg(context.Background(), &nats.Msg{
+		Subject: clickstream.Subject("eu", "node-1"), Data: b.data, Header: nats.Header{"Nats-Msg-Id": {b.id}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := start(t, s.URL(), second)
+	flush(t, p)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var got []uint64
+	done := errors.New("done")
+	err = clickstream.Consume(ctx, js, clickstream.Options{}, func(_ context.Context, b *clickstream.Batch) error {
+		if b.Boot == 6 {
+			return done
+		}
+		for _, c := range b.Clicks {
+			got = append(got, c.Sequence)
+		}
+		return nil
+	})
+	if !errors.Is(err, done) {
+		t.Fatal(err)
+	}
+	if len(got) != 20 || got[0] != 1 || got[19] != 20 {
+		t.Fatalf("%v", got)
+	}
+}
+
+func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p, err := New(Config{URL: s.URL(), Recorder: r, Timeout: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.nc.Close()
+	p.openSources()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	settle := func() {
+		for !p.ready && ctx.Err() == nil {
+			p.pump(ctx, time.Now())
+			select {
+			case setup := <-p.setups:
+				p.settled(setup)
+			case <-ctx.Done():
+			}
+		}
+	}
+	settle()
+	for i := range 10 {
+		r.Record(event(i))
+	}
+	now := time.Now()
+	p.pump(ctx, now)
+	p.pump(ctx, now.Add(maxAge))
+	<-p.acks // stored, and the answer is lost
+	if len(p.inFlight) != 1 || r.Unacknowledged() != 10 {
+		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
+	}
+	p.pump(ctx, now.Add(time.Second)) // too late: it looks for the stream again
+	settle()
+	p.pump(ctx, now.Add(time.Second))
+	p.answered(<-p.acks)
+	if len(p.inFlight) != 0 || r.Unacknowledged() != 0 {
+		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
+	}
+	if got := messages(t, s.JetStream()); len(got) != 1 {
+		t.Fatalf("the stream has %d messages", len(got))
+	}
+}
+
+// unanswered sends clicks whose acknowledgement is lost, and waits for longer
+// than the server remembers their ids.
+func unanswered(t *testing.T, s *natstest.Server, r *click.Recorder, clicks int) *Publisher {
+	t.Helper()
+	const window = 200 * time.Millisecond
+	p, err := New(Config{URL: s.URL(), Recorder: r, Timeout: time.Second, Log: slog.New(slog.DiscardHandler), Stream: StreamLimits{Duplicates: window}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.nc.Close)
+	p.openSources()
+	settle(t, p)
+	for i := range clicks {
+		r.Record(event(i))
+	}
+	p.pump(t.Context(), time.Now())
+	p.pump(t.Context(), time.Now().Add(maxAge))
+	<-p.acks // stored, and the answer is lost
+	stored := time.Now()
+	for time.Since(stored) < 4*window {
+		time.Sleep(window)
+	}
+	return p
+}
+
+func settle(t *testing.T, p *Publisher) {
+	t.Helper()
+	for deadline := time.After(20 * time.Second); !p.ready; {
+		p.pump(t.Context(), time.Now())
+		select {
+		case setup := <-p.setups:
+			p.settled(setup)
+		case <-deadline:
+			t.Fatal("no stream")
+		}
+	}
+}
+
+// clicksInAll counts clicks in the stream, duplicates too.
+func clicksInAll(t *testing.T, js jetstream.JetStream, boot uint64) (n int) {
+	t.Helper()
+	for _, m := range messages(t, js) {
+		b, err := clickstream.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uint64(b.Boot) == boot {
+			n += len(b.Clicks)
+		}
+	}
+	return n
+}
+
+func TestAnOutageLongerThanTheDuplicateWindowMakesNoDuplicates(t *testing.T) {
+	s := natstest.Start(t)
+	r := openRecorder(t)
+	p := unanswered(t, s, r, 10)
+	p.reconnected()
+	settle(t, p)
+	if len(p.inFlight) != 0 || r.Unacknowledged() != 0 {
+		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
+	}
+	for i := range 10 {
+		r.Record(event(i))
+	}
+	now := time.Now()
+	p.pump(t.Context(), now)
+	p.pump(t.Context(), now.Add(maxAge))
+	p.answered(<-p.acks)
+	if got := clicksInAll(t, s.JetStream(), r.Log().Identity().Boot); got != 20 || r.Unacknowledged() != 0 {
+		t.Fatalf("the stream has %d clicks, %d are not acknowledged", got, r.Unacknowledged())
+	}
+}
+
+func TestARestartAfterTheDuplicateWindowMakesNoDuplicatesAndNoHoles(t *testing.T) {
+	s := natstest.Start(t)
+	dir := t.TempDir()
+	first := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 5 })
+	p := unanswered(t, s, first, 10)
+	for i := range 7 { // never sent
+		first.Record(event(i))
+	}
+	p.closeSources()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 6 })
+	q, _ := start(t, s.URL(), second)
+	flush(t, q)
+	js := s.JetStream()
+	if all, each := clicksInAll(t, js, 5), inStream(t, js, 5); all != 17 || each != 17 {
+		t.Fatalf("the stream has %d clicks, %d different ones", all, each)
+	}
+}

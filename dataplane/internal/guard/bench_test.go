@@ -60,6 +60,9 @@ func TestAMillionAddressesAndTenThousandAffiliatesStayWithinTheirMemory(t *testi
 	if testing.Short() {
 		t.Skip("it takes some seconds")
 	}
+	if raceDetector {
+		t.Skip("one goroutine, two minutes with the race detector; make test runs this without it")
+	}
 	e, err := NewEngine(Settings{}, nil)
 	if err != nil {
 		t.Fatal(err)

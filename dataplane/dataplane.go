@@ -277,9 +277,9 @@ func (n *Node) Run(ctx context.Context) error {
 	flush, done := context.WithTimeout(behind, n.cfg.Flush)
 	defer done()
 	if err := n.publisher.Flush(flush); err != nil {
-		what := "clicks stay in the spool until the next start"
+		what := "what is not published stays in the spool until the next start"
 		if n.cfg.ClickLevel == string(click.Memory) {
-			what = "clicks are lost with the memory that they are in"
+			what = "what is not published is lost with the memory that it is in"
 		}
 		n.cfg.Log.Warn(what, "reason", err)
 	}

@@ -242,7 +242,11 @@ func (p *Publisher) Flush(ctx context.Context) error {
 }
 
 func (p *Publisher) unflushed(ctx context.Context) error {
-	return fmt.Errorf("flush clicks: %d are not published: %w", p.config.Recorder.Unacknowledged(), ctx.Err())
+	left := p.config.Recorder.Unacknowledged()
+	if left == 0 {
+		return fmt.Errorf("flush clicks: all are published, and the final account is not: %w", ctx.Err())
+	}
+	return fmt.Errorf("flush clicks: %d are not published: %w", left, ctx.Err())
 }
 
 // recut forgets the batches that are under way and cuts them again with

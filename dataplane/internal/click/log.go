@@ -192,6 +192,21 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 	return len(l.segments) == 0, err
 }
 
+// takeLeaving takes a segment of so many bytes at least out of the log whose file is
+// about to be removed; nil when there is none. trim, which may be about to do so just
+// now, unmaps it all the same.
+func (l *Log) takeLeaving(least int64) *segment {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := slices.IndexFunc(l.segments, func(s *segment) bool { return s.leaving && !s.plain() && s.size >= least && s.damage.Load() == nil })
+	if at < 0 {
+		return nil
+	}
+	s := l.segments[at]
+	l.segments = slices.Delete(l.segments, at, at+1)
+	return s
+}
+
 // end is the sequence behind the segment's last click; false while that may
 // still grow.
 func (s *segment) end() (uint64, bool) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -381,9 +382,29 @@ func (r *Recorder) Keep(b *Sent, data []byte, yield func()) error {
 	if r.sent == nil {
 		return nil
 	}
-	return r.sent.append(b, data, yield, func(bytes int64) bool {
-		return r.Bytes()+bytes+(spareCount+2)*r.config.SegmentBytes <= r.config.MaxBytes
-	})
+	return r.sent.append(b, data, yield, r)
+}
+
+// hasRoom says whether what was sent may take so many bytes more: clicks go first.
+func (r *Recorder) hasRoom(bytes int64) bool {
+	return r.Bytes()+bytes+(spareCount+2)*r.config.SegmentBytes <= r.config.MaxBytes
+}
+
+// handOver gives a file away that trim would remove by and by. At level fsync none
+// is: a crash of the machine could leave it what it was, in parts.
+func (r *Recorder) handOver(path string, least int64) int64 {
+	if r.config.Level != Process {
+		return 0
+	}
+	for _, l := range append(r.Earlier(), r.log) {
+		if s := l.takeLeaving(least); s != nil {
+			if os.Rename(s.path, path) != nil { // trim was faster
+				return 0
+			}
+			return s.size
+		}
+	}
+	return 0
 }
 
 // Sent lists what is kept, of this boot and of earlier ones, in the order in

@@ -100,9 +100,8 @@ const sentStep = 32 << 10
 
 // append keeps a batch. It writes whole pages, with zeros behind the last record, so
 // that the kernel need not fill up any: for new ones that is a third of the time, and
-// what is written next begins at a page of which there is a copy here. hasRoom says
-// whether a new file fits.
-func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes int64) bool) error {
+// what is written next begins at a page of which there is a copy here.
+func (s *sentLog) append(b *Sent, data []byte, yield func(), disk spoolRoom) error {
 	size := int64(sentHead + len(b.Subject) + len(b.ID) + len(data))
 	if size > s.fileBytes-sentFileHead {
 		return nil // no message is so large, but in a spool of a few MiB
@@ -112,8 +111,8 @@ func (s *sentLog) append(b *Sent, data []byte, yield func(), hasRoom func(bytes 
 		s.forget()
 	}
 	current := s.current()
-	if current == nil || current.used+size > s.fileBytes {
-		if err := s.roll(hasRoom); err != nil {
+	if current == nil || current.used+size > current.capacity {
+		if err := s.roll(size, disk); err != nil {
 			return fmt.Errorf("keep what was sent: %w", err)
 		}
 		if current = s.current(); current == nil {
@@ -176,32 +175,33 @@ func (s *sentLog) current() *sentFile {
 	return s.files[len(s.files)-1]
 }
 
-// roll goes on with a file: the oldest one when its time has come or there is
-// no room for another, else a new one.
-func (s *sentLog) roll(hasRoom func(bytes int64) bool) error {
+// spoolRoom is where a new file gets its room from.
+type spoolRoom interface {
+	// hasRoom says whether the spool may take so many bytes more.
+	hasRoom(bytes int64) bool
+	// handOver moves the file of a segment that is of no more use, and has so many
+	// bytes at least, to a path, and gives its size; 0 when there is none.
+	handOver(path string, least int64) (bytes int64)
+}
+
+// roll goes on with a file that has room for size: the oldest one when its time has
+// come or there is no room for another, else a new one. While a backlog drains, that
+// is a segment's: to write over its pages takes half the time of new ones, and it
+// need not be removed.
+func (s *sentLog) roll(size int64, disk spoolRoom) error {
 	s.close()
-	room := hasRoom(s.fileBytes)
-	if !room && s.foreign() {
-		s.trim(time.Now(), true)
-		room = hasRoom(s.fileBytes)
-	}
-	s.mu.Lock()
-	next := new(sentFile)
-	fresh := true
-	if len(s.files) > 0 {
-		oldest := s.files[0]
-		if filepath.Dir(oldest.path) == s.dir && (!room || time.Since(oldest.newest) > s.retention) {
-			next, fresh = oldest, false
-			s.files = s.files[1:]
+	next := s.again(size, false)
+	for next == nil && !disk.hasRoom(s.fileBytes) {
+		if next = s.again(size, true); next == nil && !s.trim(time.Now(), true) {
+			return nil
 		}
 	}
-	s.mu.Unlock()
-	if fresh && !room {
-		return nil
-	}
 	s.number++
-	if fresh {
-		next.path = filepath.Join(s.dir, fmt.Sprintf("%012d.sent", s.number))
+	if next == nil {
+		next = &sentFile{path: filepath.Join(s.dir, fmt.Sprintf("%012d.sent", s.number)), capacity: s.fileBytes}
+		if taken := disk.handOver(next.path, handOverLeast*(sentFileHead+size)); taken > 0 {
+			next.capacity = taken
+		}
 	}
 	var head [sentFileHead]byte
 	salt := rand.Uint32()
@@ -220,16 +220,29 @@ func (s *sentLog) roll(hasRoom func(bytes int64) bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next.capacity, next.number, next.salt, next.used, next.newest, next.open = s.fileBytes, s.number, salt, sentFileHead, time.Now(), true
+	next.number, next.salt, next.used, next.newest, next.open = s.number, salt, sentFileHead, time.Now(), true
 	s.files = append(s.files, next)
 	return nil
 }
 
-// foreign says whether the oldest file lies in an earlier boot's folder.
-func (s *sentLog) foreign() bool {
+// handOverLeast is how many batches like the one that is to be kept have to fit in a
+// segment that becomes a file of the log.
+const handOverLeast = 4
+
+// again takes the oldest file off the list, if it can be written from its beginning
+// again: when its time has come, or it has to go.
+func (s *sentLog) again(size int64, now bool) *sentFile {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.files) > 0 && filepath.Dir(s.files[0].path) != s.dir
+	if len(s.files) == 0 {
+		return nil
+	}
+	oldest := s.files[0]
+	if filepath.Dir(oldest.path) != s.dir || oldest.capacity < sentFileHead+size || !now && time.Since(oldest.newest) <= s.retention {
+		return nil
+	}
+	s.files = s.files[1:]
+	return oldest
 }
 
 // close ends the file that is appended to, if there is one.
@@ -305,6 +318,10 @@ func (s *sentLog) recover(dir string) error {
 	var errs []error
 	for _, path := range paths {
 		f, err := openSentFile(path)
+		if errors.Is(err, errHandedOver) {
+			_ = os.Remove(path) // what stays goes with its folder
+			continue
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("recover what was sent: %w", errors.Join(err, os.Remove(path))))
 			continue
@@ -324,6 +341,10 @@ func removeSent(dir string) {
 	}
 }
 
+// errHandedOver is what a file is that was a segment, and has not become one of the
+// log. All that it held had been acknowledged.
+var errHandedOver = errors.New("a segment that was handed over")
+
 func openSentFile(path string) (*sentFile, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -335,7 +356,9 @@ func openSentFile(path string) (*sentFile, error) {
 		return nil, err
 	}
 	var head [sentFileHead]byte
-	if _, err := f.ReadAt(head[:], 0); err != nil || string(head[:8]) != sentMagic || binary.LittleEndian.Uint32(head[20:]) != checksum(0, head[:20]) {
+	if _, err := f.ReadAt(head[:], 0); err == nil && string(head[:8]) == segmentMagic {
+		return nil, errHandedOver
+	} else if err != nil || string(head[:8]) != sentMagic || binary.LittleEndian.Uint32(head[20:]) != checksum(0, head[:20]) {
 		return nil, fmt.Errorf("%s: not of this format", path)
 	}
 	return &sentFile{

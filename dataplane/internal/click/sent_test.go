@@ -122,6 +122,107 @@ func TestTheNextBootHasWhatWasSentUntilItsTime(t *testing.T) {
 	}
 }
 
+// filesLike lists the files of a boot's folder.
+func filesLike(t *testing.T, r *Recorder, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(r.log.boot.dir, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestWhatWasSentTakesOverTheFilesOfADrainedBacklog(t *testing.T) {
+	for level, taken := range map[Level]int{Process: 3, Fsync: 0} {
+		r := backlog(t, level, func(c *Config) {
+			c.SegmentBytes, c.MaxBytes, c.Retention = 1<<20, 64<<20, time.Hour
+		})
+		if _, err := r.log.trim(keepCount, 0, false, func() {}); err != nil { // they leave, and none goes yet
+			t.Fatal(err)
+		}
+		segments, held := filesLike(t, r, "*.seg"), r.Bytes()
+		data := keepSome(t, r, rand.New(rand.NewPCG(29, 30)), 0, 70) // some 2.3 MB
+		checkKept(t, r.Sent(), data, 70)
+		if left := len(filesLike(t, r, "*.seg")); len(segments)-left != taken {
+			t.Errorf("level %v: of %d segments %d are left, want %d fewer", level, len(segments), left, taken)
+		}
+		if taken > 0 && r.Bytes() != held {
+			t.Errorf("level %v: the spool had %d bytes, and then %d", level, held, r.Bytes())
+		}
+		if _, err := r.log.trim(keepCount, 1000, false, func() {}); err != nil {
+			t.Fatal(err)
+		}
+		checkKept(t, r.Sent(), data, 70)
+	}
+}
+
+// The segments leave while what was sent takes them over.
+func TestFilesAreTakenOverWhileABacklogIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	r, err := Open(Config{Dir: dir, Node: "n", Boot: 5, SegmentBytes: minSegment, MaxBytes: 256 << 20, Retention: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(31, 32))
+	e := Event{UserAgent: make([]byte, 1000)}
+	var data [][]byte
+	for range 30 {
+		for recorded := r.Ledger().Recorded; r.Ledger().Recorded < recorded+500; { // two segments
+			r.Record(&e)
+		}
+		r.log.Acknowledge(r.Last())
+		data = append(data, keepSome(t, r, rnd, len(data), 10)...)
+	}
+	checkKept(t, r.Sent(), data, len(data))
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := open(t, func(c *Config) { c.Dir, c.Boot, c.MaxBytes, c.Retention = dir, 6, 256<<20, time.Hour })
+	if w := next.Warnings(); len(w) > 0 {
+		t.Errorf("the next boot says %v", w)
+	}
+	checkKept(t, next.Sent(), data, len(data))
+}
+
+func TestASegmentThatHadOnlyJustBeenHandedOverIsForgotten(t *testing.T) {
+	r := backlog(t, Process, func(c *Config) { c.Retention = time.Hour })
+	if _, err := r.log.trim(keepCount, 0, false, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(r.log.boot.dir, "000000000077.sent")
+	if r.handOver(path, minSegment) != minSegment || r.handOver(path, minSegment+1) != 0 {
+		t.Fatal("no segment was handed over, or one that is too small")
+	}
+	if err := newSentLog(r.log.boot.dir, 64<<20, time.Hour).recover(r.log.boot.dir); err != nil {
+		t.Errorf("recovery says %v", err)
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
+func TestASmallFileOfWhatWasSentGivesWayToALargerOne(t *testing.T) {
+	const limit = 16 << 20
+	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = limit, time.Hour })
+	rnd := rand.New(rand.NewPCG(33, 34))
+	data := keepSome(t, r, rnd, 0, 200)
+	r.sent.mu.Lock()
+	for _, f := range r.sent.files {
+		f.capacity = min(f.capacity, 100<<10) // one that was a segment
+	}
+	r.sent.mu.Unlock()
+	big := make([]byte, 200<<10)
+	for range 150 { // 30 MB
+		i := len(data)
+		data = append(data, big)
+		err := r.Keep(&Sent{Subject: "aff.clicks.v1.eu.node-1", ID: fmt.Sprint("id-", i), First: uint64(i * 10), Last: uint64(i*10 + 9), Position: uint64(i)}, big, runtime.Gosched)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkKept(t, r.Sent(), data, 20)
+}
+
 func TestATornFileOfWhatWasSentEndsBeforeTheTear(t *testing.T) {
 	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = 32<<20, time.Hour })
 	rnd := rand.New(rand.NewPCG(27, 28))

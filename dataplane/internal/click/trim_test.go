@@ -8,9 +8,10 @@ import (
 )
 
 // backlog makes a log of segments that are over, of which nobody removes any.
-func backlog(t *testing.T, level Level) *Recorder {
+func backlog(t *testing.T, level Level, change ...func(*Config)) *Recorder {
 	t.Helper()
-	r := open(t, func(c *Config) { c.Level, c.SegmentBytes, c.MaxBytes = level, minSegment, 64*minSegment })
+	set := func(c *Config) { c.Level, c.SegmentBytes, c.MaxBytes = level, minSegment, 64*minSegment }
+	r := open(t, append([]func(*Config){set}, change...)...)
 	close(r.stop) // what follows does maintain's work
 	r.stopped.Wait()
 	r.stop = make(chan struct{}) // Close's

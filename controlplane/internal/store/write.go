@@ -259,9 +259,9 @@ func (t *transaction) commit(ctx context.Context, read int64, compares []clientv
 // read reads the state of every resource that is written and, in the same round
 // trip where there is room, the affiliates that links are to have.
 func (t *transaction) read(ctx context.Context) (int64, error) {
-	ops := make([]clientv3.Op, len(t.changes))
+	ops := make([]clientv3.Op, 0, len(t.changes))
 	for i := range t.changes {
-		ops[i] = clientv3.OpGet(resources + t.changes[i].name)
+		ops = append(ops, clientv3.OpGet(resources+t.changes[i].name))
 	}
 	ids := t.namedAffiliates()
 	if len(ids) == 0 || len(ops)+len(ids) > maxGets {

@@ -49,7 +49,7 @@ type encoder struct {
 	generation uint16
 	table      [slots]slot
 	strings    []text
-	targets    []target // of the links, behind an empty one
+	targets    []target // what came with the string as a link when it was one last
 	host       uint32   // of the click before: most have the same
 }
 
@@ -71,12 +71,10 @@ type slot struct {
 	generation, index uint16
 }
 
-// text is a string of the batch: where it lies in buf and, once it was a link, in
-// targets.
-type text struct{ from, to, target uint32 }
+// text is a string of the batch: where it lies in buf.
+type text struct{ from, to uint32 }
 
-// target are strings that a link has the same ones of in most clicks: those of its
-// last one.
+// target are strings that a link has the same ones of in most clicks.
 type target struct{ affiliate, campaign, variant, destination uint32 }
 
 // The tags of clickv1.Batch and its parts: field number << 3 | wire type.
@@ -137,7 +135,11 @@ func (e *encoder) add(c *click.Click) bool {
 
 	// A string is written when it is seen first.
 	link := e.index(c.Link)
-	to := e.leadsTo(link, c)
+	to := e.targets[link]
+	if !e.leadsTo(to, c) {
+		to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.index(c.Destination)}
+		e.targets[link] = to
+	}
 	agent, referrer, languages := e.index(c.UserAgent), e.index(c.Referrer), e.index(c.Languages)
 	if !e.is(e.host, c.Host) {
 		e.host = e.index(c.Host)
@@ -232,22 +234,10 @@ func size(c *click.Click) int {
 		len(c.UserAgent) + len(c.Referrer) + len(c.Languages) + len(c.Host) + len(c.Path)
 }
 
-// leadsTo gives the strings that a link leads to. Where they are its last click's, to
-// compare them takes less than to find them one by one; where it has had none, its
-// destination is most likely new, and is not looked for.
-func (e *encoder) leadsTo(link uint32, c *click.Click) *target {
-	at := e.strings[link].target
-	if at == 0 {
-		at = uint32(len(e.targets))
-		e.targets = append(e.targets, target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.write(c.Destination)})
-		e.strings[link].target = at
-		return &e.targets[at]
-	}
-	to := &e.targets[at]
-	if !e.is(to.destination, c.Destination) || !e.is(to.affiliate, c.Affiliate) || !e.is(to.campaign, c.Campaign) || !e.is(to.variant, c.Variant) {
-		*to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.index(c.Destination)}
-	}
-	return to
+// leadsTo says whether a click has these strings. To compare them takes less than to
+// find them one by one.
+func (e *encoder) leadsTo(t target, c *click.Click) bool {
+	return e.is(t.destination, c.Destination) && e.is(t.affiliate, c.Affiliate) && e.is(t.campaign, c.Campaign) && e.is(t.variant, c.Variant)
 }
 
 // is says whether a place has a string.
@@ -267,7 +257,11 @@ func (e *encoder) index(s []byte) uint32 {
 	for i := hash; ; i++ {
 		at := &e.table[i%slots]
 		if at.generation != e.generation {
-			index := e.write(s)
+			index := uint32(len(e.strings))
+			e.buf = appendBytes(e.buf, tagString, s)
+			end := uint32(len(e.buf))
+			e.strings = append(e.strings, text{end - uint32(len(s)), end})
+			e.targets = append(e.targets, target{})
 			*at = slot{half, e.generation, uint16(index)} // last: see add
 			return index
 		}
@@ -275,17 +269,6 @@ func (e *encoder) index(s []byte) uint32 {
 			return uint32(at.index)
 		}
 	}
-}
-
-// write gives a string a place of its own in the batch.
-func (e *encoder) write(s []byte) uint32 {
-	if len(s) == 0 {
-		return 0
-	}
-	e.buf = appendBytes(e.buf, tagString, s)
-	end := uint32(len(e.buf))
-	e.strings = append(e.strings, text{from: end - uint32(len(s)), to: end})
-	return uint32(len(e.strings) - 1)
 }
 
 // end finishes the batch with the account and gives its bytes to the caller.

@@ -17,15 +17,20 @@ func keepSome(t *testing.T, r *Recorder, rnd *rand.Rand, first, count int) (data
 	for i := first; i < first+count; i++ {
 		b := randomBytes(rnd, 64<<10)
 		data = append(data, b)
-		err := r.Keep(&Sent{
-			Subject: "aff.clicks.v1.eu.node-1", ID: fmt.Sprint("id-", i), First: uint64(i * 10), Last: uint64(i*10 + 9),
-			Position: uint64(i), At: time.Now().UnixMicro(),
-		}, b, runtime.Gosched)
-		if err != nil {
-			t.Fatal(err)
-		}
+		keepOne(t, r, i, b)
 	}
 	return data
+}
+
+func keepOne(t *testing.T, r *Recorder, number int, data []byte) {
+	t.Helper()
+	err := r.Keep(&Sent{
+		Subject: "aff.clicks.v1.eu.node-1", ID: fmt.Sprint("id-", number), First: uint64(number * 10), Last: uint64(number*10 + 9),
+		Position: uint64(number), At: time.Now().UnixMicro(),
+	}, data, runtime.Gosched)
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // checkKept checks that the newest batches are kept, whole and in order.
@@ -213,12 +218,8 @@ func TestASmallFileOfWhatWasSentGivesWayToALargerOne(t *testing.T) {
 	r.sent.mu.Unlock()
 	big := make([]byte, 200<<10)
 	for range 150 { // 30 MB
-		i := len(data)
+		keepOne(t, r, len(data), big)
 		data = append(data, big)
-		err := r.Keep(&Sent{Subject: "aff.clicks.v1.eu.node-1", ID: fmt.Sprint("id-", i), First: uint64(i * 10), Last: uint64(i*10 + 9), Position: uint64(i)}, big, runtime.Gosched)
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 	checkKept(t, r.Sent(), data, 20)
 }

@@ -128,17 +128,26 @@ func (f *fleet) Release(ctx context.Context, req *adminv1.ReleaseRequest) (*admi
 		return nil, grpcError(err)
 	}
 	f.cfg.Logger.Warn("a version is released", "revision", revision, "by", identity(ctx))
+	f.until(ctx, func(view *snapshot.View) bool { // so that who waits for the version next is not told that it is held back
+		h := view.Hold()
+		return view.Released() >= revision && (h == nil || h.Revision > revision)
+	})
 	return &adminv1.ReleaseResponse{Version: &linkv1.Version{Epoch: epoch, Revision: revision}, HeldBack: view.Hold() != nil}, nil
 }
 
-// reached gives the view once this replica has heard of a revision, which its
-// watch may tell with a delay; or what it has after the time for an answer.
+// reached gives the view once this replica has heard of a revision.
 func (f *fleet) reached(ctx context.Context, revision int64) *snapshot.View {
+	return f.until(ctx, func(view *snapshot.View) bool { return view.Seen() >= revision })
+}
+
+// until gives the view once it is as asked for, of which this replica's watch may tell
+// with a delay; or what it has after the time for an answer.
+func (f *fleet) until(ctx context.Context, ok func(*snapshot.View) bool) *snapshot.View {
 	timeout := time.NewTimer(f.cfg.PeerTimeout)
 	defer timeout.Stop()
 	for {
 		view := f.log.View()
-		if view.Seen() >= revision {
+		if ok(view) {
 			return view
 		}
 		f.log.Nudge()

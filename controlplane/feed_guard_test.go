@@ -86,11 +86,16 @@ func TestWhatRemovesTooMuchWaitsForAnOperatorOnAllReplicas(t *testing.T) {
 	if err != nil || !done.GetHeldBack() {
 		t.Fatalf("released: %v, %v", done, err)
 	}
-	waited := waitFor(t, a, patience, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 2})
+	waits := []<-chan waited{
+		waitFor(t, a, patience, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 2}),
+		waitFor(t, b, patience, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 2}),
+	}
 	near.until(v)
 	far.until(v)
-	if got := <-waited; got.err != nil {
-		t.Errorf("waiting for it behind the release ended with %v", got.err)
+	for i, wait := range waits {
+		if got := <-wait; got.err != nil {
+			t.Errorf("waiting for it behind the release, at replica %d, ended with %v", i, got.err)
+		}
 	}
 	if len(near.entries) != 900 || near.hash() != far.hash() {
 		t.Fatalf("the nodes hold %d and %d links", len(near.entries), len(far.entries))

@@ -21,6 +21,7 @@ import (
 // operations are an operator's words, kept in etcd. *store.Store is one.
 type operations interface {
 	Release(ctx context.Context, epoch uint64, upTo int64) error
+	Released(ctx context.Context, epoch uint64) (store.Release, error)
 	NewEpoch(ctx context.Context, current uint64, adopt []uint64) (epoch uint64, revision int64, err error)
 	Epochs(ctx context.Context) (store.Epochs, error)
 }
@@ -128,26 +129,17 @@ func (f *fleet) Release(ctx context.Context, req *adminv1.ReleaseRequest) (*admi
 		return nil, grpcError(err)
 	}
 	f.cfg.Logger.Warn("a version is released", "revision", revision, "by", identity(ctx))
-	f.until(ctx, func(view *snapshot.View) bool { // so that who waits for the version next is not told that it is held back
-		h := view.Hold()
-		return view.Released() >= revision && (h == nil || h.Revision > revision)
-	})
 	return &adminv1.ReleaseResponse{Version: &linkv1.Version{Epoch: epoch, Revision: revision}, HeldBack: view.Hold() != nil}, nil
 }
 
-// reached gives the view once this replica has heard of a revision.
+// reached gives the view once this replica has heard of a revision, which its
+// watch may tell with a delay; or what it has after the time for an answer.
 func (f *fleet) reached(ctx context.Context, revision int64) *snapshot.View {
-	return f.until(ctx, func(view *snapshot.View) bool { return view.Seen() >= revision })
-}
-
-// until gives the view once it is as asked for, of which this replica's watch may tell
-// with a delay; or what it has after the time for an answer.
-func (f *fleet) until(ctx context.Context, ok func(*snapshot.View) bool) *snapshot.View {
 	timeout := time.NewTimer(f.cfg.PeerTimeout)
 	defer timeout.Stop()
 	for {
 		view := f.log.View()
-		if ok(view) {
+		if view.Seen() >= revision {
 			return view
 		}
 		f.log.Nudge()

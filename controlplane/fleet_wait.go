@@ -195,7 +195,7 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 			slices.Sort(answer.Lagging)
 			return answer, nil
 		}
-		if err := f.heldBack(req.GetVersion().GetRevision()); err != nil {
+		if err := f.heldBack(ctx, req.GetVersion().GetRevision()); err != nil {
 			return nil, err
 		}
 		select {
@@ -210,11 +210,15 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 	}
 }
 
-// heldBack is the error for a wait that only an operator can end.
-func (f *fleet) heldBack(revision int64) error {
+// heldBack is the error for a wait that only an operator can end. What was released at
+// another replica, or just now, this one may not have heard of: etcd has.
+func (f *fleet) heldBack(ctx context.Context, revision int64) error {
 	view := f.log.View()
 	hold := view.Hold()
 	if hold == nil || revision < hold.Revision || revision > view.Seen() || view.IsTakeDown(revision) {
+		return nil
+	}
+	if r, err := f.cfg.Operations.Released(ctx, view.Head().Epoch); err == nil && r.UpTo >= hold.Revision {
 		return nil
 	}
 	message := fmt.Sprintf("revision %d is written, and held back: %s", revision, hold.Reason)

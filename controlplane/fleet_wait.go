@@ -218,6 +218,8 @@ func (f *fleet) heldBack(ctx context.Context, revision int64) error {
 	if hold == nil || revision < hold.Revision || revision > view.Seen() || view.IsTakeDown(revision) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, f.cfg.PeerTimeout)
+	defer cancel()
 	if r, err := f.cfg.Operations.Released(ctx, view.Head().Epoch); err == nil && r.UpTo >= hold.Revision {
 		return nil
 	}

@@ -144,6 +144,17 @@ func TestAWriteOfALinkReadsOnceAndWritesOnce(t *testing.T) {
 	}
 }
 
+func TestAWriteOfManyLinksAndAffiliatesFitsTransactionsOfEtcd(t *testing.T) {
+	s := start(t)
+	var affiliates, links []*linkv1.Resource
+	for i := range MaxWrites {
+		id := fmt.Sprintf("aff_%02d", i)
+		affiliates, links = append(affiliates, testAffiliate(id)), append(links, affiliateLink("/"+id, id))
+	}
+	s.mustPut(t, affiliates...)
+	s.mustPut(t, links...)
+}
+
 func TestALinkThatKeepsItsAffiliateHoldsUpItsDeletion(t *testing.T) {
 	s := start(t)
 	s.mustPut(t, testAffiliate("aff_01"), affiliateLink("/a", "aff_01"))

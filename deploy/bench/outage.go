@@ -327,7 +327,7 @@ func (o *outage) drain(ctx context.Context) error {
 	})
 	empty := false
 	for err == nil && !empty && time.Since(begin) < 5*time.Minute {
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond) // asking takes the node's core up to 1 ms
 		m, err = o.metrics()
 		empty = err == nil && m["unacknowledged"] < o.rate
 	}

@@ -70,7 +70,8 @@ func ListenAdmin(p Part) (*Admin, error) {
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Metrics, promhttp.HandlerOpts{}))
+	// To compress them takes some ms of a core that may answer redirects.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Metrics, promhttp.HandlerOpts{DisableCompression: true}))
 	for _, page := range p.Pages {
 		mux.Handle(page.Pattern, page.Handler)
 	}

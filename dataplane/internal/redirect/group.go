@@ -26,7 +26,10 @@ type group struct {
 	hushed   sync.WaitGroup // loops that still accept
 	unbegun  sync.WaitGroup // loops that have no thread yet
 	over     atomic.Bool    // loops end
+	mayRise  atomic.Bool    // loops may change their nice value
 	failed   chan error     // why a loop cannot accept; has room for one
+
+	othersNice int // of threads that are no loop's, once mayRise
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}

@@ -53,8 +53,9 @@ type loop struct {
 	serving   *conn     // whose requests are answered now
 	thread    int       // its number in the kernel
 	waits     int       // in a row, for room in the spool
-	listener  int       // negative: it accepts no more
-	acceptAt  int64     // when it accepts again; never: it does
+	standing  standing
+	listener  int   // negative: it accepts no more
+	acceptAt  int64 // when it accepts again; never: it does
 	pause     time.Duration
 	drained   bool // connections know that the group drains
 	deaf      bool // it has accepted all that there will be
@@ -174,6 +175,7 @@ func (l *loop) run() {
 		l.group.srv.works.Put(l.work)
 		l.work = nil
 		l.giveWay()
+		l.weigh()
 	}
 }
 

@@ -41,7 +41,9 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 		for _, l := range g.loops {
 			threads = append(threads, l.thread)
 		}
-		goBefore(threads)
+		var may bool
+		g.othersNice, may = goBefore(threads)
+		g.mayRise.Store(may)
 	}
 	select {
 	case <-ctx.Done():

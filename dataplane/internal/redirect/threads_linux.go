@@ -4,6 +4,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,21 +15,71 @@ const (
 	// behind is by how much the nice value of all other threads is above that of
 	// loops. What computes all the time beside a loop that does so, too, has 29% of
 	// the core then (sched_prio_to_weight of the kernel: 423 and 1024), which is
-	// more than publishing takes of it. And a loop that waits now and then has not
-	// used up its share when it is woken: only then may it interrupt others.
+	// more than publishing takes of it.
 	behind = 4
+	// farBehind is the same beside a loop that leaves the others as much anyhow, since
+	// it waits for the rest of the time. Linux lets a thread that is woken interrupt
+	// others only when it has not used up its share. Where it has, it waits until they
+	// yield, or for the next tick, up to 4 ms: a collection of garbage does not yield,
+	// and neither does the kernel when it writes files out.
+	farBehind = 20
+	// busy is the share of its time from which on a loop does not leave them as much.
+	busy = 0.7
+
+	// How often a loop looks at that: behind so many turns, and not before so long.
+	weighTurns = 16
+	weighTime  = 10 * time.Millisecond
 
 	mostNice, leastNice = -20, 19 // nice values go from more to less
 )
 
+// standing is how far a loop goes before others.
+type standing struct {
+	far   bool
+	turns int   // since it was looked at
+	at    int64 // when that was, ns of the clock
+	used  int64 // CPU time of the loop's thread then, ns
+}
+
+// weigh looks at what the loop takes of its core, and goes before others as far as that
+// leaves room for them. It is called with each turn.
+func (l *loop) weigh() {
+	s := &l.standing
+	if s.turns++; s.turns < weighTurns || !l.group.mayRise.Load() {
+		return
+	}
+	s.turns = 0
+	now, _ := l.group.srv.clock.read()
+	if now-s.at < int64(weighTime) {
+		return
+	}
+	var cpu unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &cpu) != nil {
+		return // it stays as it is
+	}
+	used := cpu.Nano()
+	far := float64(used-s.used) < busy*float64(now-s.at)
+	s.at, s.used = now, used
+	if far == s.far {
+		return
+	}
+	s.far = far
+	by := behind
+	if far {
+		by = farBehind
+	}
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, max(l.group.othersNice-by, mostNice)) // worked when loops began
+}
+
 // goBefore gives loops a larger share of the cores than all other threads of the
 // process have, and these short turns. Their share stays as it is where loops may have
-// more: with CAP_SYS_NICE, or RLIMIT_NICE. Else they stand back.
-func goBefore(loops []int) {
-	nice := niceOf(loops[0])
+// more: with CAP_SYS_NICE, or RLIMIT_NICE. Else they stand back. It says what nice value
+// the others have, and whether loops may change their own.
+func goBefore(loops []int) (nice int, may bool) {
+	nice, may = niceOf(loops[0]), true
 	for _, tid := range loops {
 		if unix.Setpriority(unix.PRIO_PROCESS, tid, max(nice-behind, mostNice)) != nil {
-			nice = min(nice+behind, leastNice)
+			nice, may = min(nice+behind, leastNice), false
 			break
 		}
 	}
@@ -37,7 +88,7 @@ func goBefore(loops []int) {
 		again = false
 		threads, err := os.ReadDir("/proc/self/task")
 		if err != nil {
-			return // best effort: then all have the same
+			return nice, may // best effort: then all have the same
 		}
 		for _, t := range threads {
 			tid, err := strconv.Atoi(t.Name())
@@ -48,6 +99,7 @@ func goBefore(loops []int) {
 			standBack(tid, nice)
 		}
 	}
+	return nice, may
 }
 
 // standBack gives a thread a nice value, unless its own is higher, and short turns.

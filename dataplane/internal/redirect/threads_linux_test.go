@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,19 +43,8 @@ func goBeforeInThisProcess(may bool) string {
 	if was := niceOf(0); was != 0 {
 		return fmt.Sprintf("not here: it begins with nice value %d", was)
 	}
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var caps [2]unix.CapUserData
-	if err := unix.Capget(&head, &caps[0]); err != nil {
-		return err.Error()
-	}
-	if caps[0].Effective&(1<<unix.CAP_SYS_NICE) == 0 && may {
-		return "not here: no CAP_SYS_NICE"
-	}
-	if !may { // of this thread, which is the one that sets nice values
-		caps[0].Effective &^= 1 << unix.CAP_SYS_NICE
-		if err := unix.Capset(&head, &caps[0]); err != nil {
-			return err.Error()
-		}
+	if why := allow(may); why != "" {
+		return why
 	}
 	threads, end := make(chan int), make(chan bool)
 	defer close(end)
@@ -68,7 +58,9 @@ func goBeforeInThisProcess(may bool) string {
 	}
 	loops := []int{thread(), thread()}
 	others := []int{thread()}
-	goBefore(loops)
+	if _, rises := goBefore(loops); rises != may {
+		return fmt.Sprintf("loops may change their nice value: %t", rises)
+	}
 	others = append(others, thread()) // made by one that has stood back
 	for _, tid := range others {
 		if attr, err := unix.SchedGetAttr(tid, 0); err != nil || attr.Runtime != uint64(aside.Turn) && turns() {
@@ -76,6 +68,63 @@ func goBeforeInThisProcess(may bool) string {
 		}
 	}
 	return fmt.Sprintf("loops %d %d, others %d %d", niceOf(loops[0]), niceOf(loops[1]), niceOf(others[0]), niceOf(others[1]))
+}
+
+// allow makes the calling thread one that may lower nice values, or not.
+func allow(may bool) (problem string) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&head, &caps[0]); err != nil {
+		return err.Error()
+	}
+	if caps[0].Effective&(1<<unix.CAP_SYS_NICE) == 0 && may {
+		return "not here: no CAP_SYS_NICE"
+	}
+	if !may {
+		caps[0].Effective &^= 1 << unix.CAP_SYS_NICE
+		if err := unix.Capset(&head, &caps[0]); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+// A loop goes before others further as long as it leaves them room.
+func TestLoopGoesFurtherBeforeOthersWhileItHasTimeToWait(t *testing.T) {
+	runtime.LockOSThread() // which ends with the test
+	if why := allow(true); why != "" {
+		t.Skip(why)
+	}
+	base := niceOf(0)
+	if base-farBehind < mostNice {
+		t.Skipf("not here: it begins with nice value %d", base)
+	}
+	l := &loop{group: &group{srv: &Server{clock: newClock()}}}
+	becomes := func(want int, turn func()) {
+		t.Helper()
+		for begin := time.Now(); niceOf(0) != want; l.weigh() {
+			if time.Since(begin) > 10*time.Second {
+				t.Fatalf("its nice value stays %d, want %d", niceOf(0), want)
+			}
+			turn()
+		}
+	}
+	wait, compute := func() { time.Sleep(time.Millisecond) }, func() {
+		for begin := time.Now(); time.Since(begin) < time.Millisecond; {
+		}
+	}
+	for range 3 * weighTurns {
+		wait()
+		l.weigh()
+	}
+	if got := niceOf(0); got != base {
+		t.Fatalf("it may not change its nice value, which was %d and is %d", base, got)
+	}
+	l.group.othersNice = base
+	l.group.mayRise.Store(true)
+	becomes(base-farBehind, wait)
+	becomes(base-behind, compute)
+	becomes(base-farBehind, wait)
 }
 
 // turns says whether this kernel has turns to be asked for.

@@ -202,22 +202,24 @@ func show3(v float64) string {
 
 // outageRow is a line of the report about timings.
 type outageRow struct {
-	What                              string
-	Timings                           int
-	P50, P99, Low, High, Slice, Ratio string
+	What                                      string
+	Timings                                   int
+	P50, P99, Low, High, Slice, Stolen, Ratio string
 }
 
 // Rows compare the timings with those before.
 func (o *outage) Rows() (rows []outageRow) {
-	of := func(timings []timing, what func(timing) int64) (sorted []float64) {
+	of := func(timings []timing, what func(timing) float64) (sorted []float64) {
 		for _, t := range timings {
-			sorted = append(sorted, float64(what(t))/1e3)
+			sorted = append(sorted, what(t))
 		}
 		slices.Sort(sorted)
 		return sorted
 	}
-	p99 := func(t timing) int64 { return t.P99 }
-	slice := func(t timing) int64 { return t.SliceP99 }
+	p50 := func(t timing) float64 { return float64(t.P50) / 1e3 }
+	p99 := func(t timing) float64 { return float64(t.P99) / 1e3 }
+	slice := func(t timing) float64 { return float64(t.SliceP99) / 1e3 }
+	stolen := func(t timing) float64 { return 100 * t.stolen }
 	before, beforeSlice := median(of(o.before, p99)), median(of(o.before, slice))
 	for _, r := range []struct {
 		what    string
@@ -225,8 +227,8 @@ func (o *outage) Rows() (rows []outageRow) {
 	}{{"before", o.before}, {"while NATS is stopped, for " + o.Stopped(), o.meanwhile}, {"then, with " + o.Waited() + " clicks waiting at last", o.behind}, {"while the spool drains, " + o.Drains() + " times", o.draining}} {
 		all, typical := of(r.timings, p99), median(of(r.timings, slice))
 		rows = append(rows, outageRow{
-			r.what, len(r.timings), show3(median(of(r.timings, func(t timing) int64 { return t.P50 }))),
-			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(typical),
+			r.what, len(r.timings), show3(median(of(r.timings, p50))),
+			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(typical), show3(median(of(r.timings, stolen))),
 			fmt.Sprintf("%.2f / %.2f", median(all)/before, typical/beforeSlice),
 		})
 	}
@@ -279,14 +281,15 @@ requests of the other benchmarks, every link as likely as any other.
 
 affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}} The
 generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over 64 connections: a latency counts from the request's
-moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. When NATS had been
+moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. Stolen is the share of both cores' time that
+the hypervisor gave to others while this machine wanted it, by /proc/stat. When NATS had been
 stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for
 {{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. Then came more timings as before, and
 outages until the spool was full again, {{.Drains}} in all. All clicks were in the stream in the end, and none was dropped.
 
-| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | against before (p99 / typically) |
-|---|---|---|---|---|---|---|---|
-{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Ratio}} |
+| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | stolen, % | against before (p99 / typically) |
+|---|---|---|---|---|---|---|---|---|---|
+{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Stolen}} | {{.Ratio}} |
 {{end}}
 The goal is at most 1.2 times. Draining 10,000,000 clicks took **{{.Drained}}** (goal: 30 s): {{.PerSecond}} clicks/s beside the
 redirects, the median of {{.Drains}} drains ({{.Slowest}} to {{.Quickest}}). In the stream, a click of these

@@ -61,6 +61,8 @@ type drained struct {
 type timing struct {
 	Answered           uint64
 	P50, P99, SliceP99 int64 // ns
+
+	stolen float64 // share of both cores' time that the hypervisor took meanwhile
 }
 
 const (
@@ -242,11 +244,21 @@ func (o *outage) load(ctx context.Context, rate float64, warm, d time.Duration) 
 
 // time adds a timing at the fixed rate.
 func (o *outage) time(ctx context.Context, to *[]timing) error {
+	begin := time.Now()
+	before, err := proc.Stolen()
+	if err != nil {
+		return err
+	}
 	t, err := o.load(ctx, o.rate, time.Second, o.window)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3)
+	after, err := proc.Stolen()
+	if err != nil {
+		return err
+	}
+	t.stolen = (after - before).Seconds() / time.Since(begin).Seconds() / 2
+	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, 100*t.stolen)
 	*to = append(*to, t)
 	return nil
 }

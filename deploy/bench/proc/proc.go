@@ -33,6 +33,22 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(user+system) * Tick, err
 }
 
+// Stolen is for how long the machine's hypervisor has let others have cores that this
+// one wanted, all cores together.
+func Stolen() (time.Duration, error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(stat), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 {
+		return 0, fmt.Errorf("/proc/stat: %q", line)
+	}
+	ticks, err := strconv.Atoi(fields[8])
+	return time.Duration(ticks) * Tick, err
+}
+
 // Memory is how much of a process is in memory, now and at most so far, in MB.
 func Memory(pid int) (now, peak float64, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

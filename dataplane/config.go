@@ -86,8 +86,9 @@ type Config struct {
 	TuneCollector bool
 
 	// The same: event loops go before all other threads. Their nice value is lowered,
-	// where the process may do so (CAP_SYS_NICE, RLIMIT_NICE), and else that of all
-	// others is raised. Default: both are left as they are.
+	// where the process may do so (CAP_SYS_NICE, RLIMIT_NICE), by 20 while they take
+	// less than 70% of a core, else by 4; where it may not, that of all others is
+	// raised by 4. Default: both are left as they are.
 	LoopsFirst bool
 
 	Build      string                // the program's version

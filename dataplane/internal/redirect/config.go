@@ -41,9 +41,10 @@ type Config struct {
 	Loops int
 
 	// Event loops go before all other threads of this process: their nice value is
-	// lowered, where the process may do so, and else that of all others is raised for
-	// good when Serve starts; for one Serve of a process. Default: only as far as
-	// Linux (6.12) lets them interrupt others that have the same.
+	// lowered, where the process may do so, the further the more they wait, and else
+	// that of all others is raised for good when Serve starts; for one Serve of a
+	// process. Default: only as far as Linux (6.12) lets them interrupt others that
+	// have the same.
 	LoopsFirst bool
 
 	// Peers that are believed about whose connections and requests they pass on.

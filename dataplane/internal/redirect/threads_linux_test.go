@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -125,6 +127,42 @@ func TestLoopGoesFurtherBeforeOthersWhileItHasTimeToWait(t *testing.T) {
 	becomes(base-farBehind, wait)
 	becomes(base-behind, compute)
 	becomes(base-farBehind, wait)
+}
+
+// The loops of a listener do so.
+func TestLoopsThatServeGoFurtherBeforeOthers(t *testing.T) {
+	onlyLoops(t)
+	base := niceOf(0)
+	if base-farBehind < mostNice {
+		t.Skipf("not here: it begins with nice value %d", base)
+	}
+	if why := allow(true); why != "" {
+		t.Skip(why) // the threads of the tests would stand back for good
+	}
+	n := startNode(t, time.Second, oneLoop, func(c *Config) { c.LoopsFirst = true })
+	c := n.dial(t)
+	for begin := time.Now(); !slices.Contains(nices(t), base-farBehind); {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("nice values are %v, and none is %d", nices(t), base-farBehind)
+		}
+		c.send(getA)
+		c.expect(302)
+	}
+}
+
+// nices are the nice values of the process's threads.
+func nices(t *testing.T) (of []int) {
+	t.Helper()
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		if tid, err := strconv.Atoi(thread.Name()); err == nil {
+			of = append(of, niceOf(tid))
+		}
+	}
+	return of
 }
 
 // turns says whether this kernel has turns to be asked for.

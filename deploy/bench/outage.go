@@ -59,8 +59,8 @@ type drained struct {
 
 // timing is what the program openloop prints.
 type timing struct {
-	Answered           uint64
-	P50, P99, SliceP99 int64 // ns
+	Answered                 uint64
+	P50, P99, SliceP99, Late int64 // ns
 
 	stolen float64 // share of both cores' time that the hypervisor took meanwhile
 }
@@ -258,7 +258,7 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 		return err
 	}
 	t.stolen = (after - before).Seconds() / time.Since(begin).Seconds() / 2
-	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, 100*t.stolen)
+	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, sent %.0f µs late, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, float64(t.Late)/1e3, 100*t.stolen)
 	*to = append(*to, t)
 	return nil
 }

@@ -44,6 +44,7 @@ type Result struct {
 	P999     int64
 	SliceP99 int64 // median of the p99 of each slice
 	Max      int64
+	Late     int64   // p99 of how late requests were sent: the generator's own part, unless all connections waited
 	CPU      float64 // seconds of its own
 	Seconds  float64
 	RealTime bool  // real-time priority was granted
@@ -79,7 +80,7 @@ func run() error {
 	g.requests = slices.Collect(browser.Requests(linkset.Set{Seed: 1}, *links, distinct, 1))
 	g.skip = int(*rate * warm.Seconds())
 	g.total = g.skip + int(*rate*duration.Seconds())
-	g.latencies = make([]int64, g.total-g.skip)
+	g.latencies, g.late = make([]int64, g.total-g.skip), make([]int64, g.total-g.skip)
 	if err := g.connect(*addr, *connections); err != nil {
 		return err
 	}
@@ -98,8 +99,8 @@ func run() error {
 	return json.NewEncoder(os.Stdout).Encode(Result{
 		Answered: g.answered, Timed: len(g.latencies),
 		P50: percentile(g.latencies, 0.50), P99: percentile(g.latencies, 0.99), P999: percentile(g.latencies, 0.999), Max: slices.Max(g.latencies),
-		SliceP99: percentile(inSlices, 0.50),
-		CPU:      used.Seconds(), Seconds: took.Seconds(), RealTime: realTime, Stalls: g.stalls,
+		SliceP99: percentile(inSlices, 0.50), Late: percentile(g.late, 0.99),
+		CPU: used.Seconds(), Seconds: took.Seconds(), RealTime: realTime, Stalls: g.stalls,
 	})
 }
 
@@ -134,6 +135,7 @@ type generator struct {
 	next      int   // the next request's place in the schedule
 	answered  uint64
 	latencies []int64 // by place in the schedule
+	late      []int64 // the same: until it was sent
 }
 
 // conn is a connection with at most one request under way.
@@ -240,6 +242,9 @@ func (g *generator) send() error {
 		c := g.idle[len(g.idle)-1]
 		g.idle = g.idle[:len(g.idle)-1]
 		c.request, c.n = g.next, 0
+		if g.next >= g.skip {
+			g.late[g.next-g.skip] = now - g.due(g.next)
+		}
 		r := g.requests[g.next%len(g.requests)]
 		if n, err := write(c.fd, r); err != nil || n != len(r) {
 			return fmt.Errorf("send request: %d of %d bytes: %w", n, len(r), err)

@@ -68,7 +68,7 @@ func (l *loop) weigh() {
 	if far {
 		by = farBehind
 	}
-	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, max(l.group.othersNice-by, mostNice)) // worked when loops began
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, max(l.group.othersNice-by, mostNice)) // best effort: RLIMIT_NICE may end in between
 }
 
 // goBefore gives loops a larger share of the cores than all other threads of the

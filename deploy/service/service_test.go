@@ -119,6 +119,9 @@ func TestAdminAddressAnswersUntilThePartHasEnded(t *testing.T) {
 			return 0, err.Error()
 		}
 		defer resp.Body.Close()
+		if resp.Uncompressed { // the client asks for gzip
+			t.Errorf("%s is compressed", path)
+		}
 		body, _ := io.ReadAll(resp.Body)
 		return resp.StatusCode, string(body)
 	}

@@ -214,6 +214,7 @@ func (s *Server) assemble() (err error) {
 		Logger:        s.cfg.Log,
 		Registerer:    s.cfg.Registerer,
 	})
+	resources.Know(s.log.Known)
 	id := strings.ToLower(rand.Text()[:8])
 	s.replicas, err = replica.New(s.etcd, replica.Config{ID: id, Address: s.advertised(), Logger: s.cfg.Log})
 	if err != nil {

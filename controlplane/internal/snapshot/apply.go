@@ -25,7 +25,7 @@ func (l *Log) load(ctx context.Context, epochs store.Epochs) error {
 	read := func(at int64) (int64, error) {
 		return l.src.Load(ctx, store.LoadOptions{At: at}, func(o store.Object) error {
 			if o.Value != nil { // without, it counts as deleted, as in a watch
-				e := makeEntry(o.Name, o.Value)
+				e := makeEntry(&o)
 				fresh.set(e.key(), e)
 			}
 			return nil
@@ -71,11 +71,12 @@ func (l *Log) reload(ctx context.Context) error {
 		if o.Value == nil {
 			return nil
 		}
-		e := makeEntry(o.Name, o.Value)
+		e := makeEntry(&o)
 		was := old.get(o.Name)
-		if was == e {
+		switch {
+		case was == e:
 			e = was // one copy in memory
-		} else {
+		case !was.same(e):
 			changes, olds = append(changes, change{key: e.key(), entry: e, had: was != ""}), append(olds, was)
 		}
 		fresh.set(e.key(), e)
@@ -177,10 +178,10 @@ func (l *Log) apply(batch store.Batch) {
 		var e entry
 		key := c.Name
 		if c.Value != nil {
-			e = makeEntry(c.Name, c.Value)
+			e = makeEntry(&c)
 			key = e.key()
 		}
-		if old := l.state.set(key, e); old != e {
+		if old := l.state.set(key, e); !old.same(e) {
 			s.changes, s.olds = append(s.changes, change{key: key, entry: e, had: old != ""}), append(s.olds, old)
 		}
 	}

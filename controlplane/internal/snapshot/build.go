@@ -140,7 +140,7 @@ func buildSnapshot(contents frozen, at Version, chunkBytes int) *Frame {
 		}
 		for _, e := range sh.m {
 			raw = protowire.AppendTag(raw, fieldChunkEntries, protowire.BytesType)
-			raw = protowire.AppendString(raw, string(e))
+			raw = protowire.AppendString(raw, e.wire())
 			if len(raw) >= chunkBytes {
 				flush()
 			}

@@ -3,10 +3,12 @@ package snapshot
 import (
 	"encoding/binary"
 	"math/bits"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/affleet/affleet/controlplane/internal/store"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -38,19 +40,53 @@ const (
 	fieldChunkCompression = 3
 )
 
-// entry is the wire form of a feedv1.Entry: what a delta and a snapshot are
-// made of. "" is no entry.
+// entry is the wire form of a feedv1.Entry, which a delta and a snapshot are
+// made of, behind entryHead bytes of what writes need to know. "" is no entry.
 type entry string
 
-// makeEntry copies key and value into one allocation.
-func makeEntry(key string, value []byte) entry {
-	n := 1 + sizeBytes(len(key)) + 1 + sizeBytes(len(value))
-	b := make([]byte, 0, n)
+// entryHead has the revision of the resource's last write, and its time of
+// creation in nanoseconds since 1970, 0 for none, as big-endian numbers.
+const entryHead = 16
+
+// makeEntry copies an object into one allocation.
+func makeEntry(o *store.Object) entry {
+	key, value := o.Name, o.Value
+	n := entryHead + 1 + sizeBytes(len(key)) + 1 + sizeBytes(len(value))
+	b := make([]byte, entryHead, n)
+	binary.BigEndian.PutUint64(b, uint64(o.Revision)) //nolint:gosec // as it is read
+	if created := o.Created(); !created.IsZero() {
+		binary.BigEndian.PutUint64(b[8:], uint64(created.UnixNano())) //nolint:gosec // as it is read
+	}
 	b = protowire.AppendTag(b, fieldEntryKey, protowire.BytesType)
 	b = protowire.AppendString(b, key)
 	b = protowire.AppendTag(b, fieldEntryValue, protowire.BytesType)
 	b = protowire.AppendBytes(b, value)
 	return entry(stringOf(b))
+}
+
+// wire is a part of the entry's own bytes.
+func (e entry) wire() string {
+	if e == "" {
+		return ""
+	}
+	return string(e[entryHead:])
+}
+
+// same says whether nodes hold the same of both.
+func (e entry) same(other entry) bool { return e.wire() == other.wire() }
+
+// known is what a write needs to know of what is there.
+func (e entry) known() store.Known {
+	if e == "" {
+		return store.Known{}
+	}
+	_, value := e.split()
+	b := bytesOf(string(e))
+	k := store.Known{Value: bytesOf(value), Revision: int64(binary.BigEndian.Uint64(b))} //nolint:gosec // as it was written
+	if created := int64(binary.BigEndian.Uint64(b[8:])); created != 0 {                  //nolint:gosec // as it was written
+		k.Created = time.Unix(0, created)
+	}
+	return k
 }
 
 // key is a part of the entry's own bytes.
@@ -61,12 +97,13 @@ func (e entry) key() string {
 
 // split gives key and value, both parts of the entry's own bytes.
 func (e entry) split() (key, value string) {
-	b := bytesOf(string(e))
+	wire := e.wire()
+	b := bytesOf(wire)
 	n, size := binary.Uvarint(b[1:])
 	start := 1 + size
 	end := start + int(n)
 	_, size = binary.Uvarint(b[end+1:])
-	return string(e[start:end]), string(e[end+1+size:])
+	return wire[start:end], wire[end+1+size:]
 }
 
 // size is how many bytes key and value have.

@@ -160,6 +160,19 @@ func (l *Log) Head() Version { return l.view.Load().Head() }
 // closed when there is something.
 func (l *Log) Changed() <-chan struct{} { return l.view.Load().changed }
 
+// Known is what the log holds of a resource, whether it is served or held back,
+// for writes. It knows nothing before it has read everything, and of a source
+// that may have gone back.
+func (l *Log) Known(name string) (store.Known, bool) {
+	if _, _, back := l.WentBack(); back || l.View().epoch == 0 {
+		return store.Known{}, false
+	}
+	l.mu.Lock()
+	e := l.state.get(name)
+	l.mu.Unlock()
+	return e.known(), true
+}
+
 // tellEvery is how often an outage is logged that goes on.
 const tellEvery = time.Minute
 

@@ -44,7 +44,7 @@ type change struct {
 // payload is what the change adds to a delta.
 func (c *change) payload() string {
 	if c.entry != "" {
-		return string(c.entry)
+		return c.entry.wire()
 	}
 	return c.key
 }

@@ -59,7 +59,7 @@ func (s *state) get(key string) entry {
 }
 
 // set puts an entry, or deletes the key if it is "", and returns the entry that
-// was there.
+// was there. One that nodes hold already is the same one to them.
 func (s *state) set(key string, e entry) (old entry) {
 	i := s.index(key)
 	sh := s.shards[i]
@@ -69,14 +69,14 @@ func (s *state) set(key string, e entry) (old entry) {
 	if old == e {
 		return old
 	}
-	switch {
-	case sh == nil:
-		sh = &shard{gen: s.gen, m: make(map[string]entry)}
-		s.shards[i] = sh
-	case sh.gen != s.gen:
-		sh = &shard{gen: s.gen, m: maps.Clone(sh.m)}
-		s.shards[i] = sh
+	if old != "" && old.same(e) {
+		// Written again as it was: only who writes next needs to know of that.
+		m := s.own(i).m
+		delete(m, key) // the map would keep the old key's bytes alive
+		m[e.key()] = e
+		return old
 	}
+	sh = s.own(i)
 	if old != "" {
 		// Also before a put: the map would keep the old key's bytes alive.
 		delete(sh.m, key)
@@ -97,6 +97,19 @@ func (s *state) set(key string, e entry) (old entry) {
 		s.bytes += e.size()
 	}
 	return old
+}
+
+// own gives a part that may be changed in place.
+func (s *state) own(i int) *shard {
+	sh := s.shards[i]
+	switch {
+	case sh == nil:
+		sh = &shard{gen: s.gen, m: make(map[string]entry)}
+	case sh.gen != s.gen:
+		sh = &shard{gen: s.gen, m: maps.Clone(sh.m)}
+	}
+	s.shards[i] = sh
+	return sh
 }
 
 // freeze gives the state as it is now. Its cost does not depend on the number
@@ -141,7 +154,7 @@ func (s *state) difference(other *state) (changes []change, olds []entry) {
 			continue
 		}
 		for key, e := range sh.m {
-			if old := s.get(key); old != e {
+			if old := s.get(key); !old.same(e) {
 				changes, olds = append(changes, change{key: key, entry: e, had: old != ""}), append(olds, old)
 			}
 		}

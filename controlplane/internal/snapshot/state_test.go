@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/affleet/affleet/controlplane/internal/store"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -41,7 +42,7 @@ func TestFrozenStateNeverChanges(t *testing.T) {
 			s.set(key, "")
 			delete(model, key)
 		} else {
-			s.set(key, makeEntry(key, []byte(value)))
+			s.set(key, makeEntry(&store.Object{Name: key, Value: []byte(value), Revision: int64(i)}))
 			model[key] = value
 		}
 		if i%1000 == 999 {

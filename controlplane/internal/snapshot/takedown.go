@@ -195,7 +195,7 @@ func newTakeDown(epoch uint64, revision int64, changes []change, down []int) *Ta
 	d := &TakeDown{Revision: revision, entries: len(down)}
 	for _, i := range down {
 		c := &changes[i]
-		e := string(c.entry)
+		e := c.entry.wire()
 		if e == "" {
 			e = string(appendBytes(nil, fieldEntryKey, bytesOf(c.key)))
 		}

@@ -175,7 +175,20 @@ func TestALinkThatKeepsItsAffiliateHoldsUpItsDeletion(t *testing.T) {
 // and deleters of their affiliates race, and then looks at every revision that
 // there was.
 func TestNoRevisionHasALinkWithoutItsAffiliate(t *testing.T) {
-	s := start(t)
+	t.Run("read first", func(t *testing.T) { noLinkWithoutItsAffiliate(t, start(t)) })
+	t.Run("known", func(t *testing.T) {
+		s := start(t)
+		followed(t, s, false)
+		noLinkWithoutItsAffiliate(t, s)
+	})
+	t.Run("known of any moment", func(t *testing.T) {
+		s := start(t)
+		followed(t, s, true)
+		noLinkWithoutItsAffiliate(t, s)
+	})
+}
+
+func noLinkWithoutItsAffiliate(t *testing.T, s *Store) {
 	first := s.mustPut(t, testAffiliate("aff_0"), testAffiliate("aff_1"))
 	const rounds = 60
 	var wait sync.WaitGroup

@@ -247,7 +247,7 @@ func (im *importer) put(ctx context.Context, b *batch, v view, puts []put, guard
 			return 0, err
 		}
 		key := resources + b.names[p.slot]
-		record := linkv1.Record{Resource: p.value, CreateTime: createTime(old.record, now), UpdateTime: now, UpdatedBy: im.who}
+		record := linkv1.Record{Resource: p.value, CreateTime: old.createTime(now), UpdateTime: now, UpdatedBy: im.who}
 		t.unchanged(key, old.revision)
 		if err := t.put(key, &record, lease); err != nil {
 			held.done(ctx, false, nil)

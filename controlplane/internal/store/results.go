@@ -36,7 +36,7 @@ func (t *transaction) results(revision int64, record *linkv1.Record) []Result {
 		case record == nil:
 			r.Resource = withReadOnly(c.next, 0, nil)
 		default:
-			mine := &linkv1.Record{CreateTime: createTime(c.old.record, record.UpdateTime), UpdateTime: record.UpdateTime, UpdatedBy: record.UpdatedBy}
+			mine := &linkv1.Record{CreateTime: c.old.createTime(record.UpdateTime), UpdateTime: record.UpdateTime, UpdatedBy: record.UpdatedBy}
 			r.Resource, r.Revision = withReadOnly(c.next, revision, mine), revision
 		}
 		all[i] = r

@@ -18,7 +18,7 @@
 //	guard/affiliates          see guard.go
 //	guard/affiliates/holder   see guard.go
 //
-// A Store holds no state but its client. All methods may be called from any
+// A Store holds no state but its client, and what it is told to know. All methods may be called from any
 // goroutine; each call to etcd has a deadline of its own, so that an etcd that
 // is down is an error of kind Unavailable after a few seconds. Errors are
 // *link.Error, joins of them, or the context's.
@@ -34,6 +34,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -59,12 +60,27 @@ type Store struct {
 	timeout  time.Duration // of one call to etcd
 	patience time.Duration // of one write that others keep racing
 	limit    limit
+	known    func(name string) (Known, bool)
 }
 
 // New makes a store of a client, which stays the caller's to close.
 func New(client *clientv3.Client) *Store {
 	return &Store{client: client, now: time.Now, timeout: 5 * time.Second, patience: 15 * time.Second}
 }
+
+// Known is what somebody who follows the store holds of a resource. The zero
+// value: it does not exist.
+type Known struct {
+	Value    []byte // as Object.Value
+	Revision int64  // of its last write
+	Created  time.Time
+}
+
+// Know lets writes begin with what f holds, and spare themselves the reading. f
+// may be behind: a write that was worked out from what is not true any more is
+// not made, but reads and tries again. f is called from any goroutine, and gives
+// false where it knows nothing. Know is called before anything is written.
+func (s *Store) Know(f func(name string) (Known, bool)) { s.known = f }
 
 // LimitEntries makes the store write no resource of which the name and the value
 // take more bytes; 0: no limit. It is called before anything is written.
@@ -110,6 +126,15 @@ func (o *Object) Resource() (*linkv1.Resource, error) {
 	}
 	link.SetReadOnly(r, o.Revision, record)
 	return r, nil
+}
+
+// Created is when the resource was created; the zero time when its record does
+// not say so.
+func (o *Object) Created() time.Time {
+	if t := recordCreated(o.record); t != nil {
+		return t.AsTime()
+	}
+	return time.Time{}
 }
 
 // object reads a key below r/. A record that cannot be read has no value.
@@ -216,6 +241,7 @@ type stored struct {
 	record   []byte
 	value    []byte
 	lease    clientv3.LeaseID // 0: none
+	created  time.Time        // where it is known without the record
 }
 
 func (s stored) exists() bool { return s.revision != 0 }
@@ -229,6 +255,28 @@ func storedFrom(kvs []*mvccpb.KeyValue) stored {
 		revision: kvs[0].ModRevision, record: kvs[0].Value, value: recordValue(kvs[0].Value),
 		lease: clientv3.LeaseID(kvs[0].Lease),
 	}
+}
+
+// createTime gives the time of creation; now if there is none.
+func (s stored) createTime(now *timestamppb.Timestamp) *timestamppb.Timestamp {
+	if !s.created.IsZero() {
+		return timestamppb.New(s.created)
+	}
+	if t := recordCreated(s.record); t != nil {
+		return t
+	}
+	return now
+}
+
+// recordCreated gives the time of creation that a serialized Record has; nil if
+// it has none.
+func recordCreated(record []byte) *timestamppb.Timestamp {
+	b := field(record, 2)
+	t := new(timestamppb.Timestamp)
+	if b == nil || proto.Unmarshal(b, t) != nil {
+		return nil
+	}
+	return t
 }
 
 // unchangedSince is true in a transaction while the key is as it was read.

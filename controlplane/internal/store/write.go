@@ -89,6 +89,9 @@ func (s *Store) WriteWith(ctx context.Context, who string, writes []Write, opts 
 		return nil, 0, err
 	}
 	defer func() { s.release(ctx, t.held) }()
+	if results, revision, err := t.tryKnown(ctx); err == nil || !errors.Is(err, errRaced) {
+		return results, revision, err
+	}
 	deadline := time.Now().Add(s.patience)
 	for try := range 1 << 30 {
 		results, revision, err := t.try(ctx)
@@ -371,21 +374,11 @@ func (c *change) op(ctx context.Context, record *linkv1.Record, held *leases) (c
 		held.leave(c.old)
 		return clientv3.OpDelete(resources + c.name), nil
 	}
-	record.CreateTime = createTime(c.old.record, record.UpdateTime)
+	record.CreateTime = c.old.createTime(record.UpdateTime)
 	record.Resource = c.value
 	b, err := proto.Marshal(record)
 	if err != nil {
 		return clientv3.Op{}, &link.Error{Kind: link.Invalid, Field: "updated_by", Message: "is not valid UTF-8", Err: err}
 	}
 	return held.put(ctx, resources+c.name, string(b), c.old, c.next.GetBlock().GetExpireTime())
-}
-
-// createTime gives the time of creation from a stored record; now if there is
-// none.
-func createTime(record []byte, now *timestamppb.Timestamp) *timestamppb.Timestamp {
-	old := new(linkv1.Record)
-	if len(record) == 0 || proto.Unmarshal(record, old) != nil || old.GetCreateTime() == nil {
-		return now
-	}
-	return old.GetCreateTime()
 }

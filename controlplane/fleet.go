@@ -27,6 +27,7 @@ type peers interface {
 	Peers() []replica.Peer
 	Changed() <-chan struct{}
 	Refresh(ctx context.Context) error
+	Revision() int64
 }
 
 // fleetConfig says who this replica is and how it reaches the others.

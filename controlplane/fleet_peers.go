@@ -114,6 +114,13 @@ func (f *fleet) refreshPeers(ctx context.Context) {
 	}
 }
 
+// lacksPeers says whether a replica may be missing from peers that was listed
+// when a revision was written.
+func (f *fleet) lacksPeers(revision int64) bool {
+	view := f.log.View()
+	return f.cfg.Peers != nil && (view.Seen() < revision || f.cfg.Peers.Revision() < view.Replicas())
+}
+
 // peer gives another replica's FleetService.
 func (f *fleet) peer(p replica.Peer) (adminv1.FleetServiceClient, error) {
 	conn, err := f.conns.get(p.Address)

@@ -155,14 +155,16 @@ func TestWaitGoesOnUntilASilentReplicaIsNotListedAnyMore(t *testing.T) {
 	client := etcdtest.Start(t)
 	a := startReplica(t, client, "a")
 	v := a.write(map[string]string{"/one": dest(1)})
-	newNode(t, "near", "eu").connect(a).until(v)
+	near := newNode(t, "near", "eu").connect(a).until(v)
 	ln, err := net.Listen("tcp", "127.0.0.1:0") // it accepts, and says nothing
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ln.Close() })
 	off := list(t, client, "b", ln.Addr().String())
+	v = a.write(map[string]string{"/one": dest(2)})
 	done := waitFor(t, a, patience, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 1})
+	near.until(v)
 	select {
 	case got := <-done:
 		t.Fatalf("it ended with %v, %v", got.WaitForVersionResponse, got.err)

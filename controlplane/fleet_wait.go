@@ -180,18 +180,23 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 	var pollers sync.WaitGroup
 	defer pollers.Wait()
 	defer cancel()
-	f.refreshPeers(ctx)
 	pollers.Go(func() {
 		f.eachPeer(polling, func(ctx context.Context, p replica.Peer) { f.pollPeer(ctx, p, req, others) })
 	})
-	for {
+	for asked := false; ; {
 		var t tally
 		silent := others.add(&t, f.listed())
 		later := f.count(req, w, &t)
 		answer := &adminv1.WaitForVersionResponse{
 			Nodes: int32(t.nodes), Waited: durationpb.New(time.Since(start)), Lagging: t.lagging,
 		}
-		if len(silent) == 0 && t.enough(req) {
+		enough := len(silent) == 0 && t.enough(req)
+		if enough && !asked && f.lacksPeers(req.GetVersion().GetRevision()) {
+			asked = true
+			f.refreshPeers(ctx)
+			continue
+		}
+		if enough {
 			slices.Sort(answer.Lagging)
 			return answer, nil
 		}

@@ -20,11 +20,13 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/affleet/affleet/controlplane/internal/store"
 )
 
 // prefix is where replicas are in etcd: the rest of the key is the id, the
 // value the address.
-const prefix = "/aff/v1/replicas/"
+const prefix = store.Replicas
 
 // Config says who this replica is.
 type Config struct {
@@ -84,6 +86,13 @@ func (d *Directory) Peers() []Peer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.peers
+}
+
+// Revision is one of etcd up to which Peers lacks none.
+func (d *Directory) Revision() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.revision
 }
 
 // Changed is closed when Peers differs from now.

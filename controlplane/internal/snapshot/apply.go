@@ -40,7 +40,7 @@ func (l *Log) load(ctx context.Context, epochs store.Epochs) error {
 	if err != nil {
 		return fmt.Errorf("read everything: %w", err)
 	}
-	v := &View{epoch: epochs.Current, past: epochs.Past, seen: revision}
+	v := &View{epoch: epochs.Current, past: epochs.Past, seen: revision, moved: revision}
 	if err := l.readWords(ctx, v); err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (l *Log) reload(ctx context.Context) error {
 	if held.hold == nil {
 		l.served = fresh
 	}
-	l.commit(step{revision: revision, since: held.seen, changes: changes, olds: olds, release: words.released, rewind: words.rewind, before: func() *state { return old }})
+	l.commit(step{revision: revision, since: held.seen, changes: changes, olds: olds, release: words.released, rewind: words.rewind, moved: true, before: func() *state { return old }})
 	return nil
 }
 
@@ -159,6 +159,7 @@ type step struct {
 	olds     []entry // what was there before each
 	release  store.Release
 	rewind   store.Rewind
+	moved    bool          // it may have changed which replicas there are
 	before   func() *state // the state before it, to go on serving
 }
 
@@ -170,7 +171,7 @@ func (l *Log) apply(batch store.Batch) {
 	if batch.Revision <= held.seen || held.apart {
 		return
 	}
-	s := step{revision: batch.Revision, since: batch.Revision - 1, release: batch.Release, rewind: held.rewind}
+	s := step{revision: batch.Revision, since: batch.Revision - 1, release: batch.Release, rewind: held.rewind, moved: batch.Replicas}
 	if batch.Rewind.Epoch == held.epoch {
 		s.rewind = batch.Rewind
 	}
@@ -201,6 +202,9 @@ func (l *Log) commit(s step) {
 	held := l.view.Load()
 	next := *held
 	next.seen = s.revision
+	if s.moved {
+		next.moved = s.revision
+	}
 	if s.release.Epoch == held.epoch {
 		next.released = held.released.Merge(s.release)
 	}

@@ -20,6 +20,7 @@ type View struct {
 	dropped int64 // cum of the base
 	seen    int64 // everything up to this revision is known
 	truth   mark  // the state at seen; its revision is the last that changed it
+	moved   int64 // the last revision up to seen that may have changed which replicas there are
 
 	hold     *Hold // nil: nothing is held back
 	lost     bool  // what is held back is more than the log takes, and not in records
@@ -47,6 +48,10 @@ func (v *View) Head() Version {
 // Seen is the revision up to which the log knows everything. It is at least the
 // head's.
 func (v *View) Seen() int64 { return v.seen }
+
+// Replicas is a revision up to Seen after which nothing has changed which
+// replicas there are.
+func (v *View) Replicas() int64 { return v.moved }
 
 // Links counts the links that are served.
 func (v *View) Links() int64 { return v.head().links }

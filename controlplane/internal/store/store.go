@@ -15,6 +15,7 @@
 //	rewind                    that etcd was restored from a backup: epoch, the
 //	                          revision that it had then, and the one it had before
 //	touch                     put for nothing but a new revision
+//	replicas/<id>             see package replica
 //	guard/affiliates          see guard.go
 //	guard/affiliates/holder   see guard.go
 //
@@ -52,6 +53,9 @@ const (
 	rewindKey    = root + "rewind"
 	touchKey     = root + "touch"
 )
+
+// Replicas is what the keys begin with of which each names a replica.
+const Replicas = root + "replicas/"
 
 // Store reads and writes resources.
 type Store struct {

@@ -22,6 +22,7 @@ type Batch struct {
 	Changes  []Change
 	Release  Release // the zero value: none
 	Rewind   Rewind  // likewise
+	Replicas bool    // it has changed which replicas there are
 	Epoch    bool    // the fleet's epoch is another one: read it
 }
 
@@ -100,6 +101,8 @@ func batchOf(revision int64, events []*clientv3.Event) Batch {
 			batch.Release = batch.Release.Merge(parseRelease(e.Kv))
 		case key == rewindKey && e.Type != mvccpb.Event_DELETE:
 			batch.Rewind = parseRewind(e.Kv)
+		case strings.HasPrefix(key, Replicas):
+			batch.Replicas = true
 		}
 	}
 	return batch

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/affleet/affleet/proto/link"
@@ -112,16 +113,13 @@ func (b *Builder) check() {
 
 // trim gives back what was too much room for the entries of a full build.
 func (b *Builder) trim() {
+	var all []*shard
 	for i := 0; i < len(b.shards); {
 		s := b.shards[i]
-		if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/8 {
-			s.resize(s.live())
-		}
-		if len(s.index) > max(s.n*7/4, 16) {
-			s.reindex(s.n, s.arena, func(off, _ uint32, _ []byte) uint32 { return off })
-		}
+		all = append(all, s)
 		i += 1 << (b.bits - s.depth)
 	}
+	inParallel(min(runtime.GOMAXPROCS(0), maxWorkers), len(all), func(i int) { all[i].trim() })
 }
 
 // Put puts an entry, or replaces the one with this key. Both are copied. It is

@@ -280,6 +280,16 @@ func (s *shard) resize(size int) {
 	s.dead = 0
 }
 
+// trim gives back room that is more than an eighth of what is used.
+func (s *shard) trim() {
+	if spare := cap(s.arena) - s.live(); spare > 8<<10 && spare > s.live()/8 {
+		s.resize(s.live())
+	}
+	if len(s.index) > max(s.n*7/4, 16) {
+		s.reindex(s.n, s.arena, func(off, _ uint32, _ []byte) uint32 { return off })
+	}
+}
+
 // push appends an entry, for which there is room, and gives its offset.
 func (s *shard) push(c *link.Compiled, value []byte) uint32 {
 	off := uint32(len(s.arena))

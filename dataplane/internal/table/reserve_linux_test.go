@@ -1,0 +1,85 @@
+package table
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
+)
+
+func TestATableIsBuiltInTheHugePagesThatWereReserved(t *testing.T) {
+	const n = 400_000
+	if !hugePages(t) {
+		t.Skip("the kernel gives no huge pages")
+	}
+	before := hugeBytes(t)
+	Reserve(n)
+	b := NewBuilder(n)
+	keys, values := make([][]byte, n), make([][]byte, n)
+	for i := range n {
+		l := &linkv1.Link{Domain: "go.example.com", Path: fmt.Sprintf("/p/%08d", i), Destination: fmt.Sprintf("https://shop.example.com/products/%020d", i)}
+		value, err := link.Encode(&linkv1.Resource{Kind: &linkv1.Resource_Link{Link: l}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[i], values[i] = []byte(link.Links.Prefix()+l.GetDomain()+l.GetPath()), value
+	}
+	b.PutAll(n, func(i int) (key, value []byte) { return keys[i], values[i] }, func(_ int, err error) { t.Error(err) })
+	var sum link.SetHash
+	tab := b.Build(Version{Epoch: 1, Revision: 1})
+	var bytes uintptr
+	for _, size := range tab.Memory() {
+		bytes += size
+	}
+	for key, value := range tab.All() {
+		sum = sum.Add(link.HashEntry(key, value))
+	}
+	if tab.Len() != n || sum != tab.Hash() {
+		t.Errorf("the table has %d links", tab.Len())
+	}
+	if after := hugeBytes(t); after-before < int(bytes)/2 {
+		t.Errorf("%d bytes more are in huge pages, and the table has %d", after-before, bytes)
+	}
+}
+
+func TestReserveBelievesNoMoreThanThereIs(t *testing.T) {
+	if mappable(1 << 62) {
+		t.Error("more than any address says")
+	}
+	Reserve(1 << 62)
+	Reserve(0)
+}
+
+// hugePages says whether memory that is advised to come in huge pages does.
+func hugePages(t *testing.T) bool {
+	before := hugeBytes(t)
+	mem, err := unix.Mmap(-1, 0, 4*hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(mem) }()
+	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
+	for i := 0; i < len(mem); i += 4096 {
+		mem[i] = 1
+	}
+	return hugeBytes(t) > before
+}
+
+// hugeBytes is how much of this process is in huge pages.
+func hugeBytes(t *testing.T) (kb int) {
+	text, err := os.ReadFile("/proc/self/smaps_rollup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		if n, _ := fmt.Sscanf(string(line), "AnonHugePages: %d kB", &kb); n == 1 {
+			break
+		}
+	}
+	return kb << 10
+}

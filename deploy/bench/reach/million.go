@@ -12,7 +12,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/affleet/affleet/deploy/bench/linkset"
+	"github.com/affleet/affleet/deploy/bench/proc"
 	"github.com/affleet/affleet/deploy/bench/swarm"
 	"github.com/affleet/affleet/deploy/processes"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
@@ -125,7 +128,8 @@ var imports = row{
 	title: "an import of 1,000,000 links, with edits and take-downs during it",
 	method: "One control plane, three nodes, etcd and NATS, each a process on both cores, all empty. The time is that of `affctl import ndjson FILE --wait`. Meanwhile, every 100 ms, " +
 		"a link is updated, and its acknowledgement by all nodes waited for; and, every 250 ms, a link is disabled, and every node asked for it, every 2 ms, until none " +
-		"redirects any more, from the call of the write. Without these the import is quicker.",
+		"redirects any more, from the call of the write; and, every 100 ms, a key is put into etcd, which is the floor of an edit. Without these the import is quicker. " +
+		"CPU is user and system time during the import; both cores together have twice its time.",
 	run: func(ctx context.Context, r *runner) error {
 		for range r.Rounds {
 			if err := r.importRound(ctx); err != nil {
@@ -163,23 +167,26 @@ func (r *runner) importRound(ctx context.Context) error {
 
 	during, end := context.WithCancel(ctx)
 	defer end()
-	var edits, written, downs []time.Duration
-	var editing, taking error
+	var edits, written, downs, puts []time.Duration
+	var editing, taking, putting error
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { edits, written, editing = s.edit(during) })
 	running.Go(func() { downs, taking = s.takeDown(during, down) })
+	running.Go(func() { puts, putting = s.put(during) })
+	before := s.used()
 	stop := r.profile(s, "import")
 	begin := time.Now()
 	text, code := s.Affctl(ctx, "import", "ndjson", file, "--wait")
 	took := time.Since(begin)
 	stop()
+	after := s.used()
 	end()
 	running.Wait()
 	if code != 0 {
 		return fmt.Errorf("affctl import: exit code %d\n%s", code, text)
 	}
-	if err := errors.Join(editing, taking); err != nil {
+	if err := errors.Join(editing, taking, putting); err != nil {
 		return err
 	}
 	r.add("import of 1,000,000 links with --wait on 3 nodes", "ms", 40_000, ms(took))
@@ -188,10 +195,32 @@ func (r *runner) importRound(ctx context.Context) error {
 	r.add("an edit during it, the write's own answer, p99", "ms", 0, ms(percentile(written, 99)))
 	r.add("a take-down during it, to refused by all nodes, p99", "ms", 1000, ms(percentile(downs, 99)))
 	r.add("a take-down during it, to refused by all nodes, p50", "ms", 0, ms(percentile(downs, 50)))
+	r.add("floor: put in etcd during it, p99", "ms", 0, ms(percentile(puts, 99)))
+	r.add("floor: put in etcd during it, p50", "ms", 0, ms(percentile(puts, 50)))
+	for i, part := range parts {
+		r.add("CPU of "+part, "s", 0, (after[i] - before[i]).Seconds())
+	}
 	r.add("edits and take-downs during it", "", 0, float64(len(edits)+len(downs)))
 	_, peak := s.controlMemory()
 	r.add("control-plane memory at most", "MB", 0, peak)
 	return nil
+}
+
+// parts are what an import takes CPU of.
+var parts = [...]string{"etcd", "the control plane", "the three nodes", "affctl"}
+
+// used is what each of parts has used so far; of affctl, what has ended.
+func (s *stage) used() (all [len(parts)]time.Duration) {
+	all[0], _ = proc.CPU(s.Etcd.PID()) // as of controlCPU
+	all[1] = s.controlCPU()
+	for _, node := range s.Fleet.Nodes {
+		used, _ := proc.CPU(node.PID())
+		all[2] += used
+	}
+	var ended unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_CHILDREN, &ended) // it cannot fail
+	all[3] = time.Duration(ended.Utime.Nano() + ended.Stime.Nano())
+	return all
 }
 
 // prepare writes links to be taken down.

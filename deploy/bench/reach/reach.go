@@ -1,7 +1,8 @@
 // Package reach measures how a fleet's state reaches its nodes: real affcontrol
 // and etcd as processes, a few real affnodes, and up to thousands of simulated
 // ones (deploy/bench/swarm) in this process. Each row measures what it needs
-// beside its floor, which is etcd's own put and watch in the same run.
+// beside its floors: etcd's own put and watch in the same run, and what the system
+// calls alone cost.
 //
 // A run belongs to one goroutine. It needs Linux, taskset and two cores that
 // have nothing else to do.

@@ -12,8 +12,6 @@ import (
 	"strconv"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -184,40 +182,6 @@ func resource(l *linkv1.Link) *linkv1.Resource {
 func (s *stage) waitFor(ctx context.Context, revision int64, nodes int) error {
 	_, err := s.fleet.WaitForVersion(ctx, &adminv1.WaitForVersionRequest{Version: &linkv1.Version{Revision: revision}, MinNodes: int32(nodes)})
 	return err
-}
-
-// floors notes what etcd alone takes, now: a put, and its event at a watcher.
-func (r *runner) floors(ctx context.Context, s *stage) error {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + s.EtcdAddr}, Logger: zap.NewNop()})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	puts := r.some(300, 50)
-	events := client.Watch(ctx, "floor", clientv3.WithCreatedNotify())
-	<-events
-	arrived := make(chan time.Time, puts) // one event per put
-	go func() {
-		for range events {
-			arrived <- time.Now()
-		}
-	}()
-	var put, seen []time.Duration
-	for range puts {
-		begin := time.Now()
-		if _, err := client.Put(ctx, "floor", "value"); err != nil {
-			return err
-		}
-		put = append(put, time.Since(begin))
-		seen = append(seen, (<-arrived).Sub(begin))
-	}
-	r.add("floor: put in etcd, p50", "ms", 0, ms(percentile(put, 50)))
-	r.add("floor: put in etcd, p99", "ms", 0, ms(percentile(put, 99)))
-	r.add("floor: put in etcd to its event at a watcher, p50", "ms", 0, ms(percentile(seen, 50)))
-	r.add("floor: put in etcd to its event at a watcher, p99", "ms", 0, ms(percentile(seen, 99)))
-	return nil
 }
 
 // profile records a CPU profile of the control plane until the function that it

@@ -185,13 +185,14 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 	})
 	for asked := false; ; {
 		var t tally
+		lacks := !asked && f.lacksPeers(req.GetVersion().GetRevision()) // before the list is used
 		silent := others.add(&t, f.listed())
 		later := f.count(req, w, &t)
 		answer := &adminv1.WaitForVersionResponse{
 			Nodes: int32(t.nodes), Waited: durationpb.New(time.Since(start)), Lagging: t.lagging,
 		}
 		enough := len(silent) == 0 && t.enough(req)
-		if enough && !asked && f.lacksPeers(req.GetVersion().GetRevision()) {
+		if enough && lacks {
 			asked = true
 			f.refreshPeers(ctx)
 			continue

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -15,11 +16,8 @@ import (
 func TestATableIsBuiltInTheHugePagesThatWereReserved(t *testing.T) {
 	const n = 400_000
 	if !hugePages(t) {
-		t.Skip("the kernel gives no huge pages")
+		t.Skip("the kernel makes no huge pages")
 	}
-	before := hugeBytes(t)
-	Reserve(n)
-	b := NewBuilder(n)
 	keys, values := make([][]byte, n), make([][]byte, n)
 	for i := range n {
 		l := &linkv1.Link{Domain: "go.example.com", Path: fmt.Sprintf("/p/%08d", i), Destination: fmt.Sprintf("https://shop.example.com/products/%020d", i)}
@@ -29,6 +27,10 @@ func TestATableIsBuiltInTheHugePagesThatWereReserved(t *testing.T) {
 		}
 		keys[i], values[i] = []byte(link.Links.Prefix()+l.GetDomain()+l.GetPath()), value
 	}
+	reserved.Store(false)
+	before := hugeBytes(t)
+	Reserve(n)
+	b := NewBuilder(n)
 	b.PutAll(n, func(i int) (key, value []byte) { return keys[i], values[i] }, func(_ int, err error) { t.Error(err) })
 	var sum link.SetHash
 	tab := b.Build(Version{Epoch: 1, Revision: 1})
@@ -47,15 +49,19 @@ func TestATableIsBuiltInTheHugePagesThatWereReserved(t *testing.T) {
 	}
 }
 
-func TestReserveBelievesNoMoreThanThereIs(t *testing.T) {
-	if mappable(1 << 62) {
-		t.Error("more than any address says")
+func TestReserveBelievesNoMoreThanItMay(t *testing.T) {
+	if got := roomFor(1 << 40); got > maxReserve || got < maxReserve-linkRoom {
+		t.Errorf("%d bytes for more links than there are, at most %d are believed", got, maxReserve)
 	}
-	Reserve(1 << 62)
-	Reserve(0)
+	if got := roomFor(1000); got != 1000*linkRoom {
+		t.Errorf("%d bytes for 1000 links", got)
+	}
+	if mappable(1 << 47) {
+		t.Error("more than any process may have")
+	}
 }
 
-// hugePages says whether memory that is advised to come in huge pages does.
+// hugePages says whether the kernel makes some where it is asked to.
 func hugePages(t *testing.T) bool {
 	before := hugeBytes(t)
 	mem, err := unix.Mmap(-1, 0, 4*hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -63,10 +69,9 @@ func hugePages(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Munmap(mem) }()
-	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
-	for i := 0; i < len(mem); i += 4096 {
-		mem[i] = 1
-	}
+	begin := int(-uintptr(unsafe.Pointer(unsafe.SliceData(mem))) % hugePage)
+	mem[begin] = 1
+	_ = unix.Madvise(mem[begin:begin+hugePage], unix.MADV_COLLAPSE)
 	return hugeBytes(t) > before
 }
 

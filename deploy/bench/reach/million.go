@@ -179,8 +179,8 @@ func (r *runner) importRound(ctx context.Context) error {
 	begin := time.Now()
 	text, code := s.Affctl(ctx, "import", "ndjson", file, "--wait")
 	took := time.Since(begin)
+	after := s.used() // before the profiler has ended, which is a child too
 	stop()
-	after := s.used()
 	end()
 	running.Wait()
 	if code != 0 {

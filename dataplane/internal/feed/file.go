@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -62,7 +61,6 @@ func readTable(r *statefile.Reader, guard *Guard, admit func(table.Version) erro
 	if err != nil {
 		return nil, err
 	}
-	table.Reserve(int(min(h.Entries, math.MaxInt32))) // who reads a file holds nothing yet
 	builder := newBuilder(h.Entries)
 	var left unserved
 	for list, err := range batches(r) {

@@ -49,9 +49,6 @@ func (a *applier) begin(m *feedv1.SnapshotBegin) outcome {
 	if err != nil {
 		return reject(kindSnapshot, v, feedv1.RejectCode_REJECT_CODE_BAD_FRAME, "snapshot: %v", err)
 	}
-	if held == (table.Version{}) {
-		table.Reserve(int(min(m.GetEntries(), math.MaxInt32)))
-	}
 	a.snap.builder = newBuilder(m.GetEntries())
 	return outcome{kind: kindSnapshot}
 }

@@ -213,7 +213,7 @@ var parts = [...]string{"etcd", "the control plane", "the three nodes", "affctl"
 func (s *stage) used() (all [len(parts)]time.Duration) {
 	all[0], _ = proc.CPU(s.Etcd.PID()) // as of controlCPU
 	all[1] = s.controlCPU()
-	for _, node := range s.Fleet.Nodes {
+	for _, node := range s.Nodes {
 		used, _ := proc.CPU(node.PID())
 		all[2] += used
 	}

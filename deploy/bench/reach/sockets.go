@@ -66,7 +66,7 @@ func pairs(n int) (servers, clients []int, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	defer unix.Close(ln)
+	defer func() { _ = unix.Close(ln) }()
 	if err := unix.Bind(ln, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return nil, nil, err
 	}
@@ -135,7 +135,7 @@ func ask(fds []int) (used time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(ep)
+	defer func() { _ = unix.Close(ep) }()
 	frame, answer, events := make([]byte, frameBytes), make([]byte, 4096), make([]unix.EpollEvent, 128)
 	var begin time.Duration
 	for round := range socketRounds + 1 {
@@ -171,7 +171,7 @@ func answer(fds []int, stop <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(ep)
+	defer func() { _ = unix.Close(ep) }()
 	frame, answer, events := make([]byte, 4096), make([]byte, answerBytes), make([]unix.EpollEvent, 128)
 	for {
 		select {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -26,9 +25,7 @@ func killedWithDowns(t *testing.T) (dir string, s state) {
 	s = state{"/a": "https://x.test/a", "/b": "https://x.test/b", "/c": "https://x.test/c"}
 	p.send(s.snapshot(10)...)
 	p.wantApplied(10)
-	for n.metrics.saves.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	wantSaved(n)
 	p.send(takeDown(12, deleted("/a")))
 	p.wantTakenDown(12)
 	p.send(takeDown(14, deleted("/b")))

@@ -29,15 +29,21 @@ func killed(t *testing.T, n int) (dir string, states map[int64]state) {
 	states = map[int64]state{10: maps.Clone(s)}
 	p.send(s.snapshot(10)...)
 	p.wantApplied(10)
-	for node.metrics.saves.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	wantSaved(node)
 	for i := range int64(n) {
 		p.send(s.delta(10+i, 11+i, map[string]string{fmt.Sprint("/", i): "https://x.test/"}))
 		p.wantApplied(11 + i)
 		states[11+i] = maps.Clone(s)
 	}
 	return copyFolder(t, dir), states // as it is at this moment
+}
+
+// wantSaved waits until a node has written its file. The folder is copied after
+// that: a file that is under way would be gone before it is read.
+func wantSaved(n *node) {
+	for n.metrics.saves.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func copyFolder(t *testing.T, dir string) string {
@@ -64,6 +70,7 @@ func TestNodeThatIsKilledComesBackWithTheVersionThatItServed(t *testing.T) {
 	s := maps.Clone(states[13])
 	p.send(s.delta(13, 14, map[string]string{"/a": ""}))
 	p.wantApplied(14)
+	wantSaved(n) // what it had from the journal
 	dir = copyFolder(t, dir)
 	n = startNode(t, dir, nobody)
 	<-n.Ready()

@@ -89,9 +89,7 @@ func TestJournalOfEntriesThatAreTooLargeAndNotAnyMoreIsReplayed(t *testing.T) {
 	s := state{"/a": "https://x.test/a"}
 	p.send(s.snapshot(10)...)
 	p.wantApplied(10)
-	for n.metrics.saves.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	wantSaved(n)
 	for i, destination := range []string{"https://x.test/" + strings.Repeat("x", 100), "https://x.test/b", "https://x.test/c"} {
 		p.send(s.delta(int64(10+i), int64(11+i), map[string]string{"/a": destination}))
 		p.wantApplied(int64(11 + i))

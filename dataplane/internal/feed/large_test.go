@@ -64,6 +64,7 @@ func TestEntryThatIsTooLargeIsHeldAndSpoilsNoOthers(t *testing.T) {
 
 	// So it is after the node was killed, by its file and journal, and by a file
 	// alone that has all of it.
+	wantSaved(n)
 	killed := cfg
 	killed.Dir, killed.Targets = copyFolder(t, dir), []string{nobody}
 	again := startNodeWith(t, killed)

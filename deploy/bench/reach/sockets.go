@@ -44,16 +44,21 @@ func (r *runner) sockets(n int) error {
 	return nil
 }
 
-// onCore runs f on a thread of its own, which ends with it, on one core.
+// onCore runs f on one core, in a thread that nothing else has meanwhile. The
+// thread lives on: the fleet's processes end with the one that started them.
 func onCore(core int, f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked
-		var set unix.CPUSet
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		var was, set unix.CPUSet
 		set.Set(core)
-		err := unix.SchedSetaffinity(0, &set)
+		err := unix.SchedGetaffinity(0, &was)
 		if err == nil {
-			err = f()
+			err = unix.SchedSetaffinity(0, &set)
+		}
+		if err == nil {
+			err = errors.Join(f(), unix.SchedSetaffinity(0, &was))
 		}
 		done <- err
 	}()

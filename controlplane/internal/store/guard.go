@@ -27,10 +27,11 @@ import (
 // compares that it is still held. Who writes a link with an affiliate reads the
 // guard before it looks whether the affiliate exists, and compares the guard's
 // revision when it writes; or its transaction compares both itself, that the
-// affiliate exists and that there is no holder (affiliatesExist). So a link is either written before (1), and (2)
-// finds it, or it sees that the guard is held, or its transaction fails because
-// of (1) or (3). A process that dies between (1) and (3) has deleted nothing,
-// and the lease ends its hold: from then on (3) would fail.
+// affiliate exists and that there is no holder (affiliatesExist). So a link is
+// either written before (1), and (2) finds it, or it sees that the guard is held,
+// or its transaction fails because of (1) or (3). A process that dies between (1)
+// and (3) has deleted nothing, and the lease ends its hold: from then on (3) would
+// fail.
 const (
 	guardKey  = root + "guard/affiliates"
 	holderKey = guardKey + "/holder"

@@ -124,18 +124,24 @@ func (c counted) Txn(ctx context.Context) clientv3.Txn {
 	return c.KV.Txn(ctx)
 }
 
-func TestAWriteOfALinkReadsOnceAndWritesOnce(t *testing.T) {
-	s := start(t)
-	s.mustPut(t, testAffiliate("aff_01"), testAffiliate("aff_02"))
-	trips := 0
-	s.client.KV = counted{s.client.KV, &trips}
-	for _, w := range []Write{
+// lifeOfALink are writes of a link, of every sort; the affiliates aff_01 and aff_02
+// are there.
+func lifeOfALink() []Write {
+	return []Write{
 		{Verb: Create, Resource: affiliateLink("/a", "aff_01")},
 		{Verb: Update, Resource: testLink("/a", "https://store.example/b"), Mask: []string{"destination"}},
 		{Verb: Update, Resource: affiliateLink("/a", "aff_02"), Mask: []string{"affiliate"}},
 		{Verb: Put, Resource: affiliateLink("/a", "aff_01")},
 		{Verb: Delete, Name: "links/go.example.com/a"},
-	} {
+	}
+}
+
+func TestAWriteOfALinkReadsOnceAndWritesOnce(t *testing.T) {
+	s := start(t)
+	s.mustPut(t, testAffiliate("aff_01"), testAffiliate("aff_02"))
+	trips := 0
+	s.client.KV = counted{s.client.KV, &trips}
+	for _, w := range lifeOfALink() {
 		trips = 0
 		s.mustWrite(t, w)
 		if trips != 2 {

@@ -19,10 +19,10 @@
 //	guard/affiliates          see guard.go
 //	guard/affiliates/holder   see guard.go
 //
-// A Store holds no state but its client, and what it is told to know. All methods may be called from any
-// goroutine; each call to etcd has a deadline of its own, so that an etcd that
-// is down is an error of kind Unavailable after a few seconds. Errors are
-// *link.Error, joins of them, or the context's.
+// A Store holds no state but its client; what others hold it may be told of (Know).
+// All methods may be called from any goroutine; each call to etcd has a deadline of
+// its own, so that an etcd that is down is an error of kind Unavailable after a few
+// seconds. Errors are *link.Error, joins of them, or the context's.
 package store
 
 import (

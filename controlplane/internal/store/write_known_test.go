@@ -90,14 +90,8 @@ func TestAWriteOfWhatIsKnownIsOneRoundTrip(t *testing.T) {
 	f.reaches(t, s.mustPut(t, testAffiliate("aff_01"), testAffiliate("aff_02")))
 	trips := 0
 	s.client.KV = counted{s.client.KV, &trips}
-	for _, w := range []Write{
-		{Verb: Create, Resource: affiliateLink("/a", "aff_01")},
-		{Verb: Update, Resource: testLink("/a", "https://store.example/b"), Mask: []string{"destination"}},
-		{Verb: Update, Resource: affiliateLink("/a", "aff_02"), Mask: []string{"affiliate"}},
-		{Verb: Put, Resource: affiliateLink("/a", "aff_01")},
-		{Verb: Delete, Name: "links/go.example.com/a"},
-		{Verb: Update, Resource: testLink("/a", "https://store.example/c"), AllowMissing: true},
-	} {
+	missing := Write{Verb: Update, Resource: testLink("/a", "https://store.example/c"), AllowMissing: true}
+	for _, w := range append(lifeOfALink(), missing) {
 		trips = 0
 		_, revision := s.mustWrite(t, w)
 		if trips != 1 {

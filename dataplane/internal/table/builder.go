@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"runtime"
 	"sync/atomic"
 
 	"github.com/affleet/affleet/proto/link"
@@ -119,7 +118,7 @@ func (b *Builder) trim() {
 		all = append(all, s)
 		i += 1 << (b.bits - s.depth)
 	}
-	inParallel(min(runtime.GOMAXPROCS(0), maxWorkers), len(all), func(i int) { all[i].trim() })
+	inParallel(workers(), len(all), func(i int) { all[i].trim() })
 }
 
 // Put puts an entry, or replaces the one with this key. Both are copied. It is

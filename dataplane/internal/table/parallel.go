@@ -29,7 +29,7 @@ func (b *Builder) PutAll(n int, entry func(i int) (key, value []byte), wrong fun
 	b.check()
 	b.many = n >= serialEntries
 	var left []leftOut
-	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
+	workers := workers()
 	if workers == 1 || n < serialEntries {
 		for i := range n {
 			key, value := entry(i)
@@ -157,6 +157,9 @@ func (b *Builder) parts(block []pending, order []uint16, n int) []int {
 	}
 	return parts
 }
+
+// workers is how many goroutines do what is done in parallel.
+func workers() int { return min(runtime.GOMAXPROCS(0), maxWorkers) }
 
 // inParallel calls f for each piece from 0 to n-1, in any order, by so many
 // goroutines, and waits for all. Whoever is done with one takes the next: other

@@ -8,11 +8,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/affleet/affleet/dataplane/internal/race"
 )
 
 func withoutRaceDetector(t *testing.T) {
 	t.Helper()
-	if raceDetector {
+	if race.Enabled {
 		t.Skip("an atomic store that is a fault ends a process with the race detector; make test runs this without it, too")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/race"
 )
 
 // crowd are messages of 400 clicks of 1M addresses and 10,000 affiliates, at
@@ -60,7 +61,7 @@ func TestAMillionAddressesAndTenThousandAffiliatesStayWithinTheirMemory(t *testi
 	if testing.Short() {
 		t.Skip("it takes some seconds")
 	}
-	if raceDetector {
+	if race.Enabled {
 		t.Skip("one goroutine, two minutes with the race detector; make test runs this without it")
 	}
 	e, err := NewEngine(Settings{}, nil)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/affleet/affleet/dataplane/internal/race"
 	"github.com/affleet/affleet/dataplane/internal/table"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -343,7 +344,7 @@ func heap() uint64 {
 // and their facts, each cut at 1 kB.
 func TestMemoryStaysTheSameWhateverTheTraffic(t *testing.T) {
 	flood := uint32(10_000_000)
-	if raceDetector || testing.Short() {
+	if race.Enabled || testing.Short() {
 		flood = 200_000
 	}
 	b := newBench(t, Config{})

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/race"
 )
 
 const minute = int64(time.Minute)
@@ -69,7 +71,7 @@ func TestAKeyNeverCountsForLessThanItHasSent(t *testing.T) {
 func TestHonestAddressesAreNotLabelledBesideAFlood(t *testing.T) {
 	const limit = 600
 	honest, heavy, flood, size := 100_000, 1000, 1_000_000, int64(8<<20)
-	if raceDetector { // all a twentieth
+	if race.Enabled { // all a twentieth
 		honest, heavy, flood, size = 5000, 50, 50_000, size/20
 	}
 	c := newCounter(size)
@@ -110,7 +112,7 @@ func TestHonestAddressesAreNotLabelledBesideAFlood(t *testing.T) {
 
 func TestFirstClicksAreHardlyEverTakenForOthers(t *testing.T) {
 	n, size := 500_000, int64(8<<20) // half as many as there are places
-	if raceDetector {
+	if race.Enabled {
 		n, size = n/20, size/20
 	}
 	m := &marks{newLines(1, size)[0], 10}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"runtime"
 	"testing"
+
+	"github.com/affleet/affleet/dataplane/internal/race"
 )
 
 // testLoops is how many event loops the servers of the tests have.
@@ -33,7 +35,7 @@ func allocateNothing(t *testing.T, name string, trip func()) {
 	t.Helper()
 	least := math.Inf(1)
 	for range 3 {
-		if least = min(least, allocsPerTrip(2000, trip)); least == 0 || raceDetector {
+		if least = min(least, allocsPerTrip(2000, trip)); least == 0 || race.Enabled {
 			return
 		}
 	}

@@ -1,5 +1,0 @@
-//go:build race
-
-package click
-
-const raceDetector = true

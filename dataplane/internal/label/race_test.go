@@ -1,5 +1,0 @@
-//go:build race
-
-package label
-
-const raceDetector = true

@@ -1,5 +1,0 @@
-//go:build !race
-
-package redirect
-
-const raceDetector = false

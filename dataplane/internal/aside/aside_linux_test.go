@@ -70,3 +70,44 @@ func TestWorkBesideACoreThatIsFullHasItsShare(t *testing.T) {
 		t.Errorf("others went first %d times in %v", turns, took)
 	}
 }
+
+// TestGoroutinesHaveShorterTurnsWhereLoopsKeepTheOtherPs counts how often a goroutine
+// has its turn beside work that yields, on the one P that a loop leaves to both.
+func TestGoroutinesHaveShorterTurnsWhereLoopsKeepTheOtherPs(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	turns := func() (n int) {
+		var stop, done atomic.Bool
+		var all sync.WaitGroup
+		for _, body := range []func(){
+			func() {}, // a loop that is never idle
+			func() { n++; runtime.Gosched() },
+		} {
+			all.Go(func() {
+				for !stop.Load() {
+					body()
+				}
+			})
+		}
+		all.Go(func() {
+			yield := NewYield()
+			for !done.Load() {
+				yield()
+			}
+			stop.Store(true)
+		})
+		time.Sleep(200 * time.Millisecond)
+		done.Store(true)
+		all.Wait()
+		return n
+	}
+	var free, kept int
+	for range 5 {
+		free += turns()
+		release := KeepP()
+		kept += turns()
+		release()
+	}
+	if kept < 2*free {
+		t.Errorf("it had %d turns where a loop keeps the other P, and %d where both are for all: it is to have some ten times as many", kept, free)
+	}
+}

@@ -37,11 +37,7 @@ func (s *subscription) take(m *feedv1.SubscribeRequest) error {
 	case *feedv1.SubscribeRequest_Rejected:
 		return s.refused(m.Rejected)
 	case *feedv1.SubscribeRequest_TakenDown:
-		if m.TakenDown.GetVersion().GetRevision() == s.downAt {
-			s.unread.all = min(s.unread.all, s.unread.afterDown)
-		}
-		s.metrics.takenDown.Add(1)
-		s.fleet.takenDown(s.node, versionOf(m.TakenDown.GetVersion()))
+		s.takenDown(versionOf(m.TakenDown.GetVersion()))
 	case *feedv1.SubscribeRequest_Status:
 		s.fleet.status(s.node, m.Status)
 		s.audit(versionOf(m.Status.GetVersion()), hashOf(m.Status.GetSetHash()))
@@ -49,6 +45,18 @@ func (s *subscription) take(m *feedv1.SubscribeRequest) error {
 		return status.Error(codes.InvalidArgument, "a second Hello on one stream")
 	}
 	return nil // of a newer release
+}
+
+func (s *subscription) takenDown(v snapshot.Version) {
+	s.metrics.takenDown.Add(1)
+	refused, ok := s.downs.answered(v)
+	if !ok {
+		return
+	}
+	if v.Revision == s.downs.upTo {
+		s.unread.all = min(s.unread.all, s.unread.afterDown)
+	}
+	s.fleet.takenDown(s.node, refused)
 }
 
 // answers says whether a message is about what is under way.
@@ -110,10 +118,15 @@ func (s *subscription) refused(m *feedv1.Rejected) error {
 	}
 	frame := s.landed()
 	s.rejected = frame.To
-	s.fleet.rejected(s.node, fmt.Sprintf("revision %d: %.300s", frame.To.Revision, m.GetReason()))
+	guarded := m.GetCode() == feedv1.RejectCode_REJECT_CODE_GUARDED
+	s.fleet.rejected(s.node, fmt.Sprintf("revision %d: %.300s", frame.To.Revision, m.GetReason()), guarded)
 	s.metrics.rejected[frame.Kind].Add(1)
+	if frame.Kind == snapshot.Delta { // from which it was to learn of take-downs, too
+		s.downs.rejected(s.cursor.Held())
+		s.fleet.takenDown(s.node, span{})
+	}
 	// A snapshot of the same would be rejected for the same reason.
-	same := s.rejections > 0 && m.GetCode() == feedv1.RejectCode_REJECT_CODE_BAD_ENTRY || m.GetCode() == feedv1.RejectCode_REJECT_CODE_GUARDED
+	same := guarded || s.rejections > 0 && m.GetCode() == feedv1.RejectCode_REJECT_CODE_BAD_ENTRY
 	s.wantSnapshot = frame.Kind == snapshot.Delta && !same
 	s.parked, s.parkedAt = !s.wantSnapshot, s.log.View().Released()
 	s.logger.Error("node rejected a frame", "kind", frame.Kind, "revision", frame.To.Revision,

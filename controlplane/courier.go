@@ -153,14 +153,19 @@ func (s *subscription) sendBeat() error {
 	return nil
 }
 
+// sendTakeDowns looks anew behind each: the node may have rejected meanwhile what it
+// was to learn others from.
 func (s *subscription) sendTakeDowns() error {
-	for _, d := range s.takeDowns(s.log.View()) {
-		s.downAt = d.Revision
-		if err := s.sendSlowly(d.Message); err != nil {
+	for {
+		due := s.takeDowns(s.log.View())
+		if len(due) == 0 {
+			return nil
+		}
+		s.downs.sent(due[0])
+		if err := s.sendSlowly(due[0].Message); err != nil {
 			return err
 		}
 		s.unread.afterDown = 0
 		s.metrics.takeDowns.Add(1)
 	}
-	return nil
 }

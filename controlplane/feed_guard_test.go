@@ -147,6 +147,16 @@ func TestNodeThatGuardsItselfIsTriedAgainWhenAnOperatorReleases(t *testing.T) {
 			t.Fatalf("a node that guards itself was sent %v, %v", m, err)
 		}
 	}
+	alarms := func() []string {
+		st, err := r.fleetClient().GetStatus(t.Context(), &adminv1.GetStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.GetAlarms()
+	}
+	if got := alarms(); len(got) != 1 || !strings.Contains(got[0], "n1: revision") {
+		t.Errorf("the alarms are %q", got)
+	}
 	if _, err := r.fleetClient().Release(t.Context(), &adminv1.ReleaseRequest{Version: v}); err != nil {
 		t.Fatal(err)
 	}
@@ -159,8 +169,16 @@ func TestNodeThatGuardsItselfIsTriedAgainWhenAnOperatorReleases(t *testing.T) {
 			if !d.GetReleased() || d.GetTo().GetRevision() != v.GetRevision() {
 				t.Fatalf("it was sent %v", d)
 			}
-			return
+			break
 		}
+	}
+	n.entries["links/go.test/two"] = dest(2)
+	n.acknowledge(v)
+	if got := <-waitFor(t, r, patience, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 1}); got.err != nil {
+		t.Fatal(got.err)
+	}
+	if got := alarms(); len(got) != 0 {
+		t.Errorf("the alarms are %q", got)
 	}
 }
 

@@ -87,8 +87,9 @@ type member struct {
 
 	version       snapshot.Version
 	hash          link.SetHash
-	downed        snapshot.Version // up to which it refuses what was taken down
+	downed        span // what it refuses, beside what it does not serve
 	lastRejection string
+	guards        bool // it holds back by its own guard what it was sent last
 	links, spool  int64
 	unserved      int64
 	rate          float64
@@ -140,23 +141,23 @@ func (f *fleet) leave(m *member) {
 func (f *fleet) applied(m *member, v snapshot.Version, hash link.SetHash, links int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m.version, m.hash, m.links = v, hash, links
+	m.version, m.hash, m.links, m.guards = v, hash, links, false
 	f.wake(served)
 }
 
-// rejected notes why a node did not take a frame.
-func (f *fleet) rejected(m *member, reason string) {
+// rejected notes why a node did not take a frame, and whether that was its guard.
+func (f *fleet) rejected(m *member, reason string, guards bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m.lastRejection = reason
+	m.lastRejection, m.guards = reason, guards
 	f.wake(told)
 }
 
-// takenDown notes that a node refuses what was taken down up to a version.
-func (f *fleet) takenDown(m *member, v snapshot.Version) {
+// takenDown notes what a node refuses that was taken down.
+func (f *fleet) takenDown(m *member, refused span) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m.downed = v
+	m.downed = refused
 	f.wake(served)
 }
 
@@ -229,8 +230,8 @@ func (m *member) show(view *snapshot.View, now time.Time, replica string) *admin
 		ConnectTime: timestamppb.New(m.connected), Replica: replica, ListenAddress: m.listen, Build: m.build,
 		Lag: durationpb.New(0), UnservedEntries: m.unserved,
 	}
-	if m.downed.Epoch == m.version.Epoch && m.downed.Revision > m.version.Revision {
-		n.TakenDownRevision = m.downed.Revision
+	if m.downed.has(m.version.Epoch, m.downed.upTo) && m.downed.upTo > m.version.Revision {
+		n.TakenDownRevision = m.downed.upTo
 	}
 	hash, known := view.HashAt(m.version)
 	n.SetHashMatch = known && hash == m.hash

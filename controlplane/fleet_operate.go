@@ -71,7 +71,21 @@ func (f *fleet) own() *adminv1.ReplicaStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r.Nodes = int64(len(f.nodes))
+	if guards := f.guarding(); len(guards) > 0 {
+		r.Alarms = append(r.Alarms, fmt.Sprintf("%d nodes hold back by their own guards what they were sent, %s: %s", len(guards), guards[0].name, guards[0].lastRejection))
+	}
 	return r
+}
+
+// guarding are the nodes that hold back what they were sent, by name. f.mu is held.
+func (f *fleet) guarding() (nodes []*member) {
+	for _, m := range f.nodes {
+		if m.guards {
+			nodes = append(nodes, m)
+		}
+	}
+	slices.SortFunc(nodes, func(a, b *member) int { return strings.Compare(a.name, b.name) })
+	return nodes
 }
 
 // statusOfPeers asks the other replicas how they fare, all at once.

@@ -119,7 +119,7 @@ func (f *fleet) count(req *adminv1.WaitForVersionRequest, w *waiter, t *tally) (
 			continue
 		}
 		t.nodes++
-		downed := takesDown && m.downed.Epoch == view.Head().Epoch && m.downed.Revision >= revision
+		downed := takesDown && m.downed.has(view.Head().Epoch, revision)
 		if !downed && !view.Serves(m.version, revision) {
 			t.lagging = append(t.lagging, m.name)
 		}

@@ -41,7 +41,7 @@ type subscription struct {
 
 	cursor snapshot.Cursor
 	flight *snapshot.Frame // sent, or being sent, and not answered yet
-	downAt int64           // the revision of the last take-down that was sent
+	downs  downs
 
 	token   *token // of the snapshot that is to be sent
 	waiting bool   // for a token
@@ -189,7 +189,7 @@ func (s *subscription) quick(now time.Time) bool {
 		if s.full() {
 			return false
 		}
-		s.downAt = d.Revision
+		s.downs.sent(d)
 		if !s.sendNow(d.Message) {
 			return true
 		}
@@ -259,19 +259,20 @@ const large = 256 << 10
 // is under way. A node that holds nothing of this epoch serves nothing that
 // could be taken down before its first snapshot. mu is held.
 func (s *subscription) takeDowns(view *snapshot.View) []*snapshot.TakeDown {
-	epoch, after := view.Head().Epoch, s.downAt
+	epoch, learns := view.Head().Epoch, int64(0)
 	switch held := s.cursor.Held(); {
 	case held.Epoch == epoch:
-		after = max(after, held.Revision)
+		learns = held.Revision
 		if s.flight != nil && s.flight.Kind == snapshot.Delta {
-			after = max(after, s.flight.To.Revision)
+			learns = max(learns, s.flight.To.Revision)
 		}
 	case s.flight != nil && s.flight.To.Epoch == epoch:
-		after = max(after, s.flight.To.Revision)
+		learns = s.flight.To.Revision
 	default:
 		return nil
 	}
-	return view.TakeDowns(after)
+	s.downs.begin(epoch, learns)
+	return view.TakeDowns(s.downs.upTo)
 }
 
 // encodeHeartbeat gives a heartbeat, encoded.

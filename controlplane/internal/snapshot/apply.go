@@ -136,6 +136,10 @@ func (l *Log) begin(v *View, fresh *state, held int64, blind bool) {
 			"revision", held)
 	}
 	l.guard.rebase(v.truth)
+	l.ahead = ahead{guard: l.guard}
+	if blind && v.seen > held {
+		l.ahead.revision, l.ahead.reason = v.seen, "what was written up to it was read at once, behind what was held back before this replica started"
+	}
 	l.alarm.clear()
 	if v.rewind.Seen != 0 {
 		l.tellRewind(v)
@@ -237,11 +241,11 @@ func (l *Log) extend(next *View, s step) {
 		memory:   changesMemory(s.changes),
 	}
 	next.truth = r.mark
-	if next.hold == nil {
-		l.judge(next, before, r)
-		if next.hold != nil {
-			l.served = s.before()
-		}
+	if next.hold != nil {
+		l.ahead.passed(before, r)
+	} else if l.judge(next, before, r); next.hold != nil {
+		l.served, l.ahead = s.before(), ahead{guard: l.guard}
+		l.ahead.guard.rebase(r.mark)
 	}
 	if down, deletes := takenDown(s.changes, s.olds, r.at); len(down) > 0 {
 		if l.lane.admit(len(down), deletes, next.hold != nil, r.at) {
@@ -264,7 +268,7 @@ func (l *Log) extend(next *View, s step) {
 // judge holds a record back, in a view that is being made, unless the guard lets
 // it pass or it is released.
 func (l *Log) judge(next *View, before mark, r *record) {
-	reason := l.guard.check(before, r.mark)
+	reason := l.guard.check(before, r)
 	switch {
 	case r.released || r.revision <= next.released.UpTo:
 		r.released = true
@@ -277,20 +281,30 @@ func (l *Log) judge(next *View, before mark, r *record) {
 		l.forced = 0
 	}
 	if reason == "" {
-		l.guard.passed(r.mark)
+		l.guard.passed(before, r.mark)
 		return
 	}
-	next.hold = &Hold{Revision: r.revision, Reason: reason, Since: r.at, after: r.since}
+	l.hold(next, &Hold{Revision: r.revision, Reason: reason, Since: r.at, after: r.since})
+}
+
+// hold holds back a revision, and all behind it, in a view that is being made.
+func (l *Log) hold(next *View, h *Hold) {
+	next.hold = h
 	l.cfg.Logger.Error("a version is held back, nodes keep what they have: look at what was written, and then: affctl fleet release",
-		"revision", r.revision, "why", reason, "served", before.revision)
+		"revision", h.Revision, "why", h.Reason, "served", next.head().revision)
 }
 
 // release serves what a view that is being made holds back, as far as it is
-// released and the guard lets pass what comes behind that.
+// released and the guard lets pass what comes behind that. What the log has lost is
+// served as a whole, once the last revision is released that the guard would hold.
 func (l *Log) release(next *View) {
 	l.cfg.Logger.Warn("what was held back is released", "revision", next.hold.Revision, "up_to", next.released.UpTo)
 	after := next.hold.after
 	next.hold, l.forced = nil, 0
+	if next.lost && l.ahead.revision > next.released.UpTo {
+		l.hold(next, &Hold{Revision: l.ahead.revision, Reason: l.ahead.reason, Since: time.Now(), after: after})
+		return
+	}
 	if next.blind {
 		next.base, next.lost, next.blind = next.truth, false, false
 		l.guard.rebase(next.truth)

@@ -185,8 +185,8 @@ func releases(r store.Release, from, to int64) bool {
 
 // vouches says whether a snapshot passes the guard of the node that a cursor
 // stands for: because a release lies between what it holds and the snapshot, an
-// operator has begun a new epoch, or because it grew in steps that passed the
-// guard here, which saw each of them.
+// operator has begun a new epoch, or because all that lies between passed the guard
+// here, which saw each step.
 func (v *View) vouches(c Cursor, s *sharedSnapshot) bool {
 	if c.held.Epoch == 0 {
 		return false // it has nothing to compare with
@@ -194,9 +194,8 @@ func (v *View) vouches(c Cursor, s *sharedSnapshot) bool {
 	if c.held.Epoch != v.epoch {
 		return true
 	}
-	from, known := v.at(c.held)
-	return releases(s.release, c.held.Revision, s.revision) || releases(v.released, c.held.Revision, s.revision) ||
-		known && from.entries < s.frame.Entries
+	_, known := v.at(c.held)
+	return known || releases(s.release, c.held.Revision, s.revision) || releases(v.released, c.held.Revision, s.revision)
 }
 
 // shared is what streams in the same position share.
@@ -247,8 +246,9 @@ func (s *shared) delta(v *View, held int64, i int, limit int64) *Frame {
 		}
 		changes, used, _ := coalesce(records, limit)
 		to := records[used-1].mark
-		// Growth in several steps that passed the guard here is no surprise.
-		released := releases(v.released, held, to.revision) || used > 1 && to.entries > v.before(i).entries
+		// Several steps, each of which passed the guard here, may be more at once than
+		// one may be for a node.
+		released := used > 1 || releases(v.released, held, to.revision)
 		for _, r := range records[:used] {
 			released = released || r.released
 		}

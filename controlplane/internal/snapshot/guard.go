@@ -56,23 +56,25 @@ type watchman struct {
 	recent, older int64     // most links in it, and in the one before
 }
 
-// passed notes a state that is served.
-func (w *watchman) passed(m mark) {
-	switch age := m.at.Sub(w.since); {
+// passed notes a step that is served. Halves begin with the clock's, so that
+// replicas measure alike.
+func (w *watchman) passed(before, after mark) {
+	switch age := after.at.Sub(w.since); {
 	case age >= 2*w.Window:
-		w.since, w.recent, w.older = m.at, 0, 0
+		w.since, w.recent, w.older = after.at.Truncate(w.Window), 0, 0
 	case age >= w.Window:
-		w.since, w.recent, w.older = m.at, 0, w.recent
+		w.since, w.recent, w.older = after.at.Truncate(w.Window), 0, w.recent
 	}
-	w.recent = max(w.recent, m.links)
+	w.recent = max(w.recent, before.links, after.links)
 }
 
 // rebase measures from a state on: it was released, or is the first.
-func (w *watchman) rebase(m mark) { w.since, w.recent, w.older = m.at, m.links, 0 }
+func (w *watchman) rebase(m mark) { w.since, w.recent, w.older = m.at.Truncate(w.Window), m.links, 0 }
 
-// check says why the step from one state to the next is held back; "" if it is
-// not.
-func (w *watchman) check(before, after mark) string {
+// check says why a record, behind a state, is held back; "" if it is not. Its
+// deletions count also where it has as many new links: for a node they are gone.
+func (w *watchman) check(before mark, r *record) string {
+	after, gone := r.mark, r.deleted()
 	most := before.links
 	switch age := after.at.Sub(w.since); {
 	case age < w.Window:
@@ -80,12 +82,14 @@ func (w *watchman) check(before, after mark) string {
 	case age < 2*w.Window:
 		most = max(most, w.recent)
 	}
-	guarded := w.Shrink > 0 && most >= w.Floor && after.links < before.links
+	guarded := w.Shrink > 0 && most >= w.Floor && gone > 0
 	switch {
 	case guarded && after.links == 0:
 		return fmt.Sprintf("it leaves none of %d links", most)
-	case guarded && float64(after.links) < (1-w.Shrink)*float64(most):
+	case guarded && after.links < before.links && float64(after.links) < (1-w.Shrink)*float64(most):
 		return fmt.Sprintf("it leaves %d of %d links, and more than %.4g%% of them may not go within %s", after.links, most, 100*w.Shrink, w.Window)
+	case guarded && float64(gone) > w.Shrink*float64(before.links):
+		return fmt.Sprintf("it deletes %d of %d links, more than %.4g%%, and makes others", gone, before.links, 100*w.Shrink)
 	case w.Grow > 0 && float64(after.links) > w.Grow*float64(max(before.links, w.Floor)):
 		return fmt.Sprintf("it makes %d links of %d, more than %.4g times as many", after.links, before.links, w.Grow)
 	case w.MaxEntries > 0 && after.entries > max(w.MaxEntries, before.entries):
@@ -94,4 +98,26 @@ func (w *watchman) check(before, after mark) string {
 		return fmt.Sprintf("it makes %d bytes of resources, and %d are allowed", after.bytes, w.MaxBytes)
 	}
 	return ""
+}
+
+// ahead judges what comes behind a revision that is held back as if that had been
+// released: records are not kept for ever. It belongs to the log's writer.
+type ahead struct {
+	guard    watchman
+	revision int64  // the last that would be held back; 0: none
+	reason   string // for people
+}
+
+// passed notes a record behind a state.
+func (a *ahead) passed(before mark, r *record) {
+	reason := a.guard.check(before, r)
+	switch {
+	case r.released:
+		a.guard.rebase(r.mark)
+	case reason == "":
+		a.guard.passed(before, r.mark)
+	default:
+		a.revision, a.reason = r.revision, reason
+		a.guard.rebase(r.mark)
+	}
 }

@@ -102,6 +102,7 @@ type Log struct {
 	state  *state     // everything up to View.seen
 	served *state     // what View.Head serves; the same one unless something is held back
 	guard  watchman
+	ahead  ahead // while something is held back
 	lane   lane
 	forced int64 // the revision that another replica holds back; 0: none
 

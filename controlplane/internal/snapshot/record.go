@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"strings"
 	"time"
 
 	"github.com/affleet/affleet/proto/link"
@@ -39,6 +40,16 @@ type change struct {
 	key   string
 	entry entry // "": deleted
 	had   bool  // the key was there before
+}
+
+// deleted counts the links that were there before the record and are not behind it.
+func (r *record) deleted() (n int64) {
+	for i := range r.changes {
+		if c := &r.changes[i]; c.had && c.entry == "" && strings.HasPrefix(c.key, linkPrefix) {
+			n++
+		}
+	}
+	return n
 }
 
 // payload is what the change adds to a delta.

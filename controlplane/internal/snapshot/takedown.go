@@ -26,7 +26,8 @@ func (d *TakeDown) wholly(changes int) bool { return d.entries == changes }
 
 const (
 	// maxDowns is how many resources the take-downs in a view name: the oldest
-	// are forgotten. Nodes that connect are told no more than these.
+	// are forgotten, none of which a version that is served does not have. Nodes
+	// that connect are told no more than these.
 	maxDowns = 10_000
 	// downsPerSecond is how fast the lane is filled again, up to maxDowns. What
 	// does not fit waits for its version as all else does: a lane that held
@@ -42,9 +43,11 @@ const (
 
 // lane decides what is a take-down. It belongs to the log's writer.
 type lane struct {
-	room    float64
-	filled  time.Time
-	deletes int // since a version is held back
+	room   float64
+	filled time.Time
+	// Since a version is held back: what nodes that connect have to be told, and how
+	// many links of it are deleted.
+	waiting, deletes int
 }
 
 // admit says whether a revision that takes down n resources, and deletes some
@@ -56,20 +59,23 @@ func (l *lane) admit(n, deletes int, held bool, now time.Time) bool {
 	}
 	l.filled = now
 	if !held {
-		l.deletes = 0
+		l.waiting, l.deletes = 0, 0
 	}
-	least := 0.0
+	least := 0
 	if n > fewDowns {
 		least = maxDowns / 2
 	}
 	switch {
-	case float64(n) > l.room-least:
+	case float64(n) > l.room-float64(least), l.waiting+n > maxDowns-least:
 		return false
 	case held && deletes > 0 && (deletes > fewDowns || l.deletes+deletes > maxHeldDeletes):
 		return false
 	}
 	l.room -= float64(n)
-	l.deletes += deletes
+	if held {
+		l.waiting += n
+		l.deletes += deletes
+	}
 	return true
 }
 

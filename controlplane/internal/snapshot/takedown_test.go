@@ -245,3 +245,44 @@ func TestMassDeleteDoesNotFillTheLane(t *testing.T) {
 		}
 	})
 }
+
+// TestNoTakeDownIsForgottenWhileAVersionIsHeldBack suspends an affiliate, and has a
+// program disable more links than the lane takes.
+func TestNoTakeDownIsForgottenWhileAVersionIsHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.forgets = true
+		all := map[string]string{"affiliates/x": affiliateValue(t, linkv1.AffiliateState_AFFILIATE_STATE_ACTIVE)}
+		for i := range 20_000 {
+			all[fmt.Sprintf("links/a/%05d", i)] = linkValue(t, fmt.Sprint(i), false)
+		}
+		src.write(all)
+		l := start(t, src, Config{})
+		gone := make(map[string]string)
+		for i := range 5000 {
+			gone[fmt.Sprintf("links/a/%05d", i)] = ""
+		}
+		src.write(gone)
+		suspended := src.write(map[string]string{"affiliates/x": affiliateValue(t, linkv1.AffiliateState_AFFILIATE_STATE_SUSPENDED)})
+		for i := 5000; i < 16_000; i += 100 {
+			part := make(map[string]string)
+			for j := range 100 {
+				part[fmt.Sprintf("links/a/%05d", i+j)] = linkValue(t, fmt.Sprint(i+j), true)
+			}
+			src.write(part)
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		last := src.write(map[string]string{"links/a/19999": linkValue(t, "19999", true)})
+		synctest.Wait()
+		v := l.View()
+		if v.Hold() == nil || l.metrics.downsSkipped.Load() == 0 {
+			t.Fatalf("held back is %+v, %d did not fit", v.Hold(), l.metrics.downsSkipped.Load())
+		}
+		downs := v.TakeDowns(l.Head().Revision) // as a node that connects is told
+		if downs[0].Revision != suspended || downs[len(downs)-1].Revision != last {
+			t.Errorf("of %d take-downs the first is of revision %d, the last of %d, want %d and %d",
+				len(downs), downs[0].Revision, downs[len(downs)-1].Revision, suspended, last)
+		}
+	})
+}

@@ -1,0 +1,54 @@
+package controlplane
+
+import (
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/affleet/affleet/controlplane/internal/etcdtest"
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+)
+
+// TestRejectedDeltaLeavesNoTakeDownUntold sends a node a delta that takes a link down,
+// and another take-down ahead of its answer: the delta is rejected.
+func TestRejectedDeltaLeavesNoTakeDownUntold(t *testing.T) {
+	r := startReplica(t, etcdtest.Start(t), "a")
+	v := r.write(map[string]string{"/bad": dest(1), "/worse": dest(1), "/fine": dest(1)})
+	n := newNode(t, "n1", "eu").connect(r).until(v)
+	first := r.write(map[string]string{"/bad": ""})
+	held := maps.Clone(n.entries)
+	_, flight, _ := n.frame()
+	n.entries = held
+	second := r.write(map[string]string{"/worse": ""})
+	if names := n.down(); !slices.Equal(names, []string{"links/go.test/worse"}) {
+		t.Fatalf("taken down is %v", names)
+	}
+	if got := <-waitFor(t, r, patience, &adminv1.WaitForVersionRequest{Version: second, MinNodes: 1}); got.err != nil {
+		t.Fatal(got.err)
+	}
+	early := waitFor(t, r, 300*time.Millisecond, &adminv1.WaitForVersionRequest{Version: first, MinNodes: 1})
+	if got := <-early; status.Code(got.err) != codes.DeadlineExceeded {
+		t.Fatalf("the first is said to be refused, before the node has answered: %v, %v", got.WaitForVersionResponse, got.err)
+	}
+	n.silent = true // its answers are below
+	n.reject(flight, feedv1.RejectCode_REJECT_CODE_GUARDED)
+	again := append(n.down(), n.down()...)
+	if !slices.Equal(again, []string{"links/go.test/bad", "links/go.test/worse"}) {
+		t.Fatalf("told again is %v", again)
+	}
+	early = waitFor(t, r, 300*time.Millisecond, &adminv1.WaitForVersionRequest{Version: first, MinNodes: 1})
+	if got := <-early; status.Code(got.err) != codes.DeadlineExceeded {
+		t.Fatalf("the first is said to be refused, before the node has said so: %v, %v", got.WaitForVersionResponse, got.err)
+	}
+	n.silent = false
+	n.takenDown(n.downs[len(n.downs)-2])
+	n.takenDown(n.downs[len(n.downs)-1])
+	if got := <-waitFor(t, r, patience, &adminv1.WaitForVersionRequest{Version: first, MinNodes: 1}); got.err != nil {
+		t.Fatal(got.err)
+	}
+}

@@ -1,0 +1,134 @@
+package snapshot
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// between deletes some of the links of guarded.
+func between(from, to int) map[string]string {
+	m := make(map[string]string)
+	for i := from; i < to; i++ {
+		m[fmt.Sprintf("links/a/%04d", i)] = ""
+	}
+	return m
+}
+
+// TestReleaseOfAVersionReleasesNoWorseOneThatTheLogHasLost writes more behind a version
+// that is held back than the log takes, and then something that is to be held back, too.
+func TestReleaseOfAVersionReleasesNoWorseOneThatTheLogHasLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, n := guarded(t, Config{LogBytes: 100_000})
+		bad := src.write(between(0, 500))
+		for i := range 500 {
+			src.write(map[string]string{fmt.Sprintf("links/c/%d", i%50): fmt.Sprintf("%0500d", i)})
+		}
+		synctest.Wait()
+		if !l.View().lost {
+			t.Fatal("the log has all that is held back")
+		}
+		time.Sleep(3 * time.Minute)
+		worse := src.write(between(500, 1900))
+		src.write(map[string]string{"links/a/behind": "1"})
+		src.free(bad)
+		serves(t, l, n, 2000)
+		if h := l.View().Hold(); h == nil || h.Revision != worse || src.held != worse {
+			t.Fatalf("held back is %+v, noted is %d, want %d", h, src.held, worse)
+		}
+		src.free(worse)
+		if f := serves(t, l, n, 151); !f.Released {
+			t.Error("the nodes' guards are not told of the release")
+		}
+		if h := l.View().Hold(); h != nil {
+			t.Errorf("held back is %+v", h)
+		}
+	})
+}
+
+func TestAQuietTimeDoesNotLetMoreLinksGo(t *testing.T) {
+	for _, quiet := range []time.Duration{0, 90 * time.Second, 3 * time.Minute, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			src, l, n := guarded(t, Config{})
+			time.Sleep(quiet)
+			src.write(between(0, 300))
+			synctest.Wait()
+			time.Sleep(time.Second)
+			bad := src.write(between(300, 600)) // with the others 30% within a second
+			serves(t, l, n, 1700)
+			if h := l.View().Hold(); h == nil || h.Revision != bad {
+				t.Errorf("after %s without a write, held back is %+v", quiet, h)
+			}
+		})
+	}
+}
+
+// TestReplicasJudgeAlikeWhereverTheyBegan starts a replica half a minute behind
+// another, and has them see changes at times that keep it so.
+func TestReplicasJudgeAlikeWhereverTheyBegan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, a, _ := guarded(t, Config{})
+		time.Sleep(30 * time.Second)
+		b := start(t, src, Config{})
+		for _, wait := range []time.Duration{40, 30, 40, 30} {
+			time.Sleep(wait * time.Second)
+			src.write(map[string]string{"links/b": fmt.Sprint(wait)})
+			synctest.Wait()
+		}
+		for from := 0; from < 1000; from += 4 { // in a minute an eighth of them, in two a quarter
+			time.Sleep(time.Second)
+			src.write(between(from, from+4))
+			synctest.Wait()
+		}
+		of, also := a.View().Hold(), b.View().Hold()
+		if of == nil || also == nil || of.Revision != also.Revision {
+			t.Errorf("one replica holds back %+v, the other %+v", of, also)
+		}
+	})
+}
+
+// TestNodeThatWasSlowTakesWhatPassedInSteps has a third of the links go over some
+// minutes, and a fourth replaced: no step is more than the guard lets pass.
+func TestNodeThatWasSlowTakesWhatPassedInSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, n := guarded(t, Config{})
+		late := &replicaNode{held: n.held, entries: n.entries, cursor: n.cursor.Distrusted(0)}
+		for step := range 3 {
+			src.write(between(step*200, step*200+200))
+			synctest.Wait()
+			time.Sleep(3 * time.Minute)
+		}
+		f, err := l.Next(t.Context(), n.cursor)
+		if err != nil || f.Kind != Delta || !f.Released {
+			t.Fatalf("a %v, its guard is told: %v, %v", f.Kind, f.Released, err)
+		}
+		if f, err = l.Next(t.Context(), late.cursor); err != nil || f.Kind != Snapshot || !f.Released {
+			t.Fatalf("a %v, its guard is told: %v, %v", f.Kind, f.Released, err)
+		}
+		serves(t, l, n, 1400)
+		src.write(between(600, 610))
+		if f := serves(t, l, n, 1390); f.Released {
+			t.Error("a step alone goes round the node's guard")
+		}
+	})
+}
+
+func TestLinksThatAreReplacedCountAsDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, n := guarded(t, Config{})
+		m := between(0, 500)
+		for i := range 500 {
+			m[fmt.Sprintf("links/b/%04d", i)] = "1"
+		}
+		bad := src.write(m)
+		serves(t, l, n, 2000)
+		if h := l.View().Hold(); h == nil || h.Revision != bad {
+			t.Fatalf("held back is %+v", h)
+		}
+		src.free(bad)
+		if serves(t, l, n, 2000); n.entries["links/b/0000"] == "" {
+			t.Error("it is not served once it is released")
+		}
+	})
+}

@@ -157,6 +157,24 @@ func (s *schedule) holding() bool {
 	return false
 }
 
+// until waits until all is well with every node.
+func (s *schedule) until(t *testing.T, seed uint64, well func(*modelNode) error, nodes []*modelNode) {
+	t.Helper()
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		var all []error
+		for _, n := range nodes {
+			all = append(all, well(n))
+		}
+		err := errors.Join(all...)
+		if err == nil {
+			return
+		}
+		if time.Since(begin) > 10*time.Minute {
+			t.Fatalf("seed %d: nothing bad happens for ten minutes, and %v", seed, err)
+		}
+	}
+}
+
 func runSchedule(t *testing.T, seed uint64, tried *counts) {
 	s := &schedule{
 		timeline: newTimeline(seed), replicas: make([]*runningReplica, 2),
@@ -188,24 +206,16 @@ func runSchedule(t *testing.T, seed uint64, tried *counts) {
 		}
 	}
 	s.heal()
+	// What is taken down is gone everywhere, held back or not.
+	s.until(t, seed, (*modelNode).untold, nodes)
 	// What is written last is live everywhere once an operator has released what
 	// is held back.
-	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+	s.until(t, seed, func(n *modelNode) error {
 		if s.holding() {
 			s.free()
 		}
-		var differs []error
-		for _, n := range nodes {
-			differs = append(differs, n.differs())
-		}
-		err := errors.Join(differs...)
-		if err == nil {
-			break
-		}
-		if time.Since(begin) > 10*time.Minute {
-			t.Fatalf("seed %d: all is well for ten minutes, and %v", seed, err)
-		}
-	}
+		return n.differs()
+	}, nodes)
 	s.world.Lock()
 	defer s.world.Unlock()
 	tried.applied += s.tried.applied

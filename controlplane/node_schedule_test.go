@@ -114,7 +114,9 @@ type modelNode struct {
 	savedEntries map[string]string
 
 	// Of the stream.
+	at       *runningReplica // nil: there is none
 	snapshot map[string]string
+	told     map[int64]bool // the revisions of take-downs
 }
 
 func hashEntries(entries map[string]string) *feedv1.SetHash {
@@ -147,7 +149,7 @@ func (n *modelNode) session(ctx context.Context, f *runningReplica) (later time.
 	defer p.cancel()
 	defer context.AfterFunc(f.ctx, p.cancel)() // it is killed
 	n.mu.Lock()
-	n.cut, n.snapshot = p.cancel, nil
+	n.cut, n.at, n.snapshot, n.told = p.cancel, f, nil, map[int64]bool{}
 	hello := &feedv1.Hello{Node: n.name, Region: "r", Version: n.held}
 	if n.held != nil {
 		hello.SetHash = hashEntries(n.entries)
@@ -165,6 +167,9 @@ func (n *modelNode) session(ctx context.Context, f *runningReplica) (later time.
 	defer func() {
 		p.cancel()
 		<-ended
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.at = nil
 	}()
 	for {
 		if n.draw(8) == 0 { // reads slowly
@@ -208,6 +213,7 @@ func (n *modelNode) take(stream context.Context, m *feedv1.SubscribeResponse) *f
 	switch f := m.GetFrame().(type) {
 	case *feedv1.SubscribeResponse_TakeDown:
 		n.checkTakeDown(f.TakeDown)
+		n.told[f.TakeDown.GetVersion().GetRevision()] = true
 		return &feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_TakenDown{TakenDown: &feedv1.TakenDown{Version: f.TakeDown.GetVersion()}}}
 	case *feedv1.SubscribeResponse_Delta:
 		d := f.Delta
@@ -346,6 +352,24 @@ func (n *modelNode) differs() error {
 	defer n.timeline.mu.Unlock()
 	if want := n.states[n.revision]; !maps.Equal(n.entries, want) {
 		return fmt.Errorf("node %s at %v holds %d entries, and %d are written", n.name, n.held, len(n.entries), len(want))
+	}
+	return nil
+}
+
+// untold says what was taken down and the node neither serves nor was told.
+func (n *modelNode) untold() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.held == nil:
+		return nil // it serves nothing
+	case n.at == nil:
+		return fmt.Errorf("node %s is not connected", n.name)
+	}
+	for _, d := range n.at.log.View().TakeDowns(n.held.GetRevision()) {
+		if !n.told[d.Revision] {
+			return fmt.Errorf("node %s at %v was not told what revision %d takes down", n.name, n.held, d.Revision)
+		}
 	}
 	return nil
 }

@@ -31,11 +31,12 @@ func newHTTP2(s *Server) *http2 {
 	only := new(http.Protocols)
 	only.SetUnencryptedHTTP2(true) // to net/http it is: what it reads from has TLS below
 	x.http = &http.Server{
-		Handler:        x,
-		Protocols:      only,
-		IdleTimeout:    s.cfg.IdleTimeout,
-		WriteTimeout:   s.cfg.WriteTimeout, // of a stream whose client opens no window
-		MaxHeaderBytes: s.cfg.MaxHead,
+		Handler:                      x,
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is a method like any other
+		Protocols:                    only,
+		IdleTimeout:                  s.cfg.IdleTimeout,
+		WriteTimeout:                 s.cfg.WriteTimeout, // of a stream whose client opens no window
+		MaxHeaderBytes:               s.cfg.MaxHead,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
 			WriteByteTimeout:              s.cfg.WriteTimeout,

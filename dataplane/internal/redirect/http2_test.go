@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	h2 "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
 	"github.com/affleet/affleet/dataplane/internal/table"
 )
 
@@ -170,6 +173,45 @@ func TestHTTP2HeadsAreLimited(t *testing.T) {
 	}
 	if st := n.Stats(); st.Redirects > 0 {
 		t.Errorf("got %+v", st)
+	}
+}
+
+// net/http has an answer of its own to "OPTIONS *", which nobody counts.
+func TestHTTP2RequestsForTheServerItselfAreRefused(t *testing.T) {
+	n, _ := startTLS(t, newDir(t))
+	for method, want := range map[string]string{
+		"\x02\x07OPTIONS": "405 GET, HEAD",
+		"\x82":            "400 ", // GET
+	} {
+		c := n.dialTLS(t, "h2", "go.example")
+		c.send(preface + frame(frameSettings, 0, 0, "") +
+			frame(frameHeaders, endStream|endHeaders, 1, method+"\x87\x01\x09x.example\x04\x01*"))
+		if got := c.fields(1); got[":status"]+" "+got["allow"] != want {
+			t.Errorf("%q: got %v, want %s", method, got, want)
+		}
+	}
+	if st := n.Stats(); st.Refused != 2 || st.Refusals["method"] != 1 || st.Refusals["target"] != 1 {
+		t.Errorf("got %+v", st.Refusals)
+	}
+}
+
+// fields gives those of the first head that comes on a stream of HTTP/2.
+func (c *client) fields(stream uint32) map[string]string {
+	c.t.Helper()
+	frames := h2.NewFramer(nil, c.r)
+	frames.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	for {
+		f, err := frames.ReadFrame()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if f, ok := f.(*h2.MetaHeadersFrame); ok && f.StreamID == stream {
+			all := map[string]string{}
+			for _, field := range f.Fields {
+				all[field.Name] = field.Value
+			}
+			return all
+		}
 	}
 }
 

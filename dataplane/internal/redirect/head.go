@@ -103,7 +103,7 @@ func (h *head) finish(s *seen) refusal {
 	switch {
 	case s.host && len(h.host) == 0, !s.host && !h.oldMinor:
 		return badHost
-	case s.authority != nil && s.host && !bytes.EqualFold(s.authority, h.host):
+	case s.authority != nil && s.host && !equalFold(s.authority, h.host):
 		return badHost
 	case s.authority != nil:
 		h.host = s.authority
@@ -167,7 +167,7 @@ func splitAbsolute(target []byte, s *seen) (rest []byte, https, ok bool) {
 	if len(target) > 4 && target[4]|0x20 == 's' {
 		scheme, https = "https://", true
 	}
-	if len(target) <= len(scheme) || !bytes.EqualFold(target[:len(scheme)], []byte(scheme)) {
+	if len(target) <= len(scheme) || !equalFold(target[:len(scheme)], scheme) {
 		return nil, false, false
 	}
 	rest = target[len(scheme):]
@@ -361,14 +361,32 @@ func isName(name []byte, usual, lower string) bool {
 		return false
 	}
 	for i, c := range name {
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != lower[i] {
+		if lowerOf(c) != lower[i] {
 			return false
 		}
 	}
 	return true
+}
+
+// equalFold compares hosts, and schemes, in any case of ASCII letters. Unicode folds
+// more, such as the Kelvin sign to k, and who reads the other one sees another host.
+func equalFold[A, B string | []byte](a A, b B) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lowerOf(a[i]) != lowerOf(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lowerOf(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c |= 0x20
+	}
+	return c
 }
 
 func trimBlanks(b []byte) []byte {

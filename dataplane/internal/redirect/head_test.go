@@ -6,10 +6,13 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/affleet/affleet/proto/link"
 	"github.com/affleet/affleet/proto/visitor"
@@ -139,7 +142,7 @@ func FuzzHead(f *testing.F) {
 			if _, okPath := link.AppendCanonicalPath(nil, h.path); !okHost || !okPath {
 				return // refused before the table is asked
 			}
-			req, err := readLikeServer(theirs)
+			req, err := readLikeServer(theirs, rest[:n])
 			if err != nil {
 				t.Fatalf("%q is accepted, net/http says: %v", rest[:n], err)
 			}
@@ -152,10 +155,16 @@ func FuzzHead(f *testing.F) {
 	})
 }
 
-// readLikeServer does what net/http's server does until it calls a handler.
-func readLikeServer(r *bufio.Reader) (*http.Request, error) {
+// readLikeServer does what net/http's server does until it calls a handler. The next
+// request's head is there too, since http.ReadRequest does not give its Host.
+func readLikeServer(r *bufio.Reader, head []byte) (*http.Request, error) {
 	if r.Buffered() == 0 {
 		_, _ = r.Peek(1)
+	}
+	_, lines, _ := bytes.Cut(head, []byte("\n"))
+	fields, err := textproto.NewReader(bufio.NewReader(bytes.NewReader(lines))).ReadMIMEHeader()
+	if err != nil {
+		return nil, err
 	}
 	req, err := http.ReadRequest(r)
 	if err != nil {
@@ -164,8 +173,10 @@ func readLikeServer(r *bufio.Reader) (*http.Request, error) {
 	switch {
 	case req.ProtoMajor != 1:
 		return nil, errors.New("version")
-	case req.ProtoAtLeast(1, 1) && req.Host == "":
+	case req.ProtoAtLeast(1, 1) && len(fields["Host"]) == 0:
 		return nil, errors.New("no host")
+	case len(fields["Host"]) == 1 && !httpguts.ValidHostHeader(fields["Host"][0]):
+		return nil, errors.New("a malformed host")
 	}
 	if n, err := io.Copy(io.Discard, req.Body); n != 0 || err != nil {
 		return nil, errors.Join(errors.New("a body"), err)

@@ -179,7 +179,7 @@ func (h *head) take(r *http.Request) refusal {
 	if len(r.Header["Expect"]) > 0 { // net/http has taken 100-continue
 		return badExpect
 	}
-	if hosts := r.Header["Host"]; r.Host == "" || len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) {
+	if hosts := r.Header["Host"]; r.Host == "" || len(hosts) > 1 || len(hosts) == 1 && !equalFold(hosts[0], r.Host) {
 		return badHost
 	}
 	if r.RequestURI == "" || r.RequestURI[0] != '/' {

@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -176,23 +177,46 @@ func TestHTTP2HeadsAreLimited(t *testing.T) {
 	}
 }
 
-// net/http has an answer of its own to "OPTIONS *", which nobody counts.
-func TestHTTP2RequestsForTheServerItselfAreRefused(t *testing.T) {
+func TestWhatHTTP2LetsPassAndHTTP1RefusesIsRefused(t *testing.T) {
 	n, _ := startTLS(t, newDir(t))
-	for method, want := range map[string]string{
-		"\x02\x07OPTIONS": "405 GET, HEAD",
-		"\x82":            "400 ", // GET
+	const kelvin = "\u212a" // Unicode folds it to k
+	for _, tt := range []struct {
+		name, method, host, path string
+		header                   [2]string
+		want, allow              string
+	}{
+		// net/http has an answer of its own, which nobody counts.
+		{"OPTIONS of the server", "OPTIONS", "x.example", "*", [2]string{}, "405", "GET, HEAD"},
+		{"GET of the server", "GET", "x.example", "*", [2]string{}, "400", ""},
+		{"another host", "GET", "kite.example", "/a", [2]string{"host", kelvin + "ite.example"}, "400", ""},
+		{"the same host", "GET", "kite.example", "/a", [2]string{"host", "KITE.example"}, "302", ""},
 	} {
 		c := n.dialTLS(t, "h2", "go.example")
-		c.send(preface + frame(frameSettings, 0, 0, "") +
-			frame(frameHeaders, endStream|endHeaders, 1, method+"\x87\x01\x09x.example\x04\x01*"))
-		if got := c.fields(1); got[":status"]+" "+got["allow"] != want {
-			t.Errorf("%q: got %v, want %s", method, got, want)
+		c.send(preface + frame(frameSettings, 0, 0, "") + frame(frameHeaders, endStream|endHeaders, 1,
+			packed(t, ":method", tt.method, ":scheme", "https", ":authority", tt.host, ":path", tt.path, tt.header[0], tt.header[1])))
+		if got := c.fields(1); got[":status"] != tt.want || got["allow"] != tt.allow {
+			t.Errorf("%s: got %v, want %s", tt.name, got, tt.want)
 		}
 	}
-	if st := n.Stats(); st.Refused != 2 || st.Refusals["method"] != 1 || st.Refusals["target"] != 1 {
+	if st := n.Stats(); st.Refused != 3 || st.Refusals["method"] != 1 || st.Refusals["target"] != 1 || st.Refusals["host"] != 1 {
 		t.Errorf("got %+v", st.Refusals)
 	}
+}
+
+// packed makes a head of names and values. Those without a name are left out.
+func packed(t *testing.T, fields ...string) string {
+	t.Helper()
+	var b bytes.Buffer
+	to := hpack.NewEncoder(&b)
+	for i := 0; i < len(fields); i += 2 {
+		if fields[i] == "" {
+			continue
+		}
+		if err := to.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
 }
 
 // fields gives those of the first head that comes on a stream of HTTP/2.

@@ -65,7 +65,7 @@ type conn struct {
 	end      ending
 	served   bool   // at least one head was answered
 	draining bool   // it has noticed that its group drains
-	rest     []byte // the start of a head that is not complete
+	rest     []byte // the start of a head that is not complete; empty, not nil: it cannot be read yet
 	left     []byte // of answers, when it leaves its loop
 	since    int64  // when its first byte came, ns of the clock
 	last     int64  // when the last bytes came, ns of the clock
@@ -244,9 +244,8 @@ func (c *conn) readBlocking() error {
 	n := copy(w.in, c.rest)
 	m, err := c.nc.Read(w.in[n:])
 	if m > 0 {
-		n = c.answer(w, 0, n, n+m, c.group.draining.Load())
+		c.keep(w, c.answer(w, 0, n, n+m, c.group.draining.Load()))
 	}
-	c.keep(w, n)
 	w.forget()
 	return err
 }
@@ -376,6 +375,21 @@ func (c *conn) keep(w *work, n int) {
 		c.rest = append(c.rest, w.in[:n]...)
 		c.arm(c.due(w.mono))
 	}
+}
+
+// hear is told whether a record of TLS is there in part, before the socket is read.
+// Nothing of it can be read yet, and a head has begun all the same: it has to be
+// complete in time.
+func (c *conn) hear(partly bool) {
+	if c.end != open || c.apart.Load() || len(c.rest) > 0 || partly == (c.rest != nil) {
+		return
+	}
+	now, _ := c.srv.clock.read()
+	c.rest = nil
+	if partly {
+		c.rest, c.since = []byte{}, now
+	}
+	c.arm(c.due(now))
 }
 
 // due gives the moment until which the connection may wait, in ns of the

@@ -99,10 +99,10 @@ func (w *wire) Read(p []byte) (n int, err error) {
 		n = copy(p, w.first)
 		w.first = w.first[n:]
 	} else {
-		if w.above != nil {
-			if err := w.above.wait(); err != nil {
-				return 0, err
-			}
+		if w.above == nil {
+			w.conn.hear(w.records.begun())
+		} else if err := w.above.wait(); err != nil {
+			return 0, err
 		}
 		n, err = w.Conn.Read(p)
 	}

@@ -2,12 +2,14 @@ package redirect
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -219,4 +221,116 @@ func TestIdleTLSConnectionsAreClosed(t *testing.T) {
 		}
 	}
 	n.awaitOpen(0)
+}
+
+// What cannot be read before the rest of its record is there, has begun all the same.
+func TestHeadsOverTLSHaveTheTimeForAHead(t *testing.T) {
+	const limit = 200 * time.Millisecond
+	n, _ := startTLS(t, newDir(t), func(c *Config) { c.HeadTimeout = limit })
+	const half = "\x17\x03\x03\x01\x00half" // a record
+	tests := []struct{ name, send, wire string }{
+		{"half a head", getA[:20], ""},
+		{"half a record", "", half},
+		{"half a record's head", "", half[:2]},
+		{"half a record behind an answer", getA, half},
+		{"half a record behind half a head", getA[:20], half},
+		{"half a record that trickles in", "", half + strings.Repeat("x", 200)},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			began := time.Now() // before the server has shaken hands, and its time begins
+			c := n.dialTLS(t, "http/1.1", "go.example")
+			c.send(test.send)
+			if test.send == getA {
+				c.expect(302)
+			}
+			wire, first := c.Conn.(*tls.Conn).NetConn(), min(len(test.wire), len(half))
+			if _, err := io.WriteString(wire, test.wire[:first]); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				for _, b := range []byte(test.wire[first:]) {
+					if _, err := wire.Write([]byte{b}); err != nil {
+						return // closed
+					}
+					time.Sleep(limit / 10)
+				}
+			}()
+			if _, err := io.Copy(io.Discard, c.r); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("it is still open")
+			} else if took := time.Since(began); took < limit {
+				t.Errorf("it was closed after %v", took)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if st := n.Stats(); st.HeadTimeouts != uint64(len(tests)) || st.IdleTimeouts != 0 {
+			t.Errorf("got %+v", st)
+		}
+	})
+}
+
+func TestDrainOverTLSWaitsForARecordThatHasBegun(t *testing.T) {
+	n, _ := startTLS(t, newDir(t))
+	idle := n.dialTLS(t, "http/1.1", "go.example")
+	halves := &halving{Conn: n.dial(t).Conn}
+	c := newClient(t, tls.Client(halves, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}))
+	for _, c := range []*client{idle, c} {
+		c.send(getA)
+		c.expect(302)
+	}
+	halves.next = true
+	c.send(getA)
+	time.Sleep(50 * time.Millisecond) // until the server waits for the rest
+	stopped := make(chan error)
+	go func() { stopped <- n.stop() }()
+	idle.expectEnd()
+	time.Sleep(50 * time.Millisecond) // until all know that it drains
+	if _, err := halves.Conn.Write(halves.rest); err != nil {
+		t.Fatal(err)
+	}
+	if resp := c.expect(302); !resp.Close {
+		t.Error("the last answer does not say Connection: close")
+	}
+	c.expectEnd()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
+// halving keeps back half of what is written next.
+type halving struct {
+	net.Conn
+	next bool
+	rest []byte
+}
+
+func (h *halving) Write(p []byte) (int, error) {
+	if !h.next {
+		return h.Conn.Write(p)
+	}
+	h.next, h.rest = false, bytes.Clone(p[len(p)/2:])
+	_, err := h.Conn.Write(p[:len(p)/2])
+	return len(p), err
+}
+
+func TestAConnectionIsIdleBehindARecordOfTLSThatHasNothingToRead(t *testing.T) {
+	s, err := New(Config{Live: &table.Live{}, Clicks: newRecorder(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &conn{srv: s, group: &group{srv: s}, nc: &script{}}
+	c.last, _ = s.clock.read()
+	for i, tt := range []struct {
+		partly bool
+		want   time.Duration
+	}{
+		{true, s.cfg.HeadTimeout}, {true, s.cfg.HeadTimeout}, {false, s.cfg.IdleTimeout}, {true, s.cfg.HeadTimeout},
+	} {
+		c.hear(tt.partly)
+		if left := time.Duration(c.armed - c.last); left < tt.want || left > tt.want+5*time.Second/2 {
+			t.Errorf("%d: it has %v, want %v", i, left, tt.want)
+		}
+	}
 }

@@ -19,6 +19,12 @@ import (
 // sent once.
 func roundTrips(t testing.TB, n *node, request string, first ...string) func() {
 	t.Helper()
+	return roundTripsOf(t, n, 1, request, first...)
+}
+
+// roundTripsOf does so on several connections at once.
+func roundTripsOf(t testing.TB, n *node, conns int, request string, first ...string) func() {
+	t.Helper()
 	probe := n.dial(t)
 	probe.send(strings.Join(first, "") + request)
 	if err := probe.Conn.(*net.TCPConn).CloseWrite(); err != nil {
@@ -28,21 +34,29 @@ func roundTrips(t testing.TB, n *node, request string, first ...string) func() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := net.Dial("tcp", n.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = nc.Close() })
-	if _, err := io.WriteString(nc, strings.Join(first, "")); err != nil {
-		t.Fatal(err)
+	all := make([]net.Conn, conns)
+	for i := range all {
+		nc, err := net.Dial("tcp", n.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = nc.Close() })
+		if _, err := io.WriteString(nc, strings.Join(first, "")); err != nil {
+			t.Fatal(err)
+		}
+		all[i] = nc
 	}
 	out, in := []byte(request), make([]byte, len(answer))
 	return func() {
-		if _, err := nc.Write(out); err != nil {
-			t.Fatal(err)
+		for _, nc := range all {
+			if _, err := nc.Write(out); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if _, err := io.ReadFull(nc, in); err != nil {
-			t.Fatal(err)
+		for _, nc := range all {
+			if _, err := io.ReadFull(nc, in); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }
@@ -71,14 +85,17 @@ func TestRequestsAllocateNothing(t *testing.T) {
 	for name, request := range map[string]string{
 		"redirect":      browser,
 		"HEAD":          "HEAD" + browser[3:],
-		"pipelined":     strings.Repeat(browser, 20),
 		"not found":     "GET /none HTTP/1.1\r\nHost: h\r\n\r\n",
 		"absolute form": "GET http://h/go/summer-deal-2026 HTTP/1.1\r\nHost: h\r\n\r\n",
 		"escaped path":  "GET /go/summer%2Ddeal-2026 HTTP/1.1\r\nHost: h\r\n\r\n",
 		"prefix link":   "GET /shop/shoes/%C3%A9%20 HTTP/1.1\r\nHost: h\r\n\r\n",
 		"HTTP/1.0":      "GET /go/1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
 	} {
-		allocateNothing(t, name, roundTrips(t, n, request))
+		allocateNothing(t, name, 1, roundTrips(t, n, request))
+	}
+	for _, tt := range []struct{ conns, pipelined int }{{1, 20}, {1, 25}, {1, 50}, {1, 100}, {16, 1}, {16, 2}, {16, 50}} {
+		name := fmt.Sprintf("%d connections, %d pipelined", tt.conns, tt.pipelined)
+		allocateNothing(t, name, tt.conns*tt.pipelined, roundTripsOf(t, n, tt.conns, strings.Repeat(browser, tt.pipelined)))
 	}
 	if st := n.Stats(); st.Refused != 0 || st.Redirects == 0 {
 		t.Errorf("got %+v", st)

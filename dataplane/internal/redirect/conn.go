@@ -363,6 +363,7 @@ func (c *conn) keep(w *work, n int) {
 	case c.end != open:
 	case n == 0:
 		if c.rest != nil {
+			w.giveRest(c.rest)
 			c.rest = nil
 		}
 		if c.draining && c.served {
@@ -372,7 +373,7 @@ func (c *conn) keep(w *work, n int) {
 		c.rest = append(c.rest[:0], w.in[:n]...)
 	default:
 		c.since = w.mono
-		c.rest = append(c.rest, w.in[:n]...)
+		c.rest = append(w.takeRest(), w.in[:n]...)
 		c.arm(c.due(w.mono))
 	}
 }

@@ -290,7 +290,7 @@ func TestDecisionsByRulesAllocateNothing(t *testing.T) {
 		"cap":               "GET /capped" + headers,
 		"place by a header": "GET /rules HTTP/1.1\r\nHost: x\r\nCF-IPCountry: DE\r\nUser-Agent: " + deskAgent + "\r\n\r\n",
 	} {
-		allocateNothing(t, name, roundTrips(t, n, request))
+		allocateNothing(t, name, 1, roundTrips(t, n, request))
 	}
 }
 

@@ -19,7 +19,9 @@
 // The answers of all pipelined requests leave in one write. Then the work goes
 // back, and only the start of an incomplete head stays with the connection. In
 // all this nothing is allocated, no lock is taken and no system call is made
-// but those on the socket.
+// but those on the socket. Only a head that arrives in pieces may need a buffer for
+// its start, where the work has none: it keeps a few, up to 2 KiB, so that what a full
+// read buffer cuts off needs none of its own.
 //
 // A connection with TLS is a goroutine, with the same parser, but reads through
 // crypto/tls, and so keeps its work while it waits. Where HTTP/2 was

@@ -193,7 +193,7 @@ func TestForwardedHeaderBehindAProxyBehindAProxy(t *testing.T) {
 func TestRequestsBehindAProxyAllocateNothing(t *testing.T) {
 	n := benchNode(t, behindProxy, func(c *Config) { c.ForwardedHeader = XForwardedFor })
 	request := strings.TrimSuffix(browser, "\r\n") + "X-Forwarded-For: 203.0.113.1, 198.51.100.7\r\n\r\n"
-	allocateNothing(t, "behind a proxy", roundTrips(t, n, request, v2Local))
+	allocateNothing(t, "behind a proxy", 1, roundTrips(t, n, request, v2Local))
 }
 
 // FuzzProxyHeader checks that a header is read or refused, whatever it is, and

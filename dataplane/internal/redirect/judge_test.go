@@ -265,6 +265,6 @@ func TestLabelledRequestsAllocateNothing(t *testing.T) {
 		"bot":      "GET /plain HTTP/1.1\r\nHost: x\r\nUser-Agent: Googlebot/2.1\r\n\r\n",
 		"not link": "GET /none HTTP/1.1\r\nHost: x\r\n\r\n",
 	} {
-		allocateNothing(t, name, roundTrips(t, n, request))
+		allocateNothing(t, name, 1, roundTrips(t, n, request))
 	}
 }

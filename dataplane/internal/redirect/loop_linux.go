@@ -152,7 +152,8 @@ func (l *loop) run() {
 	defer aside.KeepP()()
 	l.group.unbegun.Done()
 	events := make([]unix.EpollEvent, loopEvents)
-	patient := false // it waits as any goroutine does
+	var again []*conn // those of the last turn that have another, and then room for the next
+	patient := false  // it waits as any goroutine does
 	for !l.group.over.Load() {
 		l.setTimer()
 		n, errno := l.wait(events, patient)
@@ -161,8 +162,7 @@ func (l *loop) run() {
 			continue
 		}
 		l.work = l.group.srv.works.Get().(*work)
-		again := l.again
-		l.again = nil
+		again, l.again = l.again, again[:0]
 		for at := 0; at < n; {
 			at += l.handle(events[at:n])
 		}
@@ -171,6 +171,7 @@ func (l *loop) run() {
 				l.serve(c, false, nil)
 			}
 		}
+		clear(again)
 		l.sendHeld()
 		l.group.srv.works.Put(l.work)
 		l.work = nil

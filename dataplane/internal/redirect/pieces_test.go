@@ -78,3 +78,31 @@ func FuzzPieces(f *testing.F) {
 		}
 	})
 }
+
+// What waits for input holds no buffer, and a work few, however long heads were.
+func TestBuffersOfHeadsThatWereIncompleteAreKeptWithinLimits(t *testing.T) {
+	s, err := New(Config{Live: &table.Live{}, Clicks: newRecorder(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := s.newWork().(*work)
+	w.begin(s)
+	for _, tt := range []struct{ size, kept int }{{longRest / 2, mostRests}, {2 * longRest, 0}} {
+		conns := make([]*conn, 2*mostRests)
+		for i := range conns {
+			conns[i] = &conn{srv: s, group: &group{srv: s}, nc: &script{}}
+			conns[i].keep(w, tt.size)
+			if len(conns[i].rest) != tt.size {
+				t.Fatalf("%d of %d bytes are kept", len(conns[i].rest), tt.size)
+			}
+		}
+		for _, c := range conns {
+			if c.keep(w, 0); c.rest != nil {
+				t.Fatal("a buffer stays with its connection")
+			}
+		}
+		if len(w.rests) != tt.kept {
+			t.Errorf("%d buffers of %d bytes are kept, want %d", len(w.rests), tt.size, tt.kept)
+		}
+	}
+}

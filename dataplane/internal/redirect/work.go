@@ -15,10 +15,11 @@ import (
 // gives it back when it waits, so that idle connections hold none and busy
 // ones share what is warm in the caches.
 type work struct {
-	in   []byte // as long as a head may be
-	out  []byte
-	host []byte // scratch: the canonical forms
-	path []byte
+	in    []byte // as long as a head may be
+	out   []byte
+	rests [][]byte // buffers of heads that were not complete, for the next
+	host  []byte   // scratch: the canonical forms
+	path  []byte
 
 	mono  int64 // ns of the clock
 	wall  int64 // µs since 1970
@@ -42,16 +43,20 @@ type work struct {
 	labelRoom [link.NumLabels]link.Param
 }
 
-// The sizes of write buffers, in bytes.
 const (
+	// The sizes of write buffers, in bytes.
 	firstOut = 4 << 10
 	maxOut   = 64 << 10 // from here on, answers do not wait for each other
+
+	mostRests = 16      // buffers
+	longRest  = 2 << 10 // bytes of one: a longer one is not kept
 )
 
 func (s *Server) newWork() any {
 	w := &work{
 		in:     make([]byte, s.cfg.MaxHead),
 		out:    make([]byte, 0, firstOut),
+		rests:  make([][]byte, 0, mostRests),
 		host:   make([]byte, 0, link.MaxHost+1),
 		path:   make([]byte, 0, 512),
 		counts: s.nextCounts(),
@@ -79,6 +84,23 @@ func (w *work) forget() {
 	w.verdict.Reset()
 	clear(w.labels)
 	clear(w.params)
+}
+
+// takeRest gives a buffer for the start of a head, nil when there is none. That of a
+// head which a full buffer of input cuts off is needed for a moment only: all that a
+// client sends ahead is answered with one or two.
+func (w *work) takeRest() (rest []byte) {
+	if last := len(w.rests) - 1; last >= 0 {
+		rest, w.rests = w.rests[last], w.rests[:last]
+	}
+	return rest
+}
+
+// giveRest takes a buffer over, if there is room.
+func (w *work) giveRest(rest []byte) {
+	if n := cap(rest); 0 < n && n <= longRest && len(w.rests) < mostRests {
+		w.rests = append(w.rests, rest[:0])
+	}
 }
 
 // answer answers the head w.head of a connection into w.out.

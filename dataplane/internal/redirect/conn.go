@@ -132,9 +132,10 @@ func (c *conn) run(first []byte) {
 		if err == nil || c.end != open {
 			continue
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || c.expired() {
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		}
+		c.expired()
 	}
 	if c.end == closeSoon {
 		c.linger()
@@ -422,12 +423,13 @@ func (c *conn) arm(at int64) {
 }
 
 // expired says, when the read deadline has passed, whether the connection's
-// time is over; if not, it sets the next deadline.
+// time is over: then it ends. If not, it sets the next deadline.
 func (c *conn) expired() bool {
 	now, _ := c.srv.clock.read()
 	due := c.due(now)
 	if c.group.draining.Load() {
 		if c.rest == nil && (c.draining || c.raw == nil && c.loop == nil && c.served) {
+			c.end = closeNow
 			return true
 		}
 		c.draining = true
@@ -439,10 +441,23 @@ func (c *conn) expired() bool {
 	}
 	if c.rest != nil {
 		c.srv.conns.headTimeouts.Add(1)
+		c.refuseLate()
 	} else {
 		c.srv.conns.idleTimeouts.Add(1)
 	}
+	if c.end == open {
+		c.end = closeNow
+	}
 	return true
+}
+
+// refuseLate says what is wrong with a head that has not become complete, if that is
+// known by now: as it went on, it was not parsed again.
+func (c *conn) refuseLate() {
+	w := c.srv.works.Get().(*work)
+	c.answer(w, uintptr(c.fd), 0, copy(w.in, c.rest), false)
+	w.forget()
+	c.srv.works.Put(w)
 }
 
 // linger closes the writing side and reads on for a moment: closing a socket

@@ -132,6 +132,41 @@ func TestHeadMustBeCompleteInTimeHoweverManyBytesCome(t *testing.T) {
 	})
 }
 
+func TestAHeadThatIsIncompleteIsRefusedInTimeIfItIsMalformedAndElseClosed(t *testing.T) {
+	inBubble(t, time.Second, func(t *testing.T, s *Server, dial func() net.Conn, _ func()) {
+		for _, tt := range []struct {
+			pieces []string
+			want   string
+		}{
+			{[]string{"GET /a HTTP/1.1\r\nHost", ": h\r\n folded: x\r\n"}, "400"},
+			{[]string{getA + "GET /a HTTP/1.1", "\rHost: h\r\r"}, "302 400"},
+			{[]string{"BREW /a HTTP/1.1\r\nHo", "st: h\r\nHo", "st: h\r\n"}, "400"},
+			{[]string{"GET /a HTTP/1.1\r\nHo", "st: h\r\nX: y\r"}, ""},
+			{[]string{"BREW /a HTTP/1.1\r\nHo", "st: h\r\n"}, ""},
+			{[]string{getA + "GET http://g/a", " HTTP/1.1\r\nHost: h\r\n\r"}, "302"},
+		} {
+			c := dial()
+			go func() {
+				for _, p := range tt.pieces {
+					_, _ = io.WriteString(c, p)
+				}
+			}()
+			answers, after := readAll(c)
+			var got []string
+			for _, a := range strings.Split(answers, "HTTP/1.1 ")[1:] {
+				got = append(got, a[:3])
+			}
+			if strings.Join(got, " ") != tt.want || after != 5*time.Second {
+				t.Errorf("%q: got %v after %v, want %s after 5 s", tt.pieces, got, after, tt.want)
+			}
+		}
+		synctest.Wait()
+		if st := s.Stats(); st.HeadTimeouts != 6 || st.Refused != 3 || st.Open != 0 {
+			t.Errorf("got %+v", st)
+		}
+	})
+}
+
 func TestClientThatDoesNotReadIsClosedAfterTheWriteTime(t *testing.T) {
 	inBubble(t, time.Second, func(t *testing.T, s *Server, dial func() net.Conn, _ func()) {
 		c := dial()

@@ -337,10 +337,10 @@ func (l *loop) start(c *conn) {
 	}
 }
 
-// notice lets a connection know that its group drains.
+// notice lets a connection know that its group drains, or that its deadline has passed.
 func (l *loop) notice(c *conn) {
+	defer l.rescue(c)
 	if c.expired() {
-		c.end = closeNow
 		l.end(c)
 		return
 	}
@@ -450,13 +450,7 @@ func (l *loop) expire() {
 	l.timerAt = never
 	now, _ := l.group.srv.clock.read()
 	for l.deadlines.next() <= now {
-		c := l.deadlines[0]
-		if c.expired() {
-			c.end = closeNow
-			l.end(c)
-		} else {
-			l.serve(c, false, nil)
-		}
+		l.notice(l.deadlines[0])
 	}
 	if l.acceptAt <= now {
 		l.acceptAt = never

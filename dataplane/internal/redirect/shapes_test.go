@@ -140,19 +140,55 @@ func TestRequestShapes(t *testing.T) {
 	t.Run("blocking", over(3, func(t testing.TB) *client { return newClient(t, listener.dial()) }))
 }
 
-// checkShape sends the shape in so many pieces and checks the answers.
-func checkShape(t *testing.T, c *client, s shape, pieces int) {
-	go func() { // the server may answer, and close, before it has everything
-		all := s.request + getLast
-		size := max(1, len(all)/pieces)
-		for len(all) > 0 {
-			n := min(size, len(all))
-			if _, err := io.WriteString(c.Conn, all[:n]); err != nil {
-				return
-			}
-			all = all[n:]
+// Who sends half a request waits for what is said of it, and sends nothing behind it.
+func TestWhatIsWrongWithAHeadInPiecesIsSaidInTheTimeForAHead(t *testing.T) {
+	const limit = time.Second
+	n := startNode(t, time.Second, func(c *Config) { c.HeadTimeout = limit })
+	clients := map[string]*client{}
+	for _, s := range readShapes(t) {
+		if s.open {
+			continue
 		}
-	}()
+		c, half := n.dial(t), len(s.request)/2
+		clients[s.name] = c
+		go func() {
+			sendInPieces(c, s.request[:half], 1)
+			time.Sleep(limit / 5) // until that is read
+			sendInPieces(c, s.request[half:], 1)
+		}()
+	}
+	for _, s := range readShapes(t) {
+		if c := clients[s.name]; c != nil {
+			t.Run(s.name, func(t *testing.T) {
+				c.t = t
+				checkAnswers(t, c, s)
+			})
+		}
+	}
+}
+
+// checkShape sends the shape in so many pieces, and a good request, and checks the
+// answers.
+func checkShape(t *testing.T, c *client, s shape, pieces int) {
+	go sendInPieces(c, s.request+getLast, pieces)
+	checkAnswers(t, c, s)
+}
+
+// sendInPieces sends what the server takes: it may answer, and close, before it has
+// everything.
+func sendInPieces(c *client, all string, pieces int) {
+	size := max(1, len(all)/pieces)
+	for len(all) > 0 {
+		n := min(size, len(all))
+		if _, err := io.WriteString(c.Conn, all[:n]); err != nil {
+			return
+		}
+		all = all[n:]
+	}
+}
+
+func checkAnswers(t *testing.T, c *client, s shape) {
+	t.Helper()
 	want := s.want
 	if s.open {
 		want = append(want[:len(want):len(want)], 302)

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"net/netip"
 	"strings"
 )
@@ -54,6 +55,72 @@ func parsePrefix(text string) (netip.Prefix, *Error) {
 		return bad("write it as "+canonical, "%q is not canonical", text)
 	}
 	return prefix, nil
+}
+
+// isIPv6 says whether s is an IPv6 address without a zone, as netip.ParseAddr does,
+// which allocates to say no.
+func isIPv6(s []byte) bool {
+	const most = 8 // groups of 16 bits
+	groups, gap := 0, false
+	if bytes.HasPrefix(s, []byte("::")) {
+		gap, s = true, s[2:]
+	}
+	for len(s) > 0 {
+		n := 0
+		for n < len(s) && unhex(s[n]) <= 15 {
+			n++
+		}
+		if n < len(s) && s[n] == '.' {
+			if !isIPv4(s) {
+				return false
+			}
+			groups += 2
+			break
+		}
+		if n == 0 || n > 4 || groups == most {
+			return false
+		}
+		groups++
+		if s = s[n:]; len(s) == 0 {
+			break
+		}
+		if s[0] != ':' || len(s) == 1 {
+			return false
+		}
+		if s = s[1:]; s[0] == ':' {
+			if gap {
+				return false
+			}
+			gap, s = true, s[1:]
+		}
+	}
+	return groups == most && !gap || groups < most && gap
+}
+
+// isIPv4 likewise.
+func isIPv4(s []byte) bool {
+	for dots := 0; ; dots++ {
+		n, value := 0, 0
+		for n < len(s) && n < 3 && '0' <= s[n] && s[n] <= '9' {
+			value = 10*value + int(s[n]-'0')
+			n++
+		}
+		if n == 0 || n > 1 && s[0] == '0' || value > 255 {
+			return false
+		}
+		if s = s[n:]; dots == 3 || len(s) == 0 || s[0] != '.' {
+			return dots == 3 && len(s) == 0
+		}
+		s = s[1:]
+	}
+}
+
+// resemblesIPv6 says whether a host has brackets, and in them what addresses are made
+// of, in lower case.
+func resemblesIPv6(host string) bool {
+	inside, begins := strings.CutPrefix(host, "[")
+	inside, ends := strings.CutSuffix(inside, "]")
+	return begins && ends && len(inside) > 1 && strings.Trim(inside, "0123456789abcdef:.") == ""
 }
 
 // FormatPrefix writes a prefix in the form that is the shortest: that of one

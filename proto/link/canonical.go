@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"strings"
 	"unicode/utf8"
 )
@@ -165,24 +166,20 @@ func trimDot(dst []byte, start int) ([]byte, bool) {
 
 // appendIPv6 appends "[address]", in lower case and without port.
 func appendIPv6(dst, host []byte) ([]byte, bool) {
-	start := len(dst)
-	for i, c := range host {
-		switch {
-		case c == '[' && i == 0, '0' <= c && c <= '9', 'a' <= c && c <= 'f', c == ':', c == '.':
-			dst = append(dst, c)
-		case 'A' <= c && c <= 'F':
-			dst = append(dst, c|0x20)
-		case c == ']' && i > 2:
-			rest := host[i+1:]
-			if len(rest) > 0 && (rest[0] != ':' || !isPort(rest[1:])) {
-				return dst[:start], false
-			}
-			return append(dst, ']'), true
-		default:
-			return dst[:start], false
-		}
+	end := bytes.IndexByte(host, ']')
+	if end < 0 || !isIPv6(host[1:end]) {
+		return dst, false
 	}
-	return dst[:start], false
+	if rest := host[end+1:]; len(rest) > 0 && (rest[0] != ':' || !isPort(rest[1:])) {
+		return dst, false
+	}
+	for _, c := range host[:end+1] {
+		if 'A' <= c && c <= 'F' {
+			c |= 0x20
+		}
+		dst = append(dst, c)
+	}
+	return dst, true
 }
 
 // isPort allows an empty port, as RFC 3986 does.
@@ -201,7 +198,8 @@ func isPort(s []byte) bool {
 }
 
 // CanonicalHost is the key form of a host: lower case, without port and final
-// dot. "*" stays.
+// dot. "*" stays, and so does what looks like an IPv6 address and is none: links
+// could be stored under such a host once. No request has it.
 func CanonicalHost(host string) (string, error) {
 	if host == AnyHost {
 		return host, nil
@@ -210,6 +208,9 @@ func CanonicalHost(host string) (string, error) {
 		return "", invalid("domain", `use "*" for every host`, "is missing")
 	}
 	out, ok := AppendCanonicalHost(nil, []byte(host))
+	if !ok && resemblesIPv6(host) {
+		return host, nil
+	}
 	if !ok {
 		hint := "a host looks like go.example.com"
 		if strings.IndexFunc(host, func(r rune) bool { return r >= utf8.RuneSelf }) >= 0 {

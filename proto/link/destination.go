@@ -2,7 +2,6 @@ package link
 
 import (
 	"bytes"
-	"net/netip"
 )
 
 // CheckDestination checks what Location may be: an absolute http or https URL
@@ -123,11 +122,7 @@ func checkAuthority(field string, url, authority []byte) *Error {
 	if len(authority) == 0 || authority[0] == ':' {
 		return invalid(field, "", "%q has no host", url)
 	}
-	host, ok := AppendCanonicalHost(buf[:0], authority)
-	if ok && host[0] == '[' {
-		addr, err := netip.ParseAddr(string(host[1 : len(host)-1]))
-		ok = err == nil && addr.Is6()
-	}
+	_, ok := AppendCanonicalHost(buf[:0], authority)
 	if i := bytes.IndexAny(authority, "{}"); !ok && i >= 0 {
 		return invalid(field, "write the host in full: a macro may stand behind it only", "%q has a %q in its host", url, authority[i])
 	}

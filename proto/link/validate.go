@@ -85,6 +85,9 @@ func (p *problems) stored(r *linkv1.Resource) []byte {
 
 func (p *problems) link(l *linkv1.Link) {
 	p.add(checkHost("domain", l.GetDomain()))
+	if _, ok := AppendCanonicalHost(nil, []byte(l.GetDomain())); !ok && resemblesIPv6(l.GetDomain()) {
+		p.add(invalid("domain", "", "%q is no IPv6 address", l.GetDomain()))
+	}
 	p.add(checkPath(l.GetPath()))
 	p.destination("destination", l.GetDestination(), l)
 	if l.GetAffiliate() != "" {

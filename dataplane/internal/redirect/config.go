@@ -52,7 +52,9 @@ type Config struct {
 	// protocol says for whom it comes.
 	TrustedProxies []netip.Prefix
 	// A connection from a trusted proxy must begin with a PROXY protocol header,
-	// version 1 or 2. Others are served as they are, and have none.
+	// version 1 or 2. Others are served as they are, and have none. One of version 1 has
+	// to come in one piece, as the protocol asks of who sends it: go-proxyproto refuses
+	// what one read from the socket does not give whole. One of version 2 may be cut.
 	ProxyProtocol bool
 	// The header in which a trusted proxy says for whom it asks. Default: none.
 	ForwardedHeader ForwardedHeader

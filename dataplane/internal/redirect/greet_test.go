@@ -114,6 +114,27 @@ func TestTrustedProxyWithoutAHeaderIsRefused(t *testing.T) {
 	}
 }
 
+func TestAProxyHeaderThatIsCutIsReadInVersion2AndRefusedInVersion1(t *testing.T) {
+	n := startNode(t, time.Second, behindProxy)
+	for cut := 5; cut < len(v1); cut += 9 {
+		c := n.dial(t)
+		c.send(v1[:cut])
+		c.expectEnd() // at once, whatever would follow
+	}
+	refused := n.Stats().ProxyErrors
+	for cut := 1; cut < len(v2); cut += 9 {
+		c := n.dial(t)
+		c.send(v2[:cut])
+		time.Sleep(20 * time.Millisecond) // until that is read
+		c.send(v2[cut:] + getLast)
+		c.expect(302)
+		c.expectEnd()
+	}
+	if st := n.Stats(); refused != 5 || st.ProxyErrors != refused || st.HeadTimeouts != 0 {
+		t.Errorf("%d were refused; %+v", refused, st)
+	}
+}
+
 func TestProxyProtocolOfAStrangerIsABadRequest(t *testing.T) {
 	n := startNode(t, time.Second, behindProxy, func(c *Config) {
 		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
@@ -143,6 +164,45 @@ func TestLimitPerAddressIsTheClientsBehindAProxy(t *testing.T) {
 	n.awaitOpen(6)
 	if st := n.Stats(); st.OverAddrLimit != 1 {
 		t.Errorf("got %+v", st)
+	}
+}
+
+func TestLimitPerAddressIsThatOfASubnetOverIPv6(t *testing.T) {
+	n := startNode(t, time.Second, behindProxy, func(c *Config) { c.MaxConnsPerAddr = 2 })
+	for _, tt := range []struct {
+		addr   string
+		served bool
+	}{
+		{"2001:db8:1:2::1", true},
+		{"2001:db8:1:2:ffff::2", true},
+		{"2001:db8:1:2:3:4:5:6", false},
+		{"2001:db8:1:3::1", true},
+	} {
+		c := n.dial(t)
+		c.send(strings.Replace(v1IPv6, "2001:db8::7", tt.addr, 1))
+		if !tt.served {
+			c.expectEnd()
+			continue
+		}
+		c.send(getA)
+		c.expect(302)
+	}
+	n.awaitOpen(3)
+	if st := n.Stats(); st.OverAddrLimit != 1 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func TestAClientIsAnIPv4AddressOrASubnetOfIPv6(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7/32", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1:2%eth0": "fe80::/64", "::1": "::/64",
+	} {
+		if got := clientOf(netip.MustParseAddr(addr)); got.String() != want {
+			t.Errorf("%s is of %v, want %s", addr, got, want)
+		}
+	}
+	if got := clientOf(netip.Addr{}); got.IsValid() {
+		t.Errorf("nobody is of %v", got)
 	}
 }
 

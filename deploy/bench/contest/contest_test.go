@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +76,40 @@ func TestProcTellsAboutThisProcess(t *testing.T) {
 	}
 	if gone(pid) || !gone(1<<22+1) {
 		t.Error("gone is wrong")
+	}
+}
+
+func TestMissingNamesWhatInstallsIt(t *testing.T) {
+	if runtime.GOOS != "linux" || runtime.NumCPU() < 2 {
+		if err := Missing(); err == nil || !strings.Contains(err.Error(), "at least 2 cores") {
+			t.Error(err)
+		}
+		return
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	for _, tt := range []struct{ install, want string }{
+		{"", "nginx, wrk, taskset not found; install with: apt-get install nginx-light wrk util-linux"},
+		{"taskset", "nginx, wrk not found; install with: apt-get install nginx-light wrk"},
+		{"nginx", "wrk not found; install with: apt-get install wrk"},
+	} {
+		if tt.install != "" {
+			writeProgram(t, dir, tt.install)
+		}
+		if err := Missing(); err == nil || err.Error() != tt.want {
+			t.Errorf("got %v, want %s", err, tt.want)
+		}
+	}
+	writeProgram(t, dir, "wrk")
+	if err := Missing(); err != nil {
+		t.Error(err)
+	}
+}
+
+func writeProgram(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -134,15 +134,19 @@ func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNod
 	}
 }
 
-// overwrite makes text replace the lines above the cursor, and no longer than
-// the screen.
+// overwrite makes text replace the lines above the cursor, and no larger than
+// the screen: a line that is wider would be several rows of it.
 func (a *app) overwrite(text string, above int) (string, int) {
-	_, rows := a.size()
-	all := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	columns, rows := a.size()
+	all := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if len(all) >= rows {
-		all = append(all[:rows-2], fmt.Sprintf("and %d more lines", len(all)-rows+2))
+		shown := max(rows-2, 0)
+		all = append(all[:shown], fmt.Sprintf("and %d more lines", len(all)-shown))
 	}
-	out := strings.Join(all, "") + "\n"
+	for i, line := range all {
+		all[i] = clip(line, columns)
+	}
+	out := strings.Join(all, "\n") + "\n"
 	if above > 0 {
 		out = fmt.Sprintf("\x1b[%dA\x1b[J", above) + out
 	}

@@ -2,9 +2,12 @@ package cli
 
 import (
 	"io"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/rivo/uniseg"
 )
 
 // table lines up columns. On a terminal it shortens the widest so that a row
@@ -38,6 +41,36 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// colors are what paint puts around text.
+var colors = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// clip cuts a line that takes more than so many columns. Colours take none, and
+// stay, so that they also end.
+func clip(line string, columns int) string {
+	if uniseg.StringWidth(colors.ReplaceAllString(line, "")) <= columns {
+		return line
+	}
+	var b strings.Builder
+	room := columns - 1 // and one for the ellipsis
+	for line != "" {
+		if at := colors.FindStringIndex(line); at != nil && at[0] == 0 {
+			b.WriteString(line[:at[1]])
+			line = line[at[1]:]
+			continue
+		}
+		letter, rest, width, _ := uniseg.FirstGraphemeClusterInString(line, -1)
+		line = rest
+		if width <= room {
+			b.WriteString(letter)
+			room -= width
+		} else if room >= 0 {
+			b.WriteString("…")
+			room = -1
+		}
+	}
+	return b.String()
 }
 
 // flush prints the rows since the last flush.

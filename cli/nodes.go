@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -179,7 +180,7 @@ func (a *app) nodesText(resp *adminv1.ListNodesResponse, form string) (string, e
 		t.right[header] = true
 	}
 	for _, n := range resp.GetNodes() {
-		t.row(n.GetName(), orDash(n.GetRegion()), versionCell(n.GetVersion()), lagCell(n), hashCell(n), thousands(n.GetLinks()),
+		t.row(n.GetName(), orDash(n.GetRegion()), versionCell(n.GetVersion()), lagCell(n), hashCell(n, resp.GetNodes()), thousands(n.GetLinks()),
 			thousands(int64(math.Round(n.GetRequestsPerSecond()))), thousands(n.GetSpoolClicks()), thousands(n.GetUnservedEntries()), age(a.now().Sub(n.GetConnectTime().AsTime())))
 	}
 	t.write(&b, t.lineWidth())
@@ -191,7 +192,7 @@ func (a *app) nodesText(resp *adminv1.ListNodesResponse, form string) (string, e
 func (a *app) nodeTroubles(w io.Writer, resp *adminv1.ListNodesResponse) {
 	for _, n := range resp.GetNodes() {
 		name := a.paint(a.stdout, amber, printable(n.GetName())+":")
-		if !n.GetSetHashMatch() && n.GetVersion().GetRevision() > 0 && proto.Equal(n.GetVersion(), resp.GetHead()) {
+		if !n.GetSetHashMatch() && n.GetVersion().GetRevision() > 0 && (proto.Equal(n.GetVersion(), resp.GetHead()) || stillKnown(n, resp.GetNodes())) {
 			fmt.Fprintf(w, "%s holds something else than the control plane at the same version\n", name)
 		}
 		if reason := n.GetLastRejection(); reason != "" {
@@ -205,15 +206,23 @@ func (a *app) nodeTroubles(w io.Writer, resp *adminv1.ListNodesResponse) {
 }
 
 // hashCell says whether a node holds what the control plane does; "-" when the
-// control plane does not know what that was any more.
-func hashCell(n *adminv1.Node) string {
+// control plane may not know what that was any more.
+func hashCell(n *adminv1.Node, all []*adminv1.Node) string {
 	switch {
 	case n.GetSetHashMatch():
 		return "ok"
-	case n.GetVersion().GetRevision() == 0 || n.GetLagRevisions() > 0:
-		return "-"
+	case n.GetVersion().GetRevision() > 0 && (n.GetLagRevisions() == 0 || stillKnown(n, all)):
+		return "differs"
 	}
-	return "differs"
+	return "-"
+}
+
+// stillKnown says whether a node's replica knows what was held at the node's
+// version: another of its nodes matches that.
+func stillKnown(n *adminv1.Node, all []*adminv1.Node) bool {
+	return slices.ContainsFunc(all, func(other *adminv1.Node) bool {
+		return other.GetSetHashMatch() && other.GetReplica() == n.GetReplica() && proto.Equal(other.GetVersion(), n.GetVersion())
+	})
 }
 
 func versionCell(v *linkv1.Version) string {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 // onPaper gives an affctl whose output is no terminal: 80 columns and 24 rows.
@@ -74,5 +75,37 @@ func TestLineIsCutAtTheTerminalsEdge(t *testing.T) {
 	}
 	if got := clip("ab", 1); got != "…" {
 		t.Errorf("in one column: %q", got)
+	}
+}
+
+func TestNodeThatLagsAndHoldsSomethingElseIsToldFromOneOfWhichThatIsNotKnown(t *testing.T) {
+	head := &linkv1.Version{Epoch: 1, Revision: 9}
+	node := func(name, replica string, revision int64, match bool) *adminv1.Node {
+		return &adminv1.Node{
+			Name: name, Region: "eu", Replica: replica, Version: &linkv1.Version{Epoch: 1, Revision: revision},
+			SetHashMatch: match, LagRevisions: head.Revision - revision, ConnectTime: timestamppb.New(time.Now()),
+		}
+	}
+	resp := &adminv1.ListNodesResponse{Head: head, Nodes: []*adminv1.Node{
+		node("wrong", "a", 7, false), node("right", "a", 7, true), node("other-replica", "b", 7, false),
+		node("long-ago", "a", 3, false), node("wrong-at-the-head", "a", 9, false), node("new", "a", 0, false),
+	}}
+	text, err := onPaper().nodesText(resp, "table")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(text, "\n")
+	for i, want := range []string{"differs", "ok", "-", "-", "differs", "-"} {
+		if got := strings.Fields(lines[i+1])[4]; got != want {
+			t.Errorf("HASH is %s, want %s: %s", got, want, lines[i+1])
+		}
+	}
+	for _, name := range []string{"wrong", "wrong-at-the-head"} {
+		if line := name + ": holds something else than the control plane at the same version\n"; !strings.Contains(text, line) {
+			t.Errorf("nothing says %q:\n%s", line, text)
+		}
+	}
+	if n := strings.Count(text, "something else"); n != 2 {
+		t.Errorf("%d nodes are said to hold something else:\n%s", n, text)
 	}
 }

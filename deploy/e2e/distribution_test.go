@@ -160,13 +160,7 @@ func TestNodesThatAreKilledWhileAllReplicasAreDownServeWhatTheyServed(t *testing
 }
 
 func TestEtcdThatStandsStillStopsWritesAndNothingElse(t *testing.T) {
-	stands := 3 * time.Second // AFF_ETCD_STOP=10s for as long as the promise is
-	if text := os.Getenv("AFF_ETCD_STOP"); text != "" {
-		var err error
-		if stands, err = time.ParseDuration(text); err != nil {
-			t.Fatalf("AFF_ETCD_STOP: %v", err)
-		}
-	}
+	const stands = 10 * time.Second
 	f := startFleet(t, 1, 2)
 	r := f.replica(0)
 	f.do("link", "create", "/a", "https://store.com/1", "--wait")

@@ -121,7 +121,7 @@ func BenchmarkMillion(b *testing.B) {
 		j.close()
 		for b.Loop() {
 			j := &journal{path: path, log: slog.Default()}
-			if t := j.read(held, Guard{}); t.Version().Revision != 10+journalRecords {
+			if t := read(j, held); t.Version().Revision != 10+journalRecords {
 				b.Fatal(t.Version())
 			}
 		}

@@ -15,9 +15,14 @@ import (
 // heldTable is revision 10 of s.
 func heldTable(t testing.TB, s state) *table.Table {
 	t.Helper()
+	return heldTableAt(t, s, 10)
+}
+
+func heldTableAt(t testing.TB, s state, revision int64) *table.Table {
+	t.Helper()
 	live := &table.Live{}
 	a := newApplier(live, Guard{})
-	for _, f := range s.snapshot(10) {
+	for _, f := range s.snapshot(revision) {
 		a.take(wire(t, f))
 	}
 	if live.Load() == nil {

@@ -59,22 +59,18 @@ type record struct {
 	end int64 // where it ends
 }
 
-// read applies what the journal has to the state of the file. What does not
-// follow, or is torn, is cut off.
-func (j *journal) read(t *table.Table, guard Guard) *table.Table {
+// read applies what the journal has to the state of the file, and says why not
+// all of it. What does not follow, or is torn, is cut off.
+func (j *journal) read(t *table.Table, guard Guard) (*table.Table, error) {
 	f, err := os.Open(j.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return t, nil
+	}
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			j.log.Error("journal of the last known good state is not read", "file", j.path, "err", err)
-		}
-		return t
+		return t, err
 	}
 	defer f.Close()
-	t, err = j.replay(bufio.NewReaderSize(f, 1<<20), t, guard)
-	if err != nil {
-		j.log.Error("journal of the last known good state is used in part", "file", j.path, "reason", err, "records", len(j.records), "revision", t.Version().Revision)
-	}
-	return t
+	return j.replay(bufio.NewReaderSize(f, 1<<20), t, guard)
 }
 
 // forget drops all records.
@@ -203,7 +199,7 @@ func (j *journal) saved(v table.Version) {
 // cut drops the first n records.
 func (j *journal) cut(n int) error {
 	if n == 0 && !j.broken {
-		return nil
+		return j.trim()
 	}
 	if err := j.open(); err != nil {
 		return err
@@ -238,6 +234,15 @@ func (j *journal) cut(n int) error {
 	}
 	j.records, j.size = rest, int64(len(tail))
 	return nil
+}
+
+// trim cuts off what is on disk and was not read: it followed a file that is no
+// more.
+func (j *journal) trim() error {
+	if info, err := os.Stat(j.path); err != nil || info.Size() <= j.size {
+		return nil //nolint:nilerr // there is nothing
+	}
+	return os.Truncate(j.path, j.size)
 }
 
 // close gives the file back. Nothing is added from then on.

@@ -55,6 +55,12 @@ func copyFolder(t *testing.T, dir string) string {
 	return filepath.Join(to, "d")
 }
 
+// read gives the state that follows from a base with what a journal has of it.
+func read(j *journal, base *table.Table) *table.Table {
+	t, _ := j.read(base, Guard{})
+	return t
+}
+
 func TestNodeThatIsKilledComesBackWithTheVersionThatItServed(t *testing.T) {
 	dir, states := killed(t, 3)
 	if held, err := readFile(filepath.Join(dir, currentName)); err != nil || held.Version().Revision != 10 {
@@ -98,7 +104,7 @@ func TestJournalThatIsTornCountsUpToThere(t *testing.T) {
 			}
 			j := &journal{path: path, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 			live := &table.Live{}
-			live.Store(j.read(base, Guard{}))
+			live.Store(read(j, base))
 			revision := live.Load().Version().Revision
 			wantHolds(t, live, revision, states[revision])
 			if want := 10 + int64(3*cut/len(whole)); revision < want {
@@ -110,7 +116,7 @@ func TestJournalThatIsTornCountsUpToThere(t *testing.T) {
 			j.add(table.Version{Epoch: epoch, Revision: 99}, d)
 			j.close()
 			j = &journal{path: path, log: j.log}
-			if again := j.read(base, Guard{}); again.Version().Revision != 99 {
+			if again := read(j, base); again.Version().Revision != 99 {
 				t.Fatalf("%s at byte %d of %d: what was added later is lost", name, cut, len(whole))
 			}
 			j.close()
@@ -192,7 +198,7 @@ func FuzzJournal(f *testing.F) {
 		w.add(table.Version{Epoch: epoch, Revision: 12}, second)
 		w.close()
 		j := &journal{path: path, log: w.log}
-		got := j.read(base, Guard{})
+		got := read(j, base)
 		if got.Version().Epoch != epoch || got.Version().Revision < 10 || got == base && got.Hash() != base.Hash() {
 			t.Fatalf("the state is %v", got.Version())
 		}
@@ -277,7 +283,7 @@ func TestJournalWithAWrongDeltaCountsUpToThere(t *testing.T) {
 	path, states := aJournal(t, base, 20)
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	w := &journal{path: path, log: quiet}
-	if got := w.read(heldTable(t, base), Guard{}); got.Version().Revision != 30 || len(w.records) != 20 {
+	if got := read(w, heldTable(t, base)); got.Version().Revision != 30 || len(w.records) != 20 {
 		t.Fatalf("revision %d, %d records", got.Version().Revision, len(w.records))
 	}
 	s := maps.Clone(states[30])
@@ -288,7 +294,7 @@ func TestJournalWithAWrongDeltaCountsUpToThere(t *testing.T) {
 	w.close()
 	j := &journal{path: path, log: quiet}
 	live := &table.Live{}
-	live.Store(j.read(heldTable(t, base), Guard{}))
+	live.Store(read(j, heldTable(t, base)))
 	wantHolds(t, live, 30, states[30])
 	if len(j.records) != 20 {
 		t.Errorf("%d records are kept, not 20", len(j.records))

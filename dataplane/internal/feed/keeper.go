@@ -79,17 +79,7 @@ func (k *keeper) boot(a *applier) bool {
 		if path == k.current() {
 			k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
 		}
-		files := []string{path}
-		if newest := k.tail.read(t, a.guard); newest != t {
-			if err := a.wire.arm(newest.Version()); err != nil {
-				k.log.Error("journal of the last known good state is not used", "file", k.journal(), "reason", err)
-				k.tail.forget()
-			} else {
-				t = newest
-				files = append(files, k.journal())
-				k.changed(false)
-			}
-		}
+		t, files := k.withJournal(t, path, a)
 		// A file's time is when its state was last known to be the newest.
 		var at time.Time
 		for _, path := range files {
@@ -105,6 +95,31 @@ func (k *keeper) boot(a *applier) bool {
 		return true
 	}
 	return false
+}
+
+// withJournal gives the state that follows from that of a file with what the
+// journal has, and the files that it is of.
+func (k *keeper) withJournal(t *table.Table, path string, a *applier) (*table.Table, []string) {
+	newest, err := k.tail.read(t, a.guard)
+	switch {
+	case newest == t && path != k.current():
+		// It follows the file that was refused. What follows the previous one is
+		// there if the node ended before it was cut.
+		k.tail.forget()
+	case err != nil:
+		k.log.Error("journal of the last known good state is used in part", "file", k.journal(), "reason", err,
+			"records", len(k.tail.records), "revision", newest.Version().Revision)
+	}
+	if newest == t {
+		return t, []string{path}
+	}
+	if err := a.wire.arm(newest.Version()); err != nil {
+		k.log.Error("journal of the last known good state is not used", "file", k.journal(), "reason", err)
+		k.tail.forget()
+		return t, []string{path}
+	}
+	k.changed(false)
+	return newest, []string{path, k.journal()}
 }
 
 // changed notes that another state is live, and whether it is to be written

@@ -88,3 +88,71 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 		}
 	})
 }
+
+// refusals gives the lines of errors in a log.
+func refusals(log string) (lines []string) {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "level=ERROR") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func TestFileThatCannotBeUsedIsRefusedWithOneLineAlsoBesideItsJournal(t *testing.T) {
+	old := state{"/old": "https://x.test/old"}
+	for name, spoil := range map[string]func([]byte) []byte{
+		"torn":           func(b []byte) []byte { return b[:len(b)-5] },
+		"in the header":  func(b []byte) []byte { return b[:20] },
+		"empty":          func([]byte) []byte { return nil },
+		"damaged":        func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
+		"a newer format": func(b []byte) []byte { b[8]++; return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, _ := killed(t, 3)
+			current := filepath.Join(dir, currentName)
+			b, err := os.ReadFile(current)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(current, spoil(b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := writeStateFile(filepath.Join(dir, previousName), "", heldTableAt(t, old, 7), time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+			n := startNode(t, dir, nobody)
+			<-n.Ready()
+			wantHolds(t, n.live, 7, old)
+			n.stop()
+			if lines := refusals(n.logs.String()); len(lines) != 1 || !strings.Contains(lines[0], "last known good state is not used") {
+				t.Errorf("the log says\n%s", strings.Join(lines, ""))
+			}
+			n = startNode(t, dir, nobody) // it has written a file of its own meanwhile
+			<-n.Ready()
+			wantHolds(t, n.live, 7, old)
+			if lines := refusals(n.logs.String()); len(lines) != 0 {
+				t.Errorf("the next start says\n%s", strings.Join(lines, ""))
+			}
+		})
+	}
+}
+
+// A node that ends between its new file and the cut of its journal leaves one that
+// follows the previous file.
+func TestJournalIsUsedWhereItFollowsThePreviousFile(t *testing.T) {
+	dir, states := killed(t, 3)
+	if err := os.Rename(filepath.Join(dir, currentName), filepath.Join(dir, previousName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, currentName), []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := startNode(t, dir, nobody)
+	<-n.Ready()
+	wantHolds(t, n.live, 13, states[13])
+	n.stop()
+	if lines := refusals(n.logs.String()); len(lines) != 1 {
+		t.Errorf("the log says\n%s", strings.Join(lines, ""))
+	}
+}

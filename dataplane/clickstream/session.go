@@ -64,7 +64,8 @@ func (c *consumer) place(ctx context.Context, stream jetstream.Stream, info *jet
 	switch {
 	case s.Next == 0:
 		if c.options.Start.now && c.rewind.IsZero() {
-			s.Next = last + 1
+			// Saved before anything is handled, or a restart began at a later now.
+			s.Next, s.Stored, c.unsaved = last+1, info.State.LastTime, true
 		}
 	case !s.Stream.IsZero() && !s.Stream.Equal(created):
 		log.Warn("the stream of clicks was made anew: it is read from its beginning", "created", created)
@@ -90,6 +91,9 @@ func (c *consumer) place(ctx context.Context, stream jetstream.Stream, info *jet
 func (c *consumer) lostEnd() {
 	c.options.Log.Warn("the stream has lost its end: what came shortly before is read again, and duplicates are dropped", "sequence", c.state.Next-1)
 	c.rewind = c.state.Stored.Add(-rewindBy)
+	if len(c.marks) == 0 { // nothing was handled since the consumer began from now on
+		c.rewind = c.state.Stored.Add(1)
+	}
 	c.state.Next = 0
 }
 

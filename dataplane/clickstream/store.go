@@ -23,7 +23,8 @@ type State struct {
 	Stream time.Time `json:"stream"`
 	// Next is the sequence of the next message of the stream. 0: none was read.
 	Next uint64 `json:"next"`
-	// Stored is when the stream took the last message that was handled.
+	// Stored is when the stream took the last message that was handled, or the
+	// last one before Now.
 	Stored time.Time `json:"stored"`
 	Marks  []Mark    `json:"marks"`
 }
@@ -32,7 +33,8 @@ type State struct {
 // goroutine.
 //
 // Save is called when clicks have been handled, every Options.SaveEvery or so,
-// and the messages are acknowledged after it returned nil. A store that writes
+// and the messages are acknowledged after it returned nil. A consumer that begins
+// from now on calls it before the first click, too. A store that writes
 // the state together with what the handler has collected, in one transaction,
 // makes the hand-over exact. Its error ends Consume.
 type Store interface {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -69,6 +70,23 @@ func TestEachClickIsInTheFilesOnceHoweverOftenTheSinkIsKilled(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(folder, ".parts", "*.parquet"))
 	if err != nil || len(left) > 0 {
 		t.Fatal(left, err)
+	}
+}
+
+func TestASinkFromNowOnGoesOnFromThereHoweverSoonItEnds(t *testing.T) {
+	folder := t.TempDir()
+	sink, err := New(folder, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	sinktest.Start(t).FromNow(t, sink)
+	var got []uint64
+	for _, r := range readAll(t, folder) {
+		got = append(got, r.Sequence)
+	}
+	if !slices.Equal(got, []uint64{6, 7, 8, 9, 10}) {
+		t.Error(got)
 	}
 }
 

@@ -152,6 +152,22 @@ func TestEachClickIsInTheTableOnceHoweverOftenTheSinkIsKilled(t *testing.T) {
 	}
 }
 
+func TestASinkFromNowOnGoesOnFromThereHoweverSoonItEnds(t *testing.T) {
+	url := database(t)
+	sink, err := New(url, "now")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sink.Close(context.Background()) })
+	sinktest.Start(t).FromNow(t, sink)
+	if n := query(t, url, `SELECT count(*) FROM aff_clicks WHERE sequence BETWEEN 6 AND 10`); n != 5 {
+		t.Error(n)
+	}
+	if n := query(t, url, `SELECT count(*) FROM aff_clicks`); n != 5 {
+		t.Error(n)
+	}
+}
+
 func TestASinkThatWasTakenOverWritesNothing(t *testing.T) {
 	url := database(t)
 	load := func() *Sink {

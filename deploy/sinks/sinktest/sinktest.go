@@ -6,6 +6,7 @@ package sinktest
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/deploy/sinks"
 	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
@@ -109,13 +111,50 @@ func (s *Stream) Torment(t *testing.T, command func() *exec.Cmd) {
 			time.Sleep(2 * time.Millisecond) // so that it lives through some kills
 		}
 	}
-	s.wait(t)
+	s.wait(t, "torment")
 	if err := running.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if err := running.Wait(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// FromNow runs a sink from now on, behind five clicks, ends it when it has saved
+// its place and before another click has come, publishes the clicks 6 to 10, and
+// runs it again until it has them.
+func (s *Stream) FromNow(t *testing.T, sink sinks.Sink) {
+	t.Helper()
+	source := sinks.Source{NATS: s.URL, Name: "now", From: "now", Every: 20 * time.Millisecond, Clicks: 700}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s.Publish(t, "node-1", 1, 5)
+	if err := source.Run(ctx, slog.New(slog.DiscardHandler), &placed{sink, cancel}); err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(t, "node-1", 6, 5)
+	ctx, cancel = context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- source.Run(ctx, slog.New(slog.DiscardHandler), sink) }()
+	s.wait(t, source.Name)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// placed is a sink that does something when it has saved.
+type placed struct {
+	sinks.Sink
+	then func()
+}
+
+func (p *placed) Save(ctx context.Context, state clickstream.State) error {
+	err := p.Sink.Save(ctx, state)
+	if err == nil {
+		p.then()
+	}
+	return err
 }
 
 func run(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
@@ -131,12 +170,12 @@ func run(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
 }
 
 // wait waits until the sink has acknowledged all that there is.
-func (s *Stream) wait(t *testing.T) {
+func (s *Stream) wait(t *testing.T, name string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
-		cons, err := s.js.Consumer(ctx, clickstream.StreamName, "torment")
+		cons, err := s.js.Consumer(ctx, clickstream.StreamName, name)
 		if err == nil {
 			if info := cons.CachedInfo(); info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Consumer > 0 {
 				return

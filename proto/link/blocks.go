@@ -3,6 +3,7 @@ package link
 import (
 	"math"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -21,8 +22,9 @@ type Block struct {
 
 	treatment Treatment
 	label     Label
-	until     int64  // µs since 1970
-	why       []byte // the reason of its label: its id and its reason
+	until     int64 // µs since 1970
+	reason    string
+	why       []byte // the reason of its label
 }
 
 // Matches says what the block matches, for people: "prefix 203.0.113.0/24".
@@ -41,7 +43,28 @@ func (b *Block) Matches() string {
 }
 
 // Reason is why, as it was written.
-func (b *Block) Reason() string { return string(b.why[len(b.ID)+len(": "):]) }
+func (b *Block) Reason() string { return b.reason }
+
+// Bits of a client address that a click has where addresses are truncated.
+const (
+	truncatedBits4 = 24
+	truncatedBits6 = 48
+)
+
+// labelReason is what the block's label says: its id and its reason. Where it
+// matches less than a truncated address, neither may tell the click what its
+// address must not: "address" stands for the id, from which an address can be
+// guessed even if it is a hash, and "it" for the address in the reason.
+func (b *Block) labelReason() string {
+	bits := truncatedBits6
+	if b.Prefix.Addr().Is4() {
+		bits = truncatedBits4
+	}
+	if b.Prefix.Bits() <= bits { // also what is no prefix
+		return b.ID + ": " + b.reason
+	}
+	return "address: " + strings.NewReplacer(b.Prefix.String(), "it", b.Prefix.Addr().String(), "it").Replace(b.reason)
+}
 
 // CompileBlock makes the runtime form of a stored block.
 func CompileBlock(value []byte) (*Block, error) {
@@ -58,12 +81,12 @@ func CompileBlock(value []byte) (*Block, error) {
 	from := r.GetBlock()
 	b := &Block{
 		ID: from.GetId(), UserAgent: from.GetUserAgent(), Affiliate: from.GetAffiliate(), Only: from.GetOnlyAffiliate(),
-		treatment: treatmentOf(from.GetAction()), label: LabelBlocked, until: math.MaxInt64,
-		why: []byte(from.GetId() + ": " + from.GetReason()),
+		treatment: treatmentOf(from.GetAction()), label: LabelBlocked, until: math.MaxInt64, reason: from.GetReason(),
 	}
 	if text := from.GetPrefix(); text != "" {
 		b.Prefix, _ = ParsePrefix(text) // Validate has read it
 	}
+	b.why = []byte(b.labelReason())
 	if name := from.GetLabel(); name != "" {
 		b.label, _, _ = ParseLabel(name) // likewise
 	}

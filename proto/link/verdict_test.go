@@ -34,7 +34,9 @@ const (
 
 func compiledBlock(t *testing.T, b *linkv1.Block) *link.Block {
 	t.Helper()
-	b.Reason = "why"
+	if b.Reason == "" {
+		b.Reason = "why"
+	}
 	value, err := link.Marshal(&linkv1.Resource{Kind: &linkv1.Resource_Block{Block: b}})
 	if err != nil {
 		t.Fatal(err)
@@ -159,6 +161,39 @@ func TestTheStrictestBlockDecidesAndGivesItsReason(t *testing.T) {
 			if v.Set() != 0 || v.Treatment != link.TreatLabel || v.Reason(link.LabelBlocked) != nil || len(v.Append(nil)) > 0 {
 				t.Errorf("%s: after Reset %+v", name, v)
 			}
+		}
+	}
+}
+
+// A click whose address is truncated, hashed or left out has it from no label.
+func TestALabelOfABlockDoesNotTellTheAddress(t *testing.T) {
+	for prefix, c := range map[string]struct{ id, reason, want string }{
+		"192.0.2.0/24":      {"net-192.0.2.0-24", "192.0.2.0/24 sends floods", "net-192.0.2.0-24: 192.0.2.0/24 sends floods"},
+		"192.0.2.0/25":      {"net-192.0.2.0-25", "flood: 192.0.2.0/25 sent 50 clicks", "address: flood: it sent 50 clicks"},
+		"192.0.2.1":         {"net-192.0.2.1", "192.0.2.1 sends floods, 192.0.2.1!", "address: it sends floods, it!"},
+		"192.0.2.7":         {"guard-refuse-0123456789abcdef", "flood: 192.0.2.7/32 sent 50 clicks", "address: flood: it sent 50 clicks"},
+		"2001:db8:1::/48":   {"net-2001_db8_1__-48", "a whole network", "net-2001_db8_1__-48: a whole network"},
+		"2001:db8:1:2::/64": {"by-hand", "2001:db8:1:2:: again", "address: it again"},
+		"2001:db8::1":       {"net-2001_db8__1", "flood", "address: flood"},
+	} {
+		b := compiledBlock(t, &linkv1.Block{Id: c.id, Reason: c.reason, Match: &linkv1.Block_Prefix{Prefix: prefix}})
+		var v link.Verdict
+		v.Judge(&shelf{blocks: []*link.Block{b}}, matchOf(t, summer(), nil, nil), request("/summer", ""))
+		if got := string(v.Reason(link.LabelBlocked)); got != c.want {
+			t.Errorf("%s: %q, want %q", prefix, got, c.want)
+		}
+		if b.ID != c.id || b.Reason() != c.reason {
+			t.Errorf("%s: people are told of %s %q", prefix, b.ID, b.Reason())
+		}
+	}
+	for _, b := range []*linkv1.Block{
+		{Id: "agent", Match: &linkv1.Block_UserAgent{UserAgent: "x"}}, {Id: "affiliate", Match: &linkv1.Block_Affiliate{Affiliate: "x"}},
+	} {
+		c := compiledBlock(t, b)
+		var v link.Verdict
+		v.Judge(&shelf{blocks: []*link.Block{c}}, matchOf(t, summer(), nil, nil), request("/summer", ""))
+		if got := string(v.Reason(link.LabelBlocked)); got != b.GetId()+": why" {
+			t.Errorf("%s: %q", b.GetId(), got)
 		}
 	}
 }

@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"fleet": startFleet, "visit": visit, "shows": shows, "exits": exits, "nats": startNATS, "lose": lose, "guard": guardReports,
-			"silent": silentReplica, "slow": slowNode,
+			"silent": silentReplica, "slow": slowNode, "publish": publish,
 		},
 		RequireExplicitExec: false,
 	})

@@ -79,7 +79,8 @@ type stats struct {
 
 	total  *tally
 	groups map[string]map[string]*tally
-	gaps   uint64
+	// missing clicks are in the window, as clicks verify counts them.
+	missing uint64
 	// The visitor's key, before it is hashed.
 	visitor []byte
 }
@@ -137,21 +138,18 @@ func (s *stats) run(ctx context.Context) error {
 		s.groups[by] = map[string]*tally{}
 	}
 	options := s.window.options(s.a, s.a.now())
-	options.Regions, options.Filter, options.Trail, options.Progress = s.chosen.regions, s.chosen.filter, 0, bar.at
-	options.Gap = func(g clickstream.Gap) {
-		switch {
-		case g.Filled:
-			s.gaps -= min(s.gaps, g.Len())
-		case !g.Explained:
-			s.gaps += g.Len()
-		}
-	}
-	return clickstream.Consume(ctx, js, options, func(_ context.Context, b *clickstream.Batch) error {
+	options.Regions, options.Filter, options.Progress = s.chosen.regions, s.chosen.filter, bar.at
+	options.Audit = &clickstream.Audit{Whole: bar.whole}
+	err = clickstream.Consume(ctx, js, options, func(_ context.Context, b *clickstream.Batch) error {
 		for i := range b.Clicks {
 			s.add(&b.Clicks[i])
 		}
 		return nil
 	})
+	for _, account := range options.Audit.Accounts() {
+		s.missing += uint64(max(0, account.Difference()))
+	}
+	return err
 }
 
 func (s *stats) add(c *clickstream.Click) {
@@ -206,8 +204,8 @@ func (s *stats) print() error {
 	a, t := s.a, s.total
 	a.printf("%s\n%s clicks, about %s visitors, %s labelled\n", &s.window, thousands(int64(t.clicks)),
 		thousands(int64(t.visitors.Estimate())), percent(t))
-	if s.gaps > 0 {
-		a.notef("%s %s clicks are missing: affctl clicks verify", a.paint(a.stderr, amber, "warning:"), thousands(int64(s.gaps)))
+	if s.missing > 0 {
+		a.notef("%s %s clicks are missing: affctl clicks verify", a.paint(a.stderr, amber, "warning:"), thousands(int64(s.missing)))
 	}
 	if t.clicks == 0 {
 		return nil
@@ -284,7 +282,7 @@ func (s *stats) json() error {
 		Missing uint64                `json:"missing"`
 		Total   statsRow              `json:"total"`
 		By      map[string][]statsRow `json:"by"`
-	}{To: s.window.to.UTC(), Missing: s.gaps, Total: statsRowOf(nil, s.total), By: map[string][]statsRow{}}
+	}{To: s.window.to.UTC(), Missing: s.missing, Total: statsRowOf(nil, s.total), By: map[string][]statsRow{}}
 	if !s.window.from.IsZero() {
 		from := s.window.from.UTC()
 		out.From = &from

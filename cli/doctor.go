@@ -249,7 +249,8 @@ func (d *doctor) sync(ctx context.Context, conn *nats.Conn, replicas int) {
 	if len(lines) > 0 {
 		return
 	}
-	how := "every " + c.SyncInterval.String() + "; what a power cut takes, nodes publish again"
+	how := fmt.Sprintf("every %s; what a power cut takes, nodes publish again, if their --click-level is not memory and their --click-keep is well above that, as by default (%s)",
+		c.SyncInterval, clickstream.NodesKeep)
 	if c.SyncAlways {
 		how = "before it acknowledges"
 	}

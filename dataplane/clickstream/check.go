@@ -42,20 +42,22 @@ func CheckStream(c jetstream.StreamConfig, servers int) (lines []string) {
 	return lines
 }
 
-// retention is how long nodes keep clicks that the stream has acknowledged.
-const retention = 10 * time.Minute
+// NodesKeep is how long nodes keep clicks that the stream has acknowledged: the
+// default of --click-keep. At --click-level memory they keep none.
+const NodesKeep = 10 * time.Minute
 
 // CheckSync is CheckStream for how often the servers write to their disks:
-// sync_interval of JetStream, and whether each message waits for it.
+// sync_interval of JetStream, and whether each message waits for it. It takes the
+// nodes to keep clicks for NodesKeep.
 func CheckSync(interval time.Duration, always bool, replicas int) (lines []string) {
 	if always || interval <= 0 {
 		return nil
 	}
-	if interval >= retention {
-		return []string{fmt.Sprintf("sync_interval is %s, but nodes keep what is acknowledged for %s: a power cut of the servers loses clicks for good (set sync_interval to at most %s)", interval, retention, retention/2)}
+	if interval >= NodesKeep {
+		return []string{fmt.Sprintf("sync_interval is %s, but nodes keep what is acknowledged for %s by default (--click-keep): a power cut of the servers loses clicks for good (set sync_interval to at most %s)", interval, NodesKeep, NodesKeep/2)}
 	}
-	if interval > retention/2 && replicas < 3 {
-		return []string{fmt.Sprintf("sync_interval is %s: after a power cut nodes have little of their %s left to publish again what the server lost (set it to at most %s)", interval, retention, retention/2)}
+	if interval > NodesKeep/2 && replicas < 3 {
+		return []string{fmt.Sprintf("sync_interval is %s: after a power cut nodes have little of the %s left for which they keep clicks by default (--click-keep), to publish again what the server lost (set it to at most %s)", interval, NodesKeep, NodesKeep/2)}
 	}
 	return nil
 }

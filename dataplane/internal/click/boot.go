@@ -61,9 +61,11 @@ func (m *marks) raiseCut(sequence uint64) {
 type boot struct {
 	Identity
 	*marks
-	dir  string   // empty: plain memory
-	file *os.File // holds the lock
-	mem  []byte   // the page with the marks: of the file, or of what has taken its place
+	dir     string   // empty: plain memory
+	durable bool     // the folder is brought to the disk when it is made
+	unmade  error    // why there is no folder yet; heal makes it
+	file    *os.File // holds the lock; nil while the folder is unmade
+	mem     []byte   // the page with the marks: of the file, or of what has taken its place
 
 	moving sync.Mutex // guards what follows
 	page   *os.File   // what mem is mapped from
@@ -72,42 +74,34 @@ type boot struct {
 // memoryBoot is a boot that leaves nothing behind.
 func memoryBoot(id Identity) *boot { return &boot{Identity: id, marks: new(marks)} }
 
+// newBoot makes what a level keeps of a boot.
+func newBoot(spool string, id Identity, level Level) (*boot, error) {
+	if level == Memory {
+		return memoryBoot(id), nil
+	}
+	b, err := createBoot(spool, id, level == Fsync)
+	if err == nil || !ofDisk(err) {
+		return b, err
+	}
+	return unmadeBoot(spool, id, level == Fsync, fmt.Errorf("create boot: %w", err))
+}
+
 // createBoot makes the folder of a new boot in the spool, and brings it to the
 // disk if it is to be durable.
 func createBoot(spool string, id Identity, durable bool) (*boot, error) {
-	name := fmt.Sprintf("%016x", id.Boot)
-	b := &boot{Identity: id, dir: filepath.Join(spool, name)}
+	b := &boot{Identity: id, dir: folderOfBoot(spool, id.Boot), durable: durable}
 	if err := os.MkdirAll(spool, 0o700); err != nil {
 		return nil, err
 	}
 	// The folder gets its name when it is whole and locked, so that no other
 	// process takes it for an earlier boot's.
-	unnamed := filepath.Join(spool, "."+name)
+	unnamed := filepath.Join(spool, "."+filepath.Base(b.dir))
 	if err := os.Mkdir(unnamed, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(unnamed, bootFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := createBootFile(unnamed, id, durable)
 	if err != nil {
-		return nil, err
-	}
-	head := make([]byte, pageSize)
-	copy(head, bootMagic)
-	binary.LittleEndian.PutUint64(head[8:], id.Boot)
-	head[16] = byte(id.Address)
-	names := append(head[17:17], byte(len(id.Node)))
-	names = append(append(append(names, id.Node...), byte(len(id.Region))), id.Region...)
-	_ = names // lies in head
-	binary.LittleEndian.PutUint32(head[marksAt-4:], crc32.Checksum(head[:marksAt-4], castagnoli))
-	if err := lock(f); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if _, err := f.WriteAt(head, 0); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if durable {
-		if err := syncNew(f.Name()); err != nil {
-			return nil, errors.Join(err, f.Close(), os.RemoveAll(unnamed))
-		}
+		return nil, errors.Join(err, os.RemoveAll(unnamed))
 	}
 	if err := os.Rename(unnamed, b.dir); err != nil {
 		return nil, errors.Join(err, f.Close(), os.RemoveAll(unnamed))
@@ -117,6 +111,56 @@ func createBoot(spool string, id Identity, durable bool) (*boot, error) {
 			return nil, errors.Join(err, f.Close(), os.RemoveAll(b.dir))
 		}
 	}
+	if err := b.mapMarks(f); err != nil {
+		return nil, err
+	}
+	b.file = f
+	return b, nil
+}
+
+// createBootFile makes the file of a new boot, and locks it.
+func createBootFile(dir string, id Identity, durable bool) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, bootFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = lock(f)
+	if err == nil {
+		_, err = f.WriteAt(bootPage(id), 0)
+	}
+	if err == nil && durable {
+		err = syncNew(f.Name())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// bootPage is the content of a new boot's file.
+func bootPage(id Identity) []byte {
+	page := make([]byte, pageSize)
+	copy(page, bootMagic)
+	binary.LittleEndian.PutUint64(page[8:], id.Boot)
+	page[16] = byte(id.Address)
+	names := append(page[17:17], byte(len(id.Node)))
+	names = append(append(append(names, id.Node...), byte(len(id.Region))), id.Region...)
+	_ = names // lies in page
+	binary.LittleEndian.PutUint32(page[marksAt-4:], crc32.Checksum(page[:marksAt-4], castagnoli))
+	return page
+}
+
+// unmadeBoot is a new boot whose folder the disk does not take now. Its marks are in
+// memory until heal makes the folder.
+func unmadeBoot(spool string, id Identity, durable bool, cause error) (*boot, error) {
+	f, err := memoryFile()
+	if err != nil {
+		return nil, errors.Join(cause, err)
+	}
+	if _, err := f.WriteAt(bootPage(id), 0); err != nil {
+		return nil, errors.Join(cause, err, f.Close())
+	}
+	b := &boot{Identity: id, dir: folderOfBoot(spool, id.Boot), durable: durable, unmade: cause}
 	return b, b.mapMarks(f)
 }
 
@@ -151,16 +195,18 @@ func openBoot(dir string) (*boot, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	b.file = f
 	return b, b.mapMarks(f)
 }
 
+// mapMarks puts the marks where a file has them, and closes it when that fails.
 func (b *boot) mapMarks(f *os.File) error {
 	mem, err := unix.Mmap(int(f.Fd()), 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return errors.Join(fmt.Errorf("map boot file: %w", err), f.Close())
 	}
 	_ = unix.Mlock(mem) // best effort: what is in memory can be read whatever becomes of the disk
-	b.file, b.page, b.mem = f, f, mem
+	b.page, b.mem = f, mem
 	b.marks = (*marks)(unsafe.Pointer(&mem[marksAt]))
 	return nil
 }
@@ -170,6 +216,9 @@ func (b *boot) mapMarks(f *os.File) error {
 func (b *boot) close(remove bool) error {
 	if b.dir == "" {
 		return nil
+	}
+	if b.unmade != nil {
+		return b.page.Close()
 	}
 	var err error
 	if remove {
@@ -192,6 +241,11 @@ func lock(f *os.File) error {
 		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return nil
+}
+
+// folderOfBoot is where a boot has its files.
+func folderOfBoot(spool string, boot uint64) string {
+	return filepath.Join(spool, fmt.Sprintf("%016x", boot))
 }
 
 // bootOfFolder reads a folder's name.

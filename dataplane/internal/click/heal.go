@@ -5,16 +5,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
-// heal is called every second. It notices that the folder is gone, makes it anew
-// where it can, and leaves plain memory as soon as files can be made again.
+// heal is called every second. It makes the folder that could not be made at the start,
+// notices that one is gone, makes it anew where it can, and leaves plain memory as soon
+// as files can be made again.
 func (r *Recorder) heal() {
 	b := r.log.boot
 	if b.dir == "" {
 		return
 	}
 	switch {
+	case b.unmade != nil:
+		if b.restore() != nil {
+			return // tried again
+		}
 	case !b.present():
 		err := fmt.Errorf("%s: the folder was removed", b.dir)
 		r.degraded.Store(&err)
@@ -104,8 +111,8 @@ func (b *boot) present() bool {
 	return err == nil && os.SameFile(there, mine)
 }
 
-// restore makes the folder and its file anew, with the marks as they are. The
-// page with the marks stays where it is in memory: whoever counts in it goes on.
+// restore makes the folder and its file, with the marks as they are. The page with the
+// marks stays where it is in memory: whoever counts in it goes on.
 func (b *boot) restore() error {
 	b.moving.Lock()
 	defer b.moving.Unlock()
@@ -124,13 +131,29 @@ func (b *boot) restore() error {
 	if err := lock(f); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	if err := os.Rename(f.Name(), filepath.Join(b.dir, bootFile)); err != nil {
+	path := filepath.Join(b.dir, bootFile)
+	if err := os.Rename(f.Name(), path); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	old := b.file
-	if err := b.move(f, page[:]); err != nil {
-		return errors.Join(err, f.Close(), os.Remove(filepath.Join(b.dir, bootFile)))
+	if b.durable {
+		err = errors.Join(syncNew(path), syncNew(b.dir))
 	}
-	b.file = f
+	if err == nil {
+		err = b.move(f, page[:])
+	}
+	if err != nil {
+		return errors.Join(err, f.Close(), os.Remove(path))
+	}
+	old := b.file
+	b.file, b.unmade = f, nil
+	if old == nil {
+		return nil
+	}
 	return old.Close()
+}
+
+// ofDisk says whether a folder fails because of the disk that it is on, which may pass:
+// it is full, read-only or broken. What else is wrong with it, somebody has to put right.
+func ofDisk(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO)
 }

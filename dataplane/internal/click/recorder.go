@@ -48,8 +48,9 @@ type Recorder struct {
 }
 
 // Open makes a recorder for a new boot, and recovers what earlier boots have
-// left in the folder. It fails when the configuration is wrong or the spool
-// cannot be created. Close ends it.
+// left in the folder. It fails when the configuration is wrong or the folder cannot
+// be used. Where only its disk is full, read-only or broken, the recorder opens
+// degraded: see heal.go. Close ends it.
 func Open(config Config) (*Recorder, error) {
 	if err := config.setDefaults(); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
@@ -70,12 +71,12 @@ func Open(config Config) (*Recorder, error) {
 		r.recoverSent()
 	}
 	id := Identity{Node: config.Node, Region: config.Region, Boot: config.Boot, Address: config.Address}
-	b := memoryBoot(id)
-	if config.Level != Memory {
-		var err error
-		if b, err = createBoot(config.Dir, id, config.Level == Fsync); err != nil {
-			return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.release())
-		}
+	b, err := newBoot(config.Dir, id, config.Level)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open spool: %w", err), r.release())
+	}
+	if cause := b.unmade; cause != nil {
+		r.degraded.Store(&cause)
 	}
 	r.log = &Log{boot: b, wake: r.wakeUp, hurt: r.hurt}
 	if r.sent != nil {
@@ -258,7 +259,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 		err = errFull
 	} else if s, err = r.newFile(number); err == nil {
 		r.degraded.Store(nil)
-	} else if !opened {
+	} else if !opened && !ofDisk(err) {
 		return nil, err
 	} else {
 		cause := err
@@ -286,6 +287,9 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 // newFile makes a segment at the recorder's level.
 func (r *Recorder) newFile(number uint64) (*segment, error) {
 	b := r.log.boot
+	if b.unmade != nil {
+		return nil, b.unmade
+	}
 	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause)
 	if err != nil || r.config.Level != Fsync {
 		return s, err

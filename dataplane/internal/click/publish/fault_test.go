@@ -77,3 +77,36 @@ func TestASegmentThatCannotBeReadIsPassedAndToldOfOnce(t *testing.T) {
 		t.Errorf("the log says it %d times:\n%s", told, log.b.String())
 	}
 }
+
+func TestTheLogSaysOnceThatClicksAreInMemoryAndThatTheyAreNotAnyMore(t *testing.T) {
+	s := natstest.Start(t)
+	dir := filepath.Join(t.TempDir(), "clicks")
+	r := openRecorder(t, func(c *click.Config) { c.Dir, c.SegmentBytes = dir, 256<<10 })
+	var log lines
+	start(t, s.URL(), r, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for deadline := time.Now().Add(20 * time.Second); os.RemoveAll(dir) != nil && time.Now().Before(deadline); { // segments are being made in it
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // nothing can be made there
+		t.Fatal(err)
+	}
+	waitForLine := func(text string) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); log.count(text) == 0; time.Sleep(time.Millisecond) {
+			for range 20 { // which needs segments
+				r.Record(event(0))
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the log does not say %q", text)
+			}
+		}
+	}
+	waitForLine("clicks are held in memory")
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	waitForLine("in the folder of the spool again")
+	if told := log.count("clicks are held in memory"); told != 1 {
+		t.Errorf("the log says it %d times", told)
+	}
+}

@@ -100,6 +100,8 @@ type Publisher struct {
 	again     []click.Sent // to be published again
 	unkept    bool         // the log says that what was sent cannot be kept
 	damaged   bool         // the log says that part of the spool is damaged
+	degraded  bool         // the log says that clicks are held in memory
+	lookedAt  time.Time    // when that was looked at
 
 	reported                       atomic.Value // string: the connection's last error
 	published, errors, republished atomic.Uint64
@@ -192,6 +194,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
+		p.tellDegraded(time.Now())
 		p.pump(ctx, time.Now())
 		// One goroutine owns the state; it sleeps until one of these:
 		//   the node stops; an answer from the stream; the connection changed;
@@ -296,6 +299,25 @@ func (p *Publisher) lose(err error) {
 	if !p.damaged {
 		p.log.Error("clicks are lost: part of the click spool cannot be read or written", "error", err, "cure", "look at the disk")
 		p.damaged = true
+	}
+}
+
+// tellDegraded says when clicks begin to be held in memory, and when that is over. A
+// folder may come and go: it is looked at once a second.
+func (p *Publisher) tellDegraded(now time.Time) {
+	if now.Sub(p.lookedAt) < time.Second {
+		return
+	}
+	p.lookedAt = now
+	err := p.config.Recorder.Degraded()
+	if (err != nil) == p.degraded {
+		return
+	}
+	if p.degraded = err != nil; p.degraded {
+		p.log.Error("clicks are held in memory, and do not survive the process: the folder of the spool fails", "error", err,
+			"cure", "make room on its disk, or make it writable; it is tried again every second")
+	} else {
+		p.log.Info("clicks are held in the folder of the spool again")
 	}
 }
 

@@ -42,6 +42,8 @@ type marks struct {
 	dropped      [reasons]atomic.Uint64 // clicks, by reason
 	position     atomic.Uint64          // in the stream: what is not acknowledged can only be there or behind
 	memory       [spanCount]span        // what was in plain memory alone
+	told         atomic.Uint64          // lost clicks in the last account that the stream has
+	toldEnd      atomic.Uint64          // 1: and that was the final one
 }
 
 // The marks have room in the boot file.

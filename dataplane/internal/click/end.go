@@ -34,7 +34,7 @@ func (r *Recorder) End() {
 	}
 }
 
-// Close ends the recorder. What has not been acknowledged stays in the
+// Close ends the recorder. What has not been acknowledged, or told, stays in the
 // folder for the next boot; at level memory it is lost.
 func (r *Recorder) Close() error {
 	r.End()
@@ -61,7 +61,7 @@ func (r *Recorder) Close() error {
 	if r.log.Acknowledged() < r.Last() {
 		return errors.Join(r.log.boot.close(false), r.release())
 	}
-	if r.sent != nil && r.sent.holds(r.log.boot.dir) {
+	if !r.log.told(r.Last()) || r.sent != nil && r.sent.holds(r.log.boot.dir) {
 		return errors.Join(r.log.removeSegments(), r.log.boot.close(false), r.release())
 	}
 	return errors.Join(r.log.discard(), r.release())
@@ -94,15 +94,18 @@ func (r *Recorder) forget() {
 	}
 }
 
-// removeSegments deletes the files of a log of which all is acknowledged. They
-// stay mapped: a request may have been late.
+// removeSegments deletes the files of a log of which all is acknowledged, as far as they
+// are still there. They stay mapped: a request may have been late.
 func (l *Log) removeSegments() error {
 	var errs []error
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.segments {
-		if s.path != "" {
-			errs = append(errs, os.Remove(s.path))
+		if s.path == "" {
+			continue
+		}
+		if err := os.Remove(s.path); !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

@@ -55,6 +55,7 @@ func TestTheMetricCountsOnceWhatAnEarlierBootHasLost(t *testing.T) {
 		dropped(t, registry, Corrupt, 4)
 	}
 	l.Acknowledge(9)
+	l.Tell(4, true)
 	waitFor(t, "the earlier boot's folder goes", func() bool { return len(r.Earlier()) == 0 })
 	dropped(t, registry, Corrupt, 4)
 }

@@ -126,7 +126,11 @@ func (b *boot) catchUp(copied, last []byte) {
 			}
 		}
 	}
+	m.told.Store(max(m.told.Load(), word(last, unsafe.Offsetof(m.told))))
 	if word(last, unsafe.Offsetof(m.ended)) != 0 {
 		m.ended.Store(1)
+	}
+	if word(last, unsafe.Offsetof(m.toldEnd)) != 0 {
+		m.toldEnd.Store(1)
 	}
 }

@@ -1,6 +1,7 @@
 package click
 
 import (
+	"bytes"
 	"os"
 	"runtime"
 	"sync"
@@ -45,6 +46,7 @@ func TestMarksWhosePageCannotBeWrittenGoOnInMemoryUntilThereIsAFile(t *testing.T
 		t.Errorf("told %d times, %d clicks", told, len(times))
 	}
 	l.SetPosition(7)
+	l.Tell(3, true)
 	l.Acknowledge(20)
 	waitFor(t, "somebody is told", func() bool { return r.Degraded() != nil })
 	away()
@@ -59,6 +61,8 @@ func TestMarksWhosePageCannotBeWrittenGoOnInMemoryUntilThereIsAFile(t *testing.T
 	next := open(t, func(c *Config) { c.Dir, c.Boot = r.config.Dir, 6 }).Earlier()[0]
 	if m := next.boot; m.Boot != 5 || next.Acknowledged() != 30 || next.Position() != 7 || m.cut.Load() != 50 {
 		t.Errorf("boot %d, acknowledged %d, position %d, %d were given", m.Boot, next.Acknowledged(), next.Position(), m.cut.Load())
+	} else if m.told.Load() != 3 || m.toldEnd.Load() != 1 {
+		t.Errorf("%d are told, the end: %d", m.told.Load(), m.toldEnd.Load())
 	}
 }
 
@@ -72,7 +76,9 @@ func TestNoMarkIsLostWithItsPage(t *testing.T) {
 			r.Record(&Event{Destination: make([]byte, minSegment)})
 			return r.Ledger().Dropped[TooLarge] == 1
 		},
-		"its end": func(r *Recorder) bool { r.End(); return r.Log().Ended() },
+		"what is told":  func(r *Recorder) bool { r.Log().Tell(4, false); return r.log.boot.told.Load() == 4 },
+		"the last told": func(r *Recorder) bool { r.Log().Tell(0, true); return r.log.boot.toldEnd.Load() == 1 },
+		"its end":       func(r *Recorder) bool { r.End(); return r.Log().Ended() },
 		"what is in memory": func(r *Recorder) bool {
 			r.log.boot.mark(func() { r.log.boot.noteUse(true, 2) })
 			_, memory := r.log.boot.inMemory(2, 9)
@@ -124,5 +130,23 @@ func TestMarksAreExactWhileTheirPageMoves(t *testing.T) {
 	counting.Wait()
 	if got := b.dropped[SpoolFull].Load(); got != counted.Load() {
 		t.Errorf("%d of %d are counted", got, counted.Load())
+	}
+}
+
+// What is marked between the copy of a page and its move is in the old file.
+func TestMarksCatchUpWithTheirOldPage(t *testing.T) {
+	b, err := createBoot(t.TempDir(), Identity{Node: "n", Boot: 5}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close(true)
+	l := &Log{boot: b, wake: func() {}}
+	before := bytes.Clone(b.mem)
+	l.Tell(6, true)
+	last := bytes.Clone(b.mem)
+	copy(b.mem, before)
+	b.catchUp(before, last)
+	if b.told.Load() != 6 || b.toldEnd.Load() != 1 {
+		t.Errorf("%d are told, the end: %d", b.told.Load(), b.toldEnd.Load())
 	}
 }

@@ -341,7 +341,7 @@ const (
 
 // trim removes what is of no more use: segments of earlier boots and of a
 // backlog that is gone, what was sent and has been kept for long enough, and
-// the folders of earlier boots of which nothing is left.
+// the folders of earlier boots of which nothing is left, and nothing to tell.
 func (r *Recorder) trim() {
 	r.log.release(r.pause)
 	if r.sent != nil {
@@ -358,7 +358,7 @@ func (r *Recorder) trim() {
 	gone := make(map[*Log]bool)
 	for _, l := range r.Earlier() {
 		empty, err := l.trim(0, most, false, r.pause)
-		if err == nil && empty && l.Acknowledged() >= l.last && (r.sent == nil || !r.sent.holds(l.boot.dir)) {
+		if err == nil && empty && l.Acknowledged() >= l.last && l.Told() && (r.sent == nil || !r.sent.holds(l.boot.dir)) {
 			_ = l.boot.close(true) // what stays is found empty by the next boot
 			gone[l] = true
 		}

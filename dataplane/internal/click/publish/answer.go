@@ -109,6 +109,7 @@ func (p *Publisher) advance() {
 		} else {
 			if b.position != 0 {
 				b.log.SetPosition(b.position + 1)
+				b.log.Tell(b.lost, b.final)
 			}
 			b.log.Acknowledge(b.last)
 			p.published.Add(b.clicks)

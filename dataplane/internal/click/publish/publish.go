@@ -397,7 +397,7 @@ func (p *Publisher) next(now time.Time) *batch {
 	if s.log.Recovered() {
 		if !s.closed { // the last word of that boot
 			s.closed = true
-			if b := s.report(now, s.log.Ended()); b != nil {
+			if b := s.lastWord(now); b != nil {
 				return b
 			}
 		}

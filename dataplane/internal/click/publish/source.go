@@ -21,6 +21,7 @@ type batch struct {
 	first   uint64 // sequence
 	last    uint64 // highest sequence in it, or before it when it has no clicks
 	clicks  uint64
+	lost    uint64 // in the account that it carries
 	final   bool
 
 	sent     time.Time // zero: to be sent (again)
@@ -114,6 +115,7 @@ func (s *source) cut(final bool) *batch {
 	case s.recut:
 		b.id += fmt.Sprintf("-%d", b.last)
 	}
+	b.lost = s.told.Lost()
 	b.data = e.end(&s.told, final)
 	s.opened = time.Time{}
 	return b
@@ -132,6 +134,14 @@ func (s *source) report(now time.Time, final bool) *batch {
 	s.toldAt = now
 	s.encoder.begin(s.buffer(), s.position())
 	return s.cut(final)
+}
+
+// lastWord gives the last batch of an earlier boot, unless the stream has it.
+func (s *source) lastWord(now time.Time) *batch {
+	if s.log.Told() {
+		return nil
+	}
+	return s.report(now, s.log.Ended())
 }
 
 // position is the sequence of the next click that goes into a batch.

@@ -1,0 +1,141 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+// audit reads the stream up to a boot's last message, and gives the accounts of all.
+func audit(t *testing.T, js jetstream.JetStream, last uint64) map[uint64]clickstream.Account {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	done := errors.New("done")
+	keep := &clickstream.Audit{Whole: true}
+	err := clickstream.Consume(ctx, js, clickstream.Options{Audit: keep}, func(_ context.Context, b *clickstream.Batch) error {
+		if uint64(b.Boot) == last && b.Ledger.Final {
+			return done
+		}
+		return nil
+	})
+	if !errors.Is(err, done) {
+		t.Fatal(err)
+	}
+	accounts := make(map[uint64]clickstream.Account)
+	for _, a := range keep.Accounts() {
+		if !a.Closes() {
+			t.Errorf("the account of boot %s does not close: %+v", a.Boot, a)
+		}
+		accounts[uint64(a.Boot)] = a
+	}
+	return accounts
+}
+
+// The first boot fills the spool, and the second one opens full.
+func TestWhatWasDroppedWithoutNATSIsInTheLedger(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		s := natstest.Start(t)
+		dir := t.TempDir()
+		answered := make(map[uint64]uint64)
+		for boot := uint64(5); boot <= 6; boot++ {
+			r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot, c.SegmentBytes, c.MaxBytes = dir, boot, 256<<10, 1<<20 })
+			for i := range 30000 {
+				r.Record(event(i))
+				if i%500 == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			answered[boot] = r.Ledger().Answered
+			if boot == 6 && r.Ledger().Recorded != 0 {
+				t.Fatalf("the spool is not full: %+v", r.Ledger())
+			}
+			if killed {
+				copied := t.TempDir()
+				if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+					t.Fatal(err)
+				}
+				dir = copied
+			} else if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 7 })
+		p, _ := start(t, s.URL(), r)
+		flush(t, p)
+		accounts := audit(t, s.JetStream(), 7)
+		for boot, n := range answered {
+			if got := accounts[boot]; got.Answered != n || got.Ended == killed {
+				t.Errorf("killed: %t, boot %d: %d were answered: %+v", killed, boot, n, got)
+			}
+		}
+	}
+}
+
+// duplicates is for how long the server drops what comes a second time.
+const duplicates = 100 * time.Millisecond
+
+// stopWithoutNATS makes a spool whose clicks are acknowledged, and what came of them
+// afterwards is not told.
+func stopWithoutNATS(t *testing.T, s *natstest.Server, dropped int) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 5 })
+	p, stop := start(t, s.URL(), r, func(c *Config) { c.Stream.Duplicates = duplicates })
+	r.Record(event(0))
+	for r.Unacknowledged() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s.Stop()
+	for range dropped {
+		r.Record(&click.Event{Destination: make([]byte, 1<<20)})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.Flush(ctx); err == nil {
+		t.Fatal("the end is told without NATS")
+	}
+	stop()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart()
+	return dir
+}
+
+func TestANodeThatStopsWithoutNATSTellsItsEndAtTheNextStartAndOnce(t *testing.T) {
+	for _, dropped := range []int{0, 10} {
+		s := natstest.Start(t)
+		dir := stopWithoutNATS(t, s, dropped)
+		for boot := uint64(6); boot <= 7; boot++ {
+			r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, boot })
+			p, stop := start(t, s.URL(), r)
+			flush(t, p)
+			stop()
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * duplicates)
+		}
+		if got := audit(t, s.JetStream(), 7)[5]; got.Answered != uint64(1+dropped) || got.Clicks != 1 || got.Dropped["too_large"] != uint64(dropped) || !got.Ended {
+			t.Errorf("%d dropped: %+v", dropped, got)
+		}
+		finals := 0
+		for _, m := range messages(t, s.JetStream()) {
+			if b := unmarshal(t, m.Data); b.Boot == 5 && b.GetLedger().GetFinal() {
+				finals++
+			}
+		}
+		if finals != 1 {
+			t.Errorf("%d dropped: the end is told %d times", dropped, finals)
+		}
+	}
+}

@@ -1,10 +1,12 @@
 package click
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -166,7 +168,10 @@ func unmadeBoot(spool string, id Identity, durable bool, cause error) (*boot, er
 	return b, b.mapMarks(f)
 }
 
-var errBusy = errors.New("in use by another process")
+var (
+	errBusy  = errors.New("in use by another process")
+	errEmpty = errors.New("nothing was written to it") // before a power cut
+)
 
 // openBoot takes over the folder of an earlier boot. It gives errBusy while
 // its process lives.
@@ -181,8 +186,10 @@ func openBoot(dir string) (*boot, error) {
 			return err
 		}
 		head := make([]byte, pageSize)
-		if _, err := f.ReadAt(head, 0); err != nil {
-			return fmt.Errorf("%s: no boot file: %w", f.Name(), err)
+		if _, err := f.ReadAt(head, 0); errors.Is(err, io.EOF) || err == nil && len(bytes.Trim(head[:marksAt], "\x00")) == 0 {
+			return fmt.Errorf("%s: %w", f.Name(), errEmpty)
+		} else if err != nil {
+			return fmt.Errorf("read %s: %w", f.Name(), err)
 		}
 		if string(head[:8]) != bootMagic || binary.LittleEndian.Uint32(head[marksAt-4:]) != crc32.Checksum(head[:marksAt-4], castagnoli) {
 			return fmt.Errorf("%s: no boot file of this format", f.Name())

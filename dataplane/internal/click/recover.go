@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
+	"time"
 )
 
 // seek finds the first whole record at or behind pos. Whatever lies between is
@@ -22,53 +24,101 @@ func seek(mem []byte, pos int, salt uint32) (at, length int, ok bool) {
 	return len(mem), 0, false
 }
 
+// mostAccounts is how many boots one start takes of which only an account is left. A node
+// that ends again and again while NATS is away leaves one each time, and a process may
+// have so many files open, and mapped, only. The others wait for the next start.
+const mostAccounts = 4096
+
 // recoverBoots opens what earlier boots left in the spool, oldest first.
 // Folders that another process holds are passed over; those that cannot be
-// read are reported and left alone.
+// read are reported and, when there are clicks in them, left alone.
 func recoverBoots(spool string, wake func(), missed *counts) (logs []*Log, warnings []error) {
-	entries, err := os.ReadDir(spool)
+	folders, err := bootFolders(spool)
 	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			warnings = append(warnings, fmt.Errorf("read spool: %w", err))
-		}
-		return nil, warnings
+		return nil, []error{fmt.Errorf("read spool: %w", err)}
 	}
-	type found struct {
-		log *Log
-		age int64
-	}
-	var all []found
-	for _, entry := range entries {
-		if _, ok := bootOfFolder(entry.Name()); !ok || !entry.IsDir() {
-			continue
+	accounts := 0
+	for _, dir := range folders {
+		if !holdsClicks(dir) {
+			if accounts++; accounts > mostAccounts {
+				continue
+			}
 		}
-		dir := filepath.Join(spool, entry.Name())
 		b, err := openBoot(dir)
 		if errors.Is(err, errBusy) {
 			continue
 		}
 		if err != nil {
-			warnings = append(warnings, fmt.Errorf("recover boot: %w", err))
+			warnings = append(warnings, giveUp(dir, err))
 			continue
 		}
 		l := &Log{boot: b, wake: wake, missed: missed, recovered: true}
 		warnings = append(warnings, l.recover()...)
-		var age int64
-		if info, err := os.Stat(dir); err == nil {
-			age = info.ModTime().UnixNano()
-		}
-		all = append(all, found{l, age})
+		logs = append(logs, l)
 	}
-	slices.SortStableFunc(all, func(a, b found) int { return int(min(1, max(-1, a.age-b.age))) })
-	for _, f := range all {
-		logs = append(logs, f.log)
+	if accounts > mostAccounts {
+		warnings = append(warnings, fmt.Errorf("the accounts of %d boots wait for the next start: one takes %d", accounts-mostAccounts, mostAccounts))
 	}
 	return logs, warnings
 }
 
+// bootFolders lists the folders of boots in a spool, oldest first, and removes what is
+// left of one that was never made.
+func bootFolders(spool string) (dirs []string, err error) {
+	entries, err := os.ReadDir(spool)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	ages := make(map[string]time.Time)
+	for _, entry := range entries {
+		dir := filepath.Join(spool, entry.Name())
+		info, err := entry.Info()
+		if err != nil || !entry.IsDir() {
+			continue // gone meanwhile
+		}
+		if _, ok := bootOfFolder(entry.Name()); ok {
+			dirs, ages[dir] = append(dirs, dir), info.ModTime()
+		} else if _, ok := bootOfFolder(strings.TrimPrefix(entry.Name(), ".")); ok && abandoned(dir) {
+			_ = os.RemoveAll(dir) // what stays is tried again by the next start
+		}
+	}
+	slices.SortStableFunc(dirs, func(a, b string) int { return ages[a].Compare(ages[b]) })
+	return dirs, err
+}
+
+// abandoned says whether nobody is about to make a folder: that takes milliseconds.
+func abandoned(dir string) bool {
+	info, err := os.Stat(dir)
+	return err == nil && time.Since(info.ModTime()) > time.Minute
+}
+
+// holdsClicks says whether a folder has files of clicks.
+func holdsClicks(dir string) bool {
+	for _, pattern := range []string{segmentPattern, sentPattern} {
+		if paths, err := filepath.Glob(filepath.Join(dir, pattern)); err != nil || len(paths) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// giveUp is for a folder whose file cannot be read, so that nobody knows what its clicks
+// are to be published under. It is removed where nothing was ever written to that file,
+// and there are no clicks.
+func giveUp(dir string, err error) error {
+	never := errors.Is(err, errEmpty) || errors.Is(err, os.ErrNotExist)
+	switch {
+	case holdsClicks(dir) && !ofDisk(err):
+		return fmt.Errorf("recover boot: %w: its clicks are not published, and take room beside the spool until somebody removes %s", err, dir)
+	case never && abandoned(dir):
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return fmt.Errorf("recover boot: %w", err)
+}
+
 // recover reads the segments of an earlier boot and numbers their clicks.
 func (l *Log) recover() (warnings []error) {
-	paths, err := filepath.Glob(filepath.Join(l.boot.dir, "*.seg"))
+	paths, err := filepath.Glob(filepath.Join(l.boot.dir, segmentPattern))
 	if err != nil {
 		return []error{fmt.Errorf("list segments: %w", err)}
 	}

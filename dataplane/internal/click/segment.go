@@ -27,9 +27,10 @@ import (
 //	32  u64  sequence of the record with index 0; 0 while the segment is spare
 //	40       zeros
 const (
-	segmentMagic = "AFFSEG\x00\x01"
-	segmentHead  = 64
-	pageSize     = 4096
+	segmentMagic   = "AFFSEG\x00\x01"
+	segmentPattern = "*.seg"
+	segmentHead    = 64
+	pageSize       = 4096
 
 	// Segments are made, and their memory is given back, in steps of some 10 to
 	// 150 µs each, so that on a busy core no redirect waits for the 5 ms that a whole

@@ -38,10 +38,11 @@ func (r *Recorder) heal() {
 			return
 		}
 	}
-	if r.syncFailed.Load() {
-		return
+	if s := r.current.Load(); r.syncFailed.Load() && s != nil && !s.plain() {
+		return // its next sync tells
 	}
-	if r.Degraded() == nil {
+	cause := r.degraded.Load()
+	if cause == nil {
 		r.leaveMemory()
 		return
 	}
@@ -57,7 +58,7 @@ func (r *Recorder) heal() {
 		r.replaceSpare(s)
 	}
 	r.leaveMemory()
-	r.degraded.Store(nil)
+	r.degraded.CompareAndSwap(cause, nil) // another may have come meanwhile
 }
 
 // replaceSpare puts a segment in the place of the spare one that is next.

@@ -298,6 +298,7 @@ func (r *Recorder) newFile(number uint64) (*segment, error) {
 	if err := syncNew(s.path); err != nil {
 		return nil, errors.Join(fmt.Errorf("sync new segment: %w", err), s.remove(r.pause))
 	}
+	r.syncFailed.Store(false) // the disk takes what it is given again
 	return s, nil
 }
 

@@ -2,10 +2,12 @@ package click
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -224,5 +226,49 @@ func TestADiskThatFailsToSyncDegradesAndHeals(t *testing.T) {
 	r.sync()
 	if r.Degraded() != nil {
 		t.Fatal(r.Degraded())
+	}
+}
+
+// The segment whose sync failed is behind, and what is in memory is never synced.
+func TestClicksLeaveMemoryAlsoWhenASyncHadFailedBefore(t *testing.T) {
+	real := syncMemory
+	defer func() { syncMemory = real }()
+	r := open(t, func(c *Config) { c.Level, c.Sync, c.MaxBytes = Fsync, time.Hour, 32<<20 })
+	away := inTheWay(t, r)
+	syncMemory = func([]byte) error { return os.ErrDeadlineExceeded }
+	recordTimes(r, 1, 2)
+	r.sync()
+	if !r.syncFailed.Load() {
+		t.Fatal("the sync has not failed")
+	}
+	for i := 2; !r.current.Load().plain(); i++ {
+		recordTimes(r, i, i+1)
+		waitFor(t, "there are spare segments", func() bool { return len(r.spares) == spareCount })
+	}
+	away()
+	syncMemory = real
+	waitFor(t, "clicks are in files", func() bool { return r.Degraded() == nil && !r.current.Load().plain() })
+	if r.syncFailed.Load() {
+		t.Error("the sync counts as failed, and the folder works")
+	}
+}
+
+func TestWhatFailsWhileTheFolderHealsIsToldOf(t *testing.T) {
+	r := open(t, func(c *Config) { c.MaxBytes = 32 << 20 })
+	close(r.stop) // what follows does maintain's work
+	r.stopped.Wait()
+	r.stop = make(chan struct{}) // Close's
+	before := errors.New("before")
+	r.degraded.Store(&before)
+	later := errors.New("later")
+	r.yield = func() { r.degraded.Store(&later) } // while segments are made
+	r.heal()
+	if !errors.Is(r.Degraded(), later) {
+		t.Errorf("degraded: %v", r.Degraded())
+	}
+	r.yield = runtime.Gosched
+	r.heal()
+	if r.Degraded() != nil {
+		t.Errorf("degraded: %v", r.Degraded())
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +32,7 @@ const immutable = 0x10
 
 // fails records while the folder takes no new file, and checks that not a click
 // is dropped and that the operator is told.
-func fails(t *testing.T, r *Recorder) (recorded uint64) {
+func fails(t *testing.T, r *Recorder, registry *prometheus.Registry) (recorded uint64) {
 	t.Helper()
 	e := Event{UserAgent: make([]byte, 1000)}
 	for i := range 4000 { // 16 segments
@@ -43,6 +44,9 @@ func fails(t *testing.T, r *Recorder) (recorded uint64) {
 	if account := r.Ledger(); account.Recorded != 4000 || account.Lost() != 0 || r.Degraded() == nil {
 		t.Fatalf("%+v, degraded: %v", account, r.Degraded())
 	}
+	if got := metric(t, registry, "aff_clicks_spool_degraded"); got != 1 {
+		t.Errorf("aff_clicks_spool_degraded is %v", got)
+	}
 	if got := readAll(t, r.Log(), 0); len(got) != 4000 {
 		t.Fatalf("%d clicks", len(got))
 	}
@@ -51,8 +55,9 @@ func fails(t *testing.T, r *Recorder) (recorded uint64) {
 
 func TestADiskThatIsFullCostsNoClickAndHeals(t *testing.T) {
 	dir := tmpfs(t, "1500k") // five segments
-	r := open(t, func(c *Config) { c.Dir, c.MaxBytes = dir, 32<<20 })
-	fails(t, r)
+	registry := prometheus.NewRegistry()
+	r := open(t, func(c *Config) { c.Dir, c.MaxBytes, c.Registerer = dir, 32<<20, registry })
+	fails(t, r, registry)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +67,8 @@ func TestADiskThatIsFullCostsNoClickAndHeals(t *testing.T) {
 
 func TestAFolderThatTakesNoFileCostsNoClickAndHeals(t *testing.T) {
 	dir := t.TempDir()
-	r := open(t, func(c *Config) { c.Dir, c.MaxBytes = dir, 32<<20 })
+	registry := prometheus.NewRegistry()
+	r := open(t, func(c *Config) { c.Dir, c.MaxBytes, c.Registerer = dir, 32<<20, registry })
 	for len(r.spares) < spareCount {
 		time.Sleep(time.Millisecond)
 	}
@@ -80,7 +86,7 @@ func TestAFolderThatTakesNoFileCostsNoClickAndHeals(t *testing.T) {
 	}
 	thaw := func() error { return unix.IoctlSetPointerInt(int(folder.Fd()), unix.FS_IOC_SETFLAGS, flags) }
 	defer thaw()
-	n := fails(t, r)
+	n := fails(t, r, registry)
 	r.Log().Acknowledge(n) // what cannot be removed must not stand in the way
 	if err := thaw(); err != nil {
 		t.Fatal(err)

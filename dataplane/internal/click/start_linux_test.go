@@ -11,23 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// metric is the value of a gauge or counter without labels.
-func metric(t *testing.T, registry *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == name && len(f.GetMetric()) == 1 {
-			m := f.GetMetric()[0]
-			return m.GetGauge().GetValue() + m.GetCounter().GetValue()
-		}
-	}
-	t.Fatalf("there is no metric %s", name)
-	return 0
-}
-
 // recordSlowly is recordTimes, no quicker than segments are made.
 func recordSlowly(t *testing.T, r *Recorder, from, to int) {
 	t.Helper()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/natstest"
@@ -24,7 +25,8 @@ func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := openRecorder(t)
-	p, _ := start(t, s.URL(), r)
+	registry := prometheus.NewRegistry()
+	p, _ := start(t, s.URL(), r, func(c *Config) { c.Registerer = registry })
 	const n = 20000
 	random := rand.NewChaCha8([32]byte{}) // what compresses well would fit
 	for i := range n {
@@ -43,6 +45,7 @@ func TestAFullStreamIsTriedUntilItTakesClicks(t *testing.T) {
 		t.Fatal(err)
 	}
 	flush(t, p)
+	counted(t, registry, "aff_clicks_publish_errors_total", float64(p.errors.Load()))
 	clicks, account := consumed(t, js, r.Log().Identity().Boot)
 	if len(clicks) != n || account.Answered != n {
 		t.Fatalf("%d clicks, %+v", len(clicks), account)

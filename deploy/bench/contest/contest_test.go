@@ -148,6 +148,9 @@ func TestReportSaysWhichGoalsAreReached(t *testing.T) {
 		"| p99 at the same offered rate | at most 1.00 | **0.78** (0.75 - 0.78) | reached |",
 		"| the same, typically: median over slices of 100 ms | at most 1.00 | **2.00** (0.78 - 2.00) | **not reached** |",
 		"take the open loop alone, in 3 turns",
+		"| p50 | to nginx | typical p99 | to nginx | p99 | to nginx | p99.9 | to nginx |",
+		"| affnode, every click published | **90** (90 - 120) | **1.12** (0.78 - 1.12) | **200** (200 - 300) | **2.00** (0.78 - 2.00) | " +
+			"**320** (310 - 360) | **0.78** (0.75 - 0.78) | **900** (630 - 900) | **1.12** (0.78 - 1.12) |",
 		"| resident memory with the links loaded | at most 0.60 | **0.75** (0.75 - 0.75) | **not reached** |",
 		"| typical p99 beside 5000 slow connections, to that without | at most 1.20 | **1.10** (1.10 - 1.10) | reached |",
 		"| the same, to that beside as many to another process on the generator's core | at most 1.20 | **1.05** (1.05 - 1.05) | reached |",

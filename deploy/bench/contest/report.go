@@ -146,14 +146,17 @@ func (r *Result) tables(p func(string, ...any)) {
 			spreadOf(c.of(perCore)).median)
 	}
 	p("\n## Latency\n\nOpen loop: %.0f requests/s, half of what a full core of nginx takes; µs from the moment at which a request was due.\n\n"+
-		"| server | p50 | typical p99 | to nginx | p99 | to nginx | p99.9 |\n|---|---|---|---|---|---|---|\n", r.Rate)
+		"| server | p50 | to nginx | typical p99 | to nginx | p99 | to nginx | p99.9 | to nginx |\n|---|---|---|---|---|---|---|---|---|\n", r.Rate)
 	for _, c := range r.servers {
 		if !r.keepsUp(c) {
-			p("| %s | does not take this rate | - | - | - | - | - |\n", c.name)
+			p("| %s | does not take this rate | - | - | - | - | - | - | - |\n", c.name)
 			continue
 		}
-		p("| %s | %s | %s | %s | %s | %s | %s |\n", c.name, spreadOf(c.timed(p50)).show(0), spreadOf(c.timed(sliceP99)).show(0), timedRatio(c, nginx, sliceP99).show(2),
-			spreadOf(c.timed(p99)).show(0), timedRatio(c, nginx, p99).show(2), spreadOf(c.timed(p999)).show(0))
+		p("| %s |", c.name)
+		for _, latency := range []func(sample) float64{p50, sliceP99, p99, p999} {
+			p(" %s | %s |", spreadOf(c.timed(latency)).show(0), timedRatio(c, nginx, latency).show(2))
+		}
+		p("\n")
 	}
 	p("\n## Memory\n\nVmRSS in MB; of nginx that of the worker. While it reloads, two workers hold a map each.\n\n"+
 		"| server | %d links loaded | to nginx | after the rounds |\n|---|---|---|---|\n", r.Config.Links)

@@ -26,14 +26,15 @@
 // a snapshot. A node that is killed comes back with the version that it has
 // served, by the journal; one that loses power, with that of the file. The one
 // exception is a crash loop: a state that has ended the process again and again
-// is left for the one before it (tripwire).
+// is left for the one before it, and so is a take-down for its version (tripwire).
 //
 // # Files
 //
 // In the folder are the state (state.aff) and the one before it (state.aff.prev),
-// the deltas since (state.aff.log), a note of what is being taken in
-// (state.aff.try) and the epochs that were left (state.aff.epochs). Each is
-// checked when it is read, and none has to be there.
+// the deltas since (state.aff.log), what was taken down ahead of its version
+// (state.aff.downs), a note of what is being taken in (state.aff.try) and the
+// epochs that were left (state.aff.epochs). Each is checked when it is read, and
+// none has to be there.
 //
 // # Costs
 //

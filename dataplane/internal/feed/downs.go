@@ -42,7 +42,13 @@ func (d *downLog) read(a *applier) {
 	}
 	if err == nil {
 		defer f.Close()
+		if err := a.wire.armTakenDown(); err != nil {
+			d.log.Error("what was taken down is not used: links may be served again until a control plane answers", "file", d.path, "reason", err)
+			_ = os.Remove(d.path) // or it is written over
+			return
+		}
 		err = d.replay(f, a)
+		a.wire.done()
 	}
 	if err != nil {
 		d.log.Error("what was taken down is known in part: links may be served again until a control plane answers", "file", d.path, "reason", err)
@@ -54,9 +60,9 @@ func (d *downLog) replay(f *os.File, a *applier) error {
 	if err != nil {
 		return err
 	}
-	path := d.path
-	d.path = "" // what is read need not be written
-	defer func() { d.path = path }()
+	path, wire := d.path, a.wire
+	d.path, a.wire = "", &tripwire{} // what is read need not be written, and is noted as a whole
+	defer func() { d.path, a.wire = path, wire }()
 	r := bufio.NewReader(f)
 	var buf []byte
 	for d.size < info.Size() {

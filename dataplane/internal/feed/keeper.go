@@ -67,7 +67,7 @@ func (k *keeper) boot(a *applier) bool {
 	}
 	defer a.wire.done()
 	for _, path := range []string{k.current(), k.previous()} {
-		t, _, err := readStateFile(path, &a.guard, a.wire.arm)
+		t, _, err := readStateFile(path, &a.guard, a.wire.armFile)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -113,7 +113,7 @@ func (k *keeper) withJournal(t *table.Table, path string, a *applier) (*table.Ta
 	if newest == t {
 		return t, []string{path}
 	}
-	if err := a.wire.arm(newest.Version()); err != nil {
+	if err := a.wire.armFile(newest.Version()); err != nil {
 		k.log.Error("journal of the last known good state is not used", "file", k.journal(), "reason", err)
 		k.tail.forget()
 		return t, []string{path}

@@ -146,6 +146,11 @@ func (a *applier) takeDown(m *feedv1.TakeDown, message []byte) outcome {
 	if live != nil && v.Epoch == live.Version().Epoch && !later(v, live.Version()) {
 		return outcome{kind: kindTakeDown, takenDown: m.GetVersion()}
 	}
+	if err := a.wire.armTakeDown(v); err != nil {
+		a.down.pass(v)
+		return outcome{kind: kindTakeDown, takenDown: a.reached(v), guarded: fmt.Errorf("revision %d: %w", v.Revision, err)}
+	}
+	defer a.tookDown()
 	entries, done := a.admit(m, v)
 	if a.down.lacks(entries) {
 		a.kept.add(message)
@@ -171,6 +176,15 @@ func (a *applier) takeDown(m *feedv1.TakeDown, message []byte) outcome {
 		a.live.Store(shown.BuildOver(live.Verified()))
 	}
 	return done
+}
+
+// tookDown notes that a take-down was taken in. A snapshot that it has overtaken
+// goes on.
+func (a *applier) tookDown() {
+	a.wire.done()
+	if a.snap != nil && a.snap.builder != nil {
+		_ = a.wire.arm(a.snap.version) // it was admitted
+	}
 }
 
 // refused is one entry of a take-down.
@@ -200,10 +214,21 @@ func (a *applier) admit(m *feedv1.TakeDown, v table.Version) (all []refused, don
 	if err := a.guard.takeDown(verified(a.live), a.down.deletes, len(deletes)); err != nil {
 		done.guarded = fmt.Errorf("revision %d: %w", v.Revision, err)
 		all = slices.DeleteFunc(all, func(r refused) bool { return gone(r.key, r.value) > 0 })
-		if a.down.passed == (table.Version{}) {
-			a.down.passed = v
-		}
+		a.down.pass(v)
 	}
+	done.takenDown = a.reached(v)
+	return all, done
+}
+
+// pass notes that a part of a take-down is left to its version.
+func (o *overlay) pass(v table.Version) {
+	if o.passed == (table.Version{}) {
+		o.passed = v
+	}
+}
+
+// reached gives what is acknowledged of a take-down.
+func (a *applier) reached(v table.Version) *linkv1.Version {
 	reached := v
 	if a.down.passed != (table.Version{}) {
 		reached = heldVersion(a.live)
@@ -211,11 +236,10 @@ func (a *applier) admit(m *feedv1.TakeDown, v table.Version) (all []refused, don
 	if a.down.upTo.Epoch != reached.Epoch || later(reached, a.down.upTo) {
 		a.down.upTo = reached
 	}
-	done.takenDown = m.GetVersion()
 	if later(v, a.down.upTo) {
-		done.takenDown = versionProto(a.down.upTo)
+		return versionProto(a.down.upTo)
 	}
-	return all, done
+	return versionProto(v)
 }
 
 // refuse gives what is shown instead of something that was taken down. Nothing

@@ -180,11 +180,11 @@ func (s *session) rejected(o outcome) {
 	}
 }
 
-// guarded notes that a part of a take-down waits for its version.
+// guarded notes that a part of a take-down, or all of it, waits for its version.
 func (s *session) guarded(why error) {
 	s.metrics.guarded.Store(true)
 	if quiet, ok := s.rejects.due(rejectsEvery); ok {
-		s.cfg.Log.Error("links that are deleted are served until the version that removes them is", "target", s.target, "reason", why, "others", quiet)
+		s.cfg.Log.Error("a take-down waits for its version: what it refuses is served until then", "target", s.target, "reason", why, "others", quiet)
 	}
 }
 

@@ -1,0 +1,89 @@
+package feed
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+)
+
+// started is a process that begins with what a folder has, as Run does, until the
+// test lets it end.
+func started(dir string) (a *applier, log *bytes.Buffer) {
+	log = new(bytes.Buffer)
+	live := &table.Live{}
+	k := newKeeper(dir, time.Hour, live, newMetrics(live, nil), slog.New(slog.NewTextHandler(log, nil)))
+	own := newApplier(live, Guard{})
+	a = &own
+	a.wire = openTripwire(k.note(), time.Now())
+	k.boot(a)
+	a.kept = &downLog{path: k.downs(), log: k.log}
+	a.kept.read(a)
+	return a, log
+}
+
+func TestTakeDownThatEndsTheProcessAgainAndAgainIsNotTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := started(dir)
+	a.take(wire(t, takeDown(12, deleted("/a"))))
+	kill(a.wire) // over it
+	for n := 1; n < maxCrashes; n++ {
+		a, _ = started(dir)
+		if len(a.down.refusals) != 1 || a.live.Load().Version().Revision != 10 {
+			t.Fatalf("start %d: revision %v, %d refused", n, a.live.Load().Version(), len(a.down.refusals))
+		}
+		kill(a.wire) // over it, as soon as somebody asks
+	}
+	a, log := started(dir)
+	if len(a.down.refusals) != 0 || strings.Count(log.String(), "what was taken down is not used") != 1 {
+		t.Fatalf("%d are refused: %s", len(a.down.refusals), log)
+	}
+	if err := holds(a.live, 10, s); err != nil {
+		t.Fatalf("the state of the file is taken for what ends the process: %v", err)
+	}
+	if wait, _ := a.wire.quarantine(); wait != 0 {
+		t.Errorf("no control plane is followed for %v: what was taken down would be served that long", wait)
+	}
+	if _, err := os.Stat(filepath.Join(dir, downsName)); !os.IsNotExist(err) {
+		t.Errorf("it is kept: %v", err)
+	}
+	// Nor is it when a control plane tells it once more. Others are, and what comes
+	// behind it is not acknowledged until its version is served.
+	if o := a.take(wire(t, takeDown(12, deleted("/a")))); o.guarded == nil || o.takenDown.GetRevision() != 10 {
+		t.Errorf("it is answered %+v", o)
+	}
+	if o := a.take(wire(t, takeDown(14, deleted("/b")))); o.guarded != nil || o.takenDown.GetRevision() != 10 || len(a.down.refusals) != 1 {
+		t.Errorf("another one is answered %+v", o)
+	}
+	if o := a.take(wire(t, s.delta(10, 12, map[string]string{"/a": ""}))); o.applied == nil {
+		t.Errorf("its version is answered %+v", o)
+	}
+	if o := a.take(wire(t, takeDown(15, deleted("/b")))); o.takenDown.GetRevision() != 15 {
+		t.Errorf("behind its version, another one is answered %+v", o)
+	}
+	kill(a.wire)
+}
+
+func TestSnapshotThatATakeDownOvertakesIsStillWhatTheProcessIsAt(t *testing.T) {
+	dir := t.TempDir()
+	a, _ := started(dir)
+	frames := state{"/a": "https://x.test/a"}.snapshot(bad.Revision)
+	a.take(wire(t, frames[0]))
+	if o := a.take(wire(t, takeDown(12, deleted("/a")))); o.takenDown == nil {
+		t.Fatalf("it is answered %+v", o)
+	}
+	kill(a.wire)
+	again := openTripwire(filepath.Join(dir, noteName), time.Now())
+	if len(again.marks) != 1 || again.marks[0].origin != originSent || again.marks[0].version.Revision != bad.Revision {
+		t.Errorf("the note says %v", again.marks)
+	}
+}

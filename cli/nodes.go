@@ -144,14 +144,14 @@ func (a *app) overwrite(text string, above int) (string, int) {
 		shown := max(rows-2, 0)
 		all = append(all[:shown], fmt.Sprintf("and %d more lines", len(all)-shown))
 	}
+	up, clearLine, clearRest := "", "", ""
+	if above > 0 { // line by line: of a screen that is cleared whole, some terminals keep a copy
+		up, clearLine, clearRest = fmt.Sprintf("\x1b[%dA", above), "\x1b[K", "\x1b[J"
+	}
 	for i, line := range all {
-		all[i] = clip(line, columns)
+		all[i] = clearLine + clip(line, columns) + "\n"
 	}
-	out := strings.Join(all, "\n") + "\n"
-	if above > 0 {
-		out = fmt.Sprintf("\x1b[%dA\x1b[J", above) + out
-	}
-	return out, len(all)
+	return up + strings.Join(all, "") + clearRest, len(all)
 }
 
 // nodesText is a list of nodes in a format.

@@ -44,7 +44,7 @@ func TestNodesAreRefreshedInPlaceHoweverLongALineIs(t *testing.T) {
 	if rows(shown) != up {
 		t.Errorf("%d rows are shown, and the next refresh begins %d higher:\n%s", rows(shown), up, shown)
 	}
-	if again, _ := a.overwrite(text, up); again != "\x1b[4A\x1b[J"+shown {
+	if again, _ := a.overwrite(text, up); again != "\x1b[4A\x1b[K"+strings.ReplaceAll(strings.TrimSuffix(shown, "\n"), "\n", "\n\x1b[K")+"\n\x1b[J" {
 		t.Errorf("the refresh is %q", again)
 	}
 }

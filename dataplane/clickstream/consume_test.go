@@ -116,6 +116,11 @@ func TestConsumeStartsWhereItIsTold(t *testing.T) {
 			t.Errorf("%+v: %s, want %s", o, got, want)
 		}
 	}
+	for sequence, want := range map[uint64]string{1: "n:1", 2: "n:2", 3: "m:1"} {
+		if got := first(Options{Start: AtSequence(sequence)}); got != want {
+			t.Errorf("sequence %d: %s, want %s", sequence, got, want)
+		}
+	}
 	if got := first(Options{Start: Now()}); got != "n:3" {
 		t.Errorf("now: %s", got)
 	}
@@ -205,5 +210,55 @@ func TestConsumeWaitsForTheStreamAndOutlivesTheServer(t *testing.T) {
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
+	}
+}
+
+// What a handler does not get through waits in the stream, and not in the consumer.
+func TestAHandlerThatIsSlowHoldsUpWhatIsFetched(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	const batches, prefetch = 100, 4
+	for i := range uint64(batches) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 1+i, 1))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var got []uint64
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Consume(ctx, js, Options{Durable: "slow", Prefetch: prefetch, Log: quiet()}, func(_ context.Context, b *Batch) error {
+			if got = append(got, b.First); len(got) == 1 {
+				close(begun)
+				<-goOn
+			}
+			if len(got) == batches {
+				cancel()
+			}
+			return nil
+		})
+	}()
+	<-begun
+	cons, err := js.Consumer(t.Context(), StreamName, "slow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		info, err := cons.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fetched := info.Delivered.Consumer; fetched > prefetch+1 { // one is with the handler
+			t.Errorf("%d batches are fetched, and the handler has not returned from the first", fetched)
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	close(goOn)
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if len(got) != batches || !slices.IsSorted(got) {
+		t.Fatal(got)
 	}
 }

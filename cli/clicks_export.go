@@ -91,7 +91,6 @@ type export struct {
 
 	saved resumeFile
 	rows  rowFile
-	bar   *reading
 	audit clickstream.Audit
 	// failed: half a batch may be written, and nothing more is saved.
 	failed error
@@ -107,9 +106,10 @@ type resumeFile struct {
 	From     time.Time             `json:"from"`
 	To       time.Time             `json:"to"`
 	Rows     uint64                `json:"rows"`
-	Size     int64                 `json:"size"`  // of the partial file
-	Parts    int                   `json:"parts"` // of a Parquet file
-	Bad      uint64                `json:"bad"`   // messages that cannot be read
+	Size     int64                 `json:"size"`     // of the partial file
+	Parts    int                   `json:"parts"`    // of a Parquet file
+	Bad      uint64                `json:"bad"`      // messages that cannot be read
+	Complete bool                  `json:"complete"` // all is written, and the file may have its name
 	State    clickstream.State     `json:"state"`
 	Accounts []clickstream.Account `json:"accounts"`
 }
@@ -121,19 +121,33 @@ func (e *export) run(ctx context.Context) error {
 		return err
 	}
 	defer e.rows.close()
+	if !e.saved.Complete {
+		if err := e.read(ctx); err != nil {
+			return err
+		}
+	}
+	if err := e.finish(); err != nil {
+		return err
+	}
+	return e.report()
+}
+
+// read writes what the window has, from where an earlier run was.
+func (e *export) read(ctx context.Context) error {
 	conn, js, err := e.a.jetStream()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if e.bar, err = e.a.reading(ctx, js, "exporting", &e.window, e.chosen.regions); err != nil {
+	bar, err := e.a.reading(ctx, js, "exporting", &e.window, e.chosen.regions)
+	if err != nil {
 		return err
 	}
-	defer e.bar.end()
-	e.audit.Whole = e.bar.whole
+	defer bar.end()
+	e.audit.Whole = bar.whole
 	options := e.window.options(e.a, e.window.to)
 	options.Regions, options.Filter = e.chosen.regions, e.chosen.filter
-	options.Audit, options.Progress, options.Malformed = &e.audit, e.bar.at, e.malformed
+	options.Audit, options.Progress, options.Malformed = &e.audit, bar.at, e.malformed
 	options.Log = slog.New(slog.NewTextHandler(e.a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	options.SaveEvery, options.SaveClicks = e.rows.pace()
 	if e.path != "-" {
@@ -144,25 +158,29 @@ func (e *export) run(ctx context.Context) error {
 		e.failed = e.rows.write(b.Clicks)
 		return e.failed
 	})
-	e.bar.end()
-	if err != nil {
-		if e.path != "-" && ctx.Err() != nil {
-			return &failure{
-				code: codeError, message: fmt.Sprintf("interrupted after %s clicks", thousands(int64(e.saved.Rows))),
-				hint: "the same command goes on from there",
-			}
+	if err != nil && e.path != "-" && ctx.Err() != nil {
+		return &failure{
+			code: codeError, message: fmt.Sprintf("interrupted after %s clicks", thousands(int64(e.saved.Rows))),
+			hint: "the same command goes on from there",
 		}
+	}
+	return err
+}
+
+// finish gives the file its name. That all is written is noted before: whoever is
+// killed in between, or does not get that name, has nothing to read again.
+func (e *export) finish() error {
+	if e.path == "-" {
+		return e.rows.finish()
+	}
+	e.saved.Complete = true
+	if err := e.note(); err != nil {
 		return err
 	}
 	if err := e.rows.finish(); err != nil {
 		return err
 	}
-	if e.path != "-" {
-		if err := os.Remove(e.resumePath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return e.report()
+	return os.Remove(e.resumePath())
 }
 
 func (e *export) malformed(m clickstream.Malformed) {
@@ -238,6 +256,11 @@ func (e *export) Save(_ context.Context, state clickstream.State) error {
 		return err
 	}
 	e.saved.State, e.saved.Accounts = state, e.audit.State()
+	return e.note()
+}
+
+// note writes beside the file how far it is.
+func (e *export) note() error {
 	text, err := json.Marshal(&e.saved)
 	if err != nil {
 		return err

@@ -55,6 +55,9 @@ func newTextFile(format exportFormat, w io.Writer) *textFile {
 
 // openText begins a file, or goes on with one behind what is saved.
 func openText(path string, saved *resumeFile) (*textFile, error) {
+	if saved.Complete && exists(path) && !exists(path+".partial") { // it has its name
+		return newTextFile(saved.Format, io.Discard), nil
+	}
 	file, err := os.OpenFile(path+".partial", os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
@@ -84,6 +87,11 @@ func openText(path string, saved *resumeFile) (*textFile, error) {
 		}
 	}
 	return f, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (f *textFile) write(clicks []clickstream.Click) error {
@@ -172,6 +180,7 @@ func pairCell(name, value string) string {
 type parquetFile struct {
 	path  string
 	parts int
+	named bool // they were joined before, and some may be gone
 	file  *os.File
 	w     *clickparquet.Writer // nil: no part is open
 }
@@ -182,7 +191,11 @@ func openParquet(path string, saved *resumeFile) (*parquetFile, error) {
 		return nil, err
 	}
 	for n := range saved.Parts {
-		if _, err := os.Stat(f.part(n)); err != nil {
+		_, err := os.Stat(f.part(n))
+		if f.named = err != nil && saved.Complete && exists(path); f.named {
+			break
+		}
+		if err != nil {
 			return nil, &failure{code: codeError, message: err.Error(), hint: fmt.Sprintf("remove %s.resume to begin anew", path)}
 		}
 	}
@@ -217,6 +230,20 @@ func (f *parquetFile) save(saved *resumeFile) error {
 func (f *parquetFile) pace() (time.Duration, int) { return time.Minute, 1 << 19 }
 
 func (f *parquetFile) finish() error {
+	if !f.named {
+		if err := f.join(); err != nil {
+			return err
+		}
+	}
+	for n := range f.parts {
+		if err := os.Remove(f.part(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *parquetFile) join() error {
 	out, err := createAtomic(f.path)
 	if err != nil {
 		return err
@@ -229,15 +256,7 @@ func (f *parquetFile) finish() error {
 	if err := clickparquet.Join(out, paths); err != nil {
 		return err
 	}
-	if err := out.commit(); err != nil {
-		return err
-	}
-	for _, path := range paths {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
+	return out.commit()
 }
 
 func (f *parquetFile) close() {

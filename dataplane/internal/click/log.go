@@ -53,6 +53,7 @@ func (l *Log) Acknowledged() uint64 { return l.boot.acknowledged.Load() }
 func (l *Log) Acknowledge(sequence uint64) {
 	l.settle(sequence)
 	if l.boot.acknowledge(sequence) {
+		stepped("acknowledge: done")
 		l.wake()
 	}
 }
@@ -122,6 +123,7 @@ func (l *Log) reuse(memory bool) *segment {
 		s.sealed.Store(0)
 		at := slices.Index(l.segments, s)
 		l.segments = append(slices.Delete(l.segments, at, at+1), s)
+		stepped("reuse: taken")
 		return s
 	}
 	return nil
@@ -177,6 +179,7 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 	gone := make(map[*segment]bool)
 	for _, s := range leaving {
 		s.mapOut(pause)
+		stepped("trim: unmapped")
 		if !s.plain() {
 			if most <= 0 || err != nil {
 				continue
@@ -184,6 +187,7 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 			most--
 		}
 		err = s.remove(pause) // what fails is tried again
+		stepped("trim: removed")
 		gone[s] = err == nil
 	}
 	l.mu.Lock()

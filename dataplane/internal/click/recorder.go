@@ -151,9 +151,13 @@ func (r *Recorder) drop() {
 func (r *Recorder) rotate(s *segment, count uint32) {
 	first := s.first.Load() + uint64(count)
 	r.first.Store(first)
+	stepped("rotate: over")
 	next := r.next(first) // nil: full, and maintain opens it again
+	stepped("rotate: next in use")
 	s.sealed.Store(int64(count) + 1)
+	stepped("rotate: sealed")
 	r.current.Store(next)
+	stepped("rotate: done")
 	r.wakeUp()
 }
 

@@ -106,6 +106,7 @@ func newSegment(dir string, boot, number uint64, size int64, pause func()) (*seg
 		s.mem.Store(&mem)
 		return nil, errors.Join(fmt.Errorf("create segment: %w", err), s.remove(pause))
 	}
+	stepped("create: done")
 	s.durable.Store(allDurable)
 	s.state.Store(uint64(size) + 1) // as if it were over, until it is used
 	s.mem.Store(&mem)
@@ -131,12 +132,15 @@ func (s *segment) recycle(boot, number uint64, yield func()) error {
 	mem := s.bytes()
 	return guarded(mem, func() {
 		s.markSpare(mem)
+		stepped("reuse: marked")
 		for part := range slices.Chunk(mem[segmentHead:], pageSize) {
 			clear(part) // a page that was written back meanwhile is a fault, of up to 50 µs
+			stepped("reuse: wiping")
 			yield()
 		}
 		s.number, s.salt, s.released = number, rand.Uint32(), false
 		s.writeHead(mem, boot)
+		stepped("reuse: done")
 	})
 }
 
@@ -347,6 +351,7 @@ func writeZeros(f *os.File, size int64, pause func()) error {
 			return err
 		}
 		size -= int64(n)
+		stepped("create: on the way")
 		pause()
 	}
 	return nil

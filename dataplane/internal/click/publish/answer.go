@@ -102,6 +102,7 @@ func (p *Publisher) advance() {
 		// Kept first: a process that dies in between publishes it once more.
 		if b.position != 0 {
 			p.keep(b)
+			stepped("kept")
 			p.breathe() // many may be acknowledged at once
 		}
 		if b.again != nil {
@@ -109,9 +110,12 @@ func (p *Publisher) advance() {
 		} else {
 			if b.position != 0 {
 				b.log.SetPosition(b.position + 1)
+				stepped("placed")
 				b.log.Tell(b.lost, b.final)
+				stepped("told")
 			}
 			b.log.Acknowledge(b.last)
+			stepped("acknowledged")
 			p.published.Add(b.clicks)
 		}
 		p.free = append(p.free, b.data)

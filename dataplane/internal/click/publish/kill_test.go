@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -11,6 +12,13 @@ import (
 
 func TestMain(m *testing.M) {
 	natstest.Main()
+	if dir := os.Getenv("PUBLISH_STEP_DIR"); dir != "" {
+		if err := stepChild(dir, os.Getenv("PUBLISH_STEP_URL"), os.Getenv("PUBLISH_STEP_AT")); err != nil {
+			fmt.Println("error", err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(m.Run())
 }
 

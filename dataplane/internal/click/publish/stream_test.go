@@ -2,6 +2,8 @@ package publish
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -65,5 +67,32 @@ func TestAServerWithLittleRoomGetsASmallStream(t *testing.T) {
 	c := stream.CachedInfo().Config
 	if c.MaxBytes > 1<<30 || c.MaxBytes < minStreamBytes || c.Storage != jetstream.FileStorage || c.Discard != jetstream.DiscardNew || c.Duplicates != 2*time.Minute {
 		t.Fatalf("%+v", c)
+	}
+}
+
+func TestTheLogSaysOnceWhatIsUnsafeAboutTheStream(t *testing.T) {
+	s := natstest.Start(t)
+	config := jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardOld,
+		Duplicates: time.Second,
+	}
+	if _, err := s.JetStream().CreateStream(context.Background(), config); err != nil {
+		t.Fatal(err)
+	}
+	var log lines
+	r := openRecorder(t)
+	start(t, s.URL(), r, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	publishBursts(t, r, 1)
+	s.Stop()
+	s.Restart()
+	publishBursts(t, r, 1)
+	warnings := clickstream.CheckStream(config, 1)
+	if len(warnings) < 2 {
+		t.Fatalf("%q", warnings)
+	}
+	for _, warning := range warnings {
+		if told := log.count(fmt.Sprintf("level=WARN msg=%q", warning)); told != 1 {
+			t.Errorf("%q is told %d times:\n%s", warning, told, log.b.String())
+		}
 	}
 }

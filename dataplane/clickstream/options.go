@@ -15,7 +15,8 @@ type Start struct {
 	sequence uint64
 }
 
-// Now begins with what is published from now on.
+// Now begins with what is published from now on. That moment is saved before
+// anything is handled: whoever goes on with the consumer's Store begins there.
 func Now() Start { return Start{now: true} }
 
 // At begins with what the stream stored at this time or later.

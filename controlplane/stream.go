@@ -259,7 +259,8 @@ const large = 256 << 10
 // is under way. A node that holds nothing of this epoch serves nothing that
 // could be taken down before its first snapshot. mu is held.
 func (s *subscription) takeDowns(view *snapshot.View) []*snapshot.TakeDown {
-	epoch, learns := view.Head().Epoch, int64(0)
+	epoch := view.Head().Epoch
+	var learns int64
 	switch held := s.cursor.Held(); {
 	case held.Epoch == epoch:
 		learns = held.Revision

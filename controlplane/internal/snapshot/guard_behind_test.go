@@ -71,9 +71,9 @@ func TestReplicasJudgeAlikeWhereverTheyBegan(t *testing.T) {
 		src, a, _ := guarded(t, Config{})
 		time.Sleep(30 * time.Second)
 		b := start(t, src, Config{})
-		for _, wait := range []time.Duration{40, 30, 40, 30} {
-			time.Sleep(wait * time.Second)
-			src.write(map[string]string{"links/b": fmt.Sprint(wait)})
+		for _, seconds := range []int{40, 30, 40, 30} {
+			time.Sleep(time.Duration(seconds) * time.Second)
+			src.write(map[string]string{"links/b": fmt.Sprint(seconds)})
 			synctest.Wait()
 		}
 		for from := 0; from < 1000; from += 4 { // in a minute an eighth of them, in two a quarter

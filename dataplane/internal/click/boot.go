@@ -257,11 +257,8 @@ func folderOfBoot(spool string, boot uint64) string {
 	return filepath.Join(spool, fmt.Sprintf("%016x", boot))
 }
 
-// bootOfFolder reads a folder's name.
-func bootOfFolder(name string) (uint64, bool) {
-	if len(name) != 16 {
-		return 0, false
-	}
-	boot, err := strconv.ParseUint(name, 16, 64)
-	return boot, err == nil
+// isBoot says whether a name is that of a boot's folder.
+func isBoot(name string) bool {
+	_, err := strconv.ParseUint(name, 16, 64)
+	return err == nil && len(name) == 16
 }

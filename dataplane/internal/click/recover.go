@@ -76,9 +76,9 @@ func bootFolders(spool string) (dirs []string, err error) {
 		if err != nil || !entry.IsDir() {
 			continue // gone meanwhile
 		}
-		if _, ok := bootOfFolder(entry.Name()); ok {
+		if isBoot(entry.Name()) {
 			dirs, ages[dir] = append(dirs, dir), info.ModTime()
-		} else if _, ok := bootOfFolder(strings.TrimPrefix(entry.Name(), ".")); ok && abandoned(dir) {
+		} else if isBoot(strings.TrimPrefix(entry.Name(), ".")) && abandoned(dir) {
 			_ = os.RemoveAll(dir) // what stays is tried again by the next start
 		}
 	}

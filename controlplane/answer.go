@@ -83,7 +83,7 @@ func (s *subscription) audit(at snapshot.Version, hash link.SetHash) {
 func (s *subscription) distrust(at snapshot.Version) {
 	s.logger.Error("node holds another state than it was sent, it gets a snapshot", "revision", at.Revision)
 	s.metrics.mismatches.Add(1)
-	s.wantSnapshot, s.rejected = true, at
+	s.wantSnapshot, s.rejected, s.cursor = true, at, s.cursor.Other()
 }
 
 // landed takes what was under way as answered.

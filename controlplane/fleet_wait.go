@@ -119,7 +119,7 @@ func (f *fleet) count(req *adminv1.WaitForVersionRequest, w *waiter, t *tally) (
 			continue
 		}
 		t.nodes++
-		downed := takesDown && m.downed.has(view.Head().Epoch, revision)
+		downed := takesDown && m.version.Epoch == view.Head().Epoch && m.downed.has(m.version.Epoch, revision)
 		if !downed && !view.Serves(m.version, revision) {
 			t.lagging = append(t.lagging, m.name)
 		}
@@ -221,7 +221,7 @@ func (f *fleet) waitAll(ctx context.Context, req *adminv1.WaitForVersionRequest)
 func (f *fleet) heldBack(ctx context.Context, revision int64) error {
 	view := f.log.View()
 	hold := view.Hold()
-	if hold == nil || revision < hold.Revision || revision > view.Seen() || view.IsTakeDown(revision) {
+	if hold == nil || revision < hold.From || revision > view.Seen() || view.IsTakeDown(revision) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.PeerTimeout)
@@ -229,13 +229,16 @@ func (f *fleet) heldBack(ctx context.Context, revision int64) error {
 	if r, err := f.cfg.Operations.Released(ctx, view.Head().Epoch); err == nil && r.UpTo >= hold.Revision {
 		return nil
 	}
-	message := fmt.Sprintf("revision %d is written, and held back: %s", revision, hold.Reason)
-	if revision > hold.Revision {
-		message = fmt.Sprintf("revision %d is written, and held back behind revision %d: %s", revision, hold.Revision, hold.Reason)
+	with := ""
+	switch {
+	case revision > hold.Revision:
+		with = fmt.Sprintf(" behind revision %d", hold.Revision)
+	case revision < hold.Revision:
+		with = fmt.Sprintf(" with revision %d", hold.Revision)
 	}
 	return grpcError(&link.Error{
-		Kind: link.FailedPrecondition, Message: message,
-		Hint: fmt.Sprintf("look at what was written, and then: affctl fleet release --version %d", revision),
+		Kind: link.FailedPrecondition, Message: fmt.Sprintf("revision %d is written, and held back%s: %s", revision, with, hold.Reason),
+		Hint: fmt.Sprintf("look at what was written, and then: affctl fleet release --version %d", max(revision, hold.Revision)),
 	})
 }
 

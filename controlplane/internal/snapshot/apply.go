@@ -131,7 +131,7 @@ func (l *Log) begin(v *View, fresh *state, held int64, blind bool) {
 		l.served, l.forced = newState(), 0
 		v.base = l.served.mark(held-1, v.truth.at)
 		v.lost, v.blind = true, true
-		v.hold = &Hold{Revision: held, Reason: "it was before this replica started, and etcd has compacted what was served instead", Since: v.truth.at, after: held - 1}
+		v.hold = &Hold{Revision: held, From: held, Reason: "it was before this replica started, and etcd has compacted what was served instead", Since: v.truth.at, after: held - 1}
 		l.cfg.Logger.Error("a version is held back, and what is served instead is not in etcd any more: nodes keep what they have, and new ones get nothing: look at what was written, and then: affctl fleet release",
 			"revision", held)
 	}
@@ -284,7 +284,7 @@ func (l *Log) judge(next *View, before mark, r *record) {
 		l.guard.passed(before, r.mark)
 		return
 	}
-	l.hold(next, &Hold{Revision: r.revision, Reason: reason, Since: r.at, after: r.since})
+	l.hold(next, &Hold{Revision: r.revision, From: r.revision, Reason: reason, Since: r.at, after: r.since})
 }
 
 // hold holds back a revision, and all behind it, in a view that is being made.
@@ -302,7 +302,7 @@ func (l *Log) release(next *View) {
 	after := next.hold.after
 	next.hold, l.forced = nil, 0
 	if next.lost && l.ahead.revision > next.released.UpTo {
-		l.hold(next, &Hold{Revision: l.ahead.revision, Reason: l.ahead.reason, Since: time.Now(), after: after})
+		l.hold(next, &Hold{Revision: l.ahead.revision, From: next.released.UpTo + 1, Reason: l.ahead.reason, Since: time.Now(), after: after})
 		return
 	}
 	if next.blind {

@@ -54,6 +54,8 @@ type Cursor struct {
 	at int64
 	// A snapshot may not be older than this revision.
 	least int64
+	// The node holds something else than the log has at its revision.
+	other bool
 }
 
 // Held is what the node holds.
@@ -61,7 +63,12 @@ func (c Cursor) Held() Version { return c.held }
 
 // Distrusted is the cursor of a node that could not take a delta: it gets a
 // snapshot, of at least the revision that the delta led to.
-func (c Cursor) Distrusted(least int64) Cursor { return Cursor{held: c.held, least: least} }
+func (c Cursor) Distrusted(least int64) Cursor {
+	return Cursor{held: c.held, least: least, other: c.other}
+}
+
+// Other is the cursor of a node that holds something else than it was sent.
+func (c Cursor) Other() Cursor { return Cursor{held: c.held, least: c.least, other: true} }
 
 // BehindError says that this replica cannot serve a node: it holds an older
 // version, another epoch, or nothing.
@@ -82,9 +89,12 @@ func (l *Log) Resume(held Version, hash link.SetHash) (Cursor, error) {
 		return Cursor{}, err
 	}
 	c := Cursor{held: held}
-	if known, ok := v.HashAt(held); ok && known == hash {
+	switch known, ok := v.HashAt(held); {
+	case ok && known == hash:
 		c.at = held.Revision
-	} else if held.Revision > 0 && held.Revision < v.base.revision && v.base.hash == hash {
+	case ok:
+		c.other = true
+	case held.Revision > 0 && held.Revision < v.base.revision && v.base.hash == hash:
 		// From before this replica read the store, and nothing changed since.
 		c.at = v.base.revision
 	}
@@ -195,7 +205,7 @@ func (v *View) vouches(c Cursor, s *sharedSnapshot) bool {
 		return true
 	}
 	_, known := v.at(c.held)
-	return known || releases(s.release, c.held.Revision, s.revision) || releases(v.released, c.held.Revision, s.revision)
+	return known && !c.other || releases(s.release, c.held.Revision, s.revision) || releases(v.released, c.held.Revision, s.revision)
 }
 
 // shared is what streams in the same position share.

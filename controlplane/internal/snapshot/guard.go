@@ -42,9 +42,12 @@ func (g *Guard) setDefaults() {
 
 // Hold is a revision that is held back, with all after it. It never changes.
 type Hold struct {
-	Revision int64
-	Reason   string // for people
-	Since    time.Time
+	Revision int64 // that is to be released
+	// What is held back begins with this revision: before that one where the log does
+	// not know any more what came in between.
+	From   int64
+	Reason string // for people
+	Since  time.Time
 
 	after int64 // what is held back came after this revision
 }

@@ -34,9 +34,11 @@ func TestReleaseOfAVersionReleasesNoWorseOneThatTheLogHasLost(t *testing.T) {
 		src.write(map[string]string{"links/a/behind": "1"})
 		src.free(bad)
 		serves(t, l, n, 2000)
-		if h := l.View().Hold(); h == nil || h.Revision != worse || src.held != worse {
-			t.Fatalf("held back is %+v, noted is %d, want %d", h, src.held, worse)
+		if h := l.View().Hold(); h == nil || h.Revision != worse || h.From != bad+1 {
+			t.Fatalf("held back is %+v, want %d, from %d", h, worse, bad+1)
 		}
+		// One that starts knows no better than what was released.
+		serves(t, start(t, src, Config{}), &replicaNode{entries: map[string]string{}}, 1500)
 		src.free(worse)
 		if f := serves(t, l, n, 151); !f.Released {
 			t.Error("the nodes' guards are not told of the release")
@@ -110,6 +112,27 @@ func TestNodeThatWasSlowTakesWhatPassedInSteps(t *testing.T) {
 		src.write(between(600, 610))
 		if f := serves(t, l, n, 1390); f.Released {
 			t.Error("a step alone goes round the node's guard")
+		}
+	})
+}
+
+// TestNodeThatHoldsSomethingElseIsLeftToItsGuard has a node come with the links of
+// another history, and one whose links are found to be others.
+func TestNodeThatHoldsSomethingElseIsLeftToItsGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, n := guarded(t, Config{})
+		src.write(between(0, 200))
+		synctest.Wait()
+		hash := n.hash()
+		hash.Hi++
+		other, err := l.Resume(n.held, hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []Cursor{other, other.Distrusted(0), n.cursor.Other(), n.cursor.Other().Distrusted(0)} {
+			if f, err := l.Next(t.Context(), c); err != nil || f.Kind != Snapshot || f.Released {
+				t.Errorf("a %v, its guard is told to let it pass: %v, %v", f.Kind, f.Released, err)
+			}
 		}
 	})
 }

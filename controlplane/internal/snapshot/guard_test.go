@@ -270,6 +270,9 @@ func TestWhatIsHeldBackStaysSoWhenEtcdHasCompactedWhatWasServedInstead(t *testin
 		if h := l.View().Hold(); h == nil || h.Revision != bad+1 {
 			t.Fatalf("held back is %+v", h)
 		}
+		if h := start(t, src, Config{}).View().Hold(); h == nil || h.From != bad+1 {
+			t.Fatalf("a replica that starts holds back %+v", h)
+		}
 		src.free(taken)
 		if f := serves(t, l, n, 1000); f.Kind != Snapshot || !f.Released {
 			t.Errorf("the node got a %s, released: %v", f.Kind, f.Released)

@@ -323,7 +323,7 @@ func (l *Log) attend(ctx context.Context, end context.CancelCauseFunc) {
 			if v.hold == nil {
 				continue
 			}
-			if err := l.src.Hold(ctx, v.epoch, v.hold.Revision); err != nil && ctx.Err() == nil {
+			if err := l.src.Hold(ctx, v.epoch, v.hold.From); err != nil && ctx.Err() == nil {
 				l.cfg.Logger.Warn("what is held back is not noted in etcd, a replica that starts now would serve it", "revision", v.hold.Revision, "err", err)
 				pause(ctx, l.cfg.ProgressInterval)
 				poke(l.note)

@@ -32,9 +32,9 @@
 //
 // In the folder are the state (state.aff) and the one before it (state.aff.prev),
 // the deltas since (state.aff.log), what was taken down ahead of its version
-// (state.aff.downs), a note of what is being taken in (state.aff.try) and the
-// epochs that were left (state.aff.epochs). Each is checked when it is read, and
-// none has to be there.
+// (state.aff.downs, and state.aff.downs.bad where it has ended the process), a note
+// of what is being taken in (state.aff.try) and the epochs that were left
+// (state.aff.epochs). Each is checked when it is read, and none has to be there.
 //
 // # Costs
 //

@@ -43,8 +43,9 @@ func (d *downLog) read(a *applier) {
 	if err == nil {
 		defer f.Close()
 		if err := a.wire.armTakenDown(); err != nil {
-			d.log.Error("what was taken down is not used: links may be served again until a control plane answers", "file", d.path, "reason", err)
-			_ = os.Remove(d.path) // or it is written over
+			aside := d.path + ".bad" // of the last time
+			err = errors.Join(err, os.Rename(d.path, aside))
+			d.log.Error("what was taken down is not used: links may be served again until a control plane answers", "file", d.path, "moved_to", aside, "reason", err)
 			return
 		}
 		err = d.replay(f, a)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
+	"github.com/affleet/affleet/proto/link"
 )
 
 // started is a process that begins with what a folder has, as Run does, until the
@@ -43,6 +44,10 @@ func TestTakeDownThatEndsTheProcessAgainAndAgainIsNotTriedAgain(t *testing.T) {
 		}
 		kill(a.wire) // over it, as soon as somebody asks
 	}
+	kept, err := os.ReadFile(filepath.Join(dir, downsName))
+	if err != nil {
+		t.Fatal(err)
+	}
 	a, log := started(dir)
 	if len(a.down.refusals) != 0 || strings.Count(log.String(), "what was taken down is not used") != 1 {
 		t.Fatalf("%d are refused: %s", len(a.down.refusals), log)
@@ -55,6 +60,10 @@ func TestTakeDownThatEndsTheProcessAgainAndAgainIsNotTriedAgain(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, downsName)); !os.IsNotExist(err) {
 		t.Errorf("it is kept: %v", err)
+	}
+	aside := filepath.Join(dir, downsName+".bad")
+	if now, err := os.ReadFile(aside); err != nil || !bytes.Equal(now, kept) || !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), aside) {
+		t.Errorf("nobody can see what it was: %v: %s", err, log)
 	}
 	// Nor is it when a control plane tells it once more. Others are, and what comes
 	// behind it is not acknowledged until its version is served.
@@ -71,6 +80,34 @@ func TestTakeDownThatEndsTheProcessAgainAndAgainIsNotTriedAgain(t *testing.T) {
 		t.Errorf("behind its version, another one is answered %+v", o)
 	}
 	kill(a.wire)
+}
+
+// The file is tried as often as without the take-down, and what is served instead
+// goes on refusing.
+func TestCrashLoopOverTheFileLeavesWhatWasTakenDownBeforeIt(t *testing.T) {
+	dir := t.TempDir()
+	current, previous := filepath.Join(dir, currentName), filepath.Join(dir, previousName)
+	before, s := state{"/a": "https://x.test/a"}, state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+	for _, next := range []*table.Table{heldTableAt(t, before, 10), heldTableAt(t, s, 11)} {
+		if err := writeStateFile(current, previous, next, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, _ := started(dir)
+	a.take(wire(t, takeDown(12, deleted("/a"))))
+	a.wire.close() // in order: the take-down has held
+	for n := range maxCrashes + 2 {
+		a, log := started(dir)
+		want := int64(11)
+		if n >= maxCrashes {
+			want = 10
+		}
+		if v := heldVersion(a.live); v.Revision != want || len(a.down.refusals) != 1 || strings.Contains(log.String(), "what was taken down") {
+			t.Fatalf("start %d: revision %d, want %d; %d refused: %s", n+1, v.Revision, want, len(a.down.refusals), log)
+		}
+		wantAnswer(t, a.live, "/a", "", link.ToNotFound)
+		kill(a.wire) // over the file, or by somebody else
+	}
 }
 
 func TestSnapshotThatATakeDownOvertakesIsStillWhatTheProcessIsAt(t *testing.T) {

@@ -26,17 +26,14 @@ const (
 // is spoilt names that of a good one.
 type mark struct {
 	origin  origin
-	version table.Version // the zero value: all that was taken down before the start
-	crashes int           // in a row
-	at      time.Time     // of the last of them
+	version table.Version
+	crashes int       // in a row
+	at      time.Time // of the last of them
 }
 
 func (m mark) String() string {
-	switch {
-	case m.origin != originTakeDown:
+	if m.origin != originTakeDown {
 		return fmt.Sprint("revision ", m.version.Revision)
-	case m.version == table.Version{}:
-		return "what was taken down"
 	}
 	return fmt.Sprint("what revision ", m.version.Revision, " takes down")
 }

@@ -94,8 +94,10 @@ func (w *tripwire) armFile(v table.Version) error { return w.take(originFile, v)
 // armTakeDown is arm for what is taken down ahead of a version.
 func (w *tripwire) armTakeDown(v table.Version) error { return w.take(originTakeDown, v) }
 
-// armTakenDown is arm for all that was taken down before the process began. It is
-// tried as a whole, as what the process has ended over last.
+// armTakenDown is arm for all that was taken down before the process began, if a
+// process has ended as it took in some of it, or just after. It is tried as a whole
+// then, as what the process has ended over most. What has held says nothing: the
+// state of the file stays what the process is at.
 func (w *tripwire) armTakenDown() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -104,6 +106,9 @@ func (w *tripwire) armTakenDown() error {
 		if m.origin == originTakeDown && m.crashes > worst.crashes {
 			worst = m
 		}
+	}
+	if worst.version == (table.Version{}) {
+		return nil
 	}
 	return w.takeIn(mark{origin: originTakeDown, version: worst.version})
 }

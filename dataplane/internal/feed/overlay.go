@@ -30,7 +30,7 @@ type overlay struct {
 	size     int
 	deletes  int           // of them, links that are gone
 	upTo     table.Version // everything up to it is refused
-	passed   table.Version // the first one of which a part is not; the zero value: none
+	passed   table.Version // the last one of which a part is left to it; the zero value: none
 }
 
 // refusal is what is known about one resource.
@@ -220,10 +220,15 @@ func (a *applier) admit(m *feedv1.TakeDown, v table.Version) (all []refused, don
 	return all, done
 }
 
-// pass notes that a part of a take-down is left to its version.
+// pass notes that a part of a take-down is left to its version, which is later than
+// the one that is held. It may be told once more behind later ones, that were
+// acknowledged: from here on, they are not.
 func (o *overlay) pass(v table.Version) {
-	if o.passed == (table.Version{}) {
+	if !later(o.passed, v) {
 		o.passed = v
+	}
+	if o.upTo.Epoch == v.Epoch && o.upTo.Revision >= v.Revision {
+		o.upTo.Revision = v.Revision - 1
 	}
 }
 

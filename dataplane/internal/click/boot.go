@@ -71,6 +71,8 @@ type boot struct {
 	file    *os.File // holds the lock; nil while the folder is unmade
 	mem     []byte   // the page with the marks: of the file, or of what has taken its place
 
+	unsynced error // why the disk may lack the folder, or a file in it; heal tries again
+
 	moving sync.Mutex // guards what follows
 	page   *os.File   // what mem is mapped from
 }

@@ -37,6 +37,11 @@ func (r *Recorder) heal() {
 		if b.restore() != nil {
 			return
 		}
+	case b.unsynced != nil:
+		b.unsynced = syncNew(b.dir)
+	}
+	if b.unsynced != nil {
+		return // tried again
 	}
 	if s := r.current.Load(); r.syncFailed.Load() && s != nil && !s.plain() {
 		return // its next sync tells
@@ -113,7 +118,8 @@ func (b *boot) present() bool {
 }
 
 // restore makes the folder and its file, with the marks as they are. The page with the
-// marks stays where it is in memory: whoever counts in it goes on.
+// marks stays where it is in memory: whoever counts in it goes on. A file that is there
+// is replaced by one that is on the disk, and never missing.
 func (b *boot) restore() error {
 	b.moving.Lock()
 	defer b.moving.Unlock()
@@ -132,25 +138,26 @@ func (b *boot) restore() error {
 	if err := lock(f); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	path := filepath.Join(b.dir, bootFile)
-	if err := os.Rename(f.Name(), path); err != nil {
+	if b.durable {
+		if err := syncFile(f); err != nil {
+			return errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}
+	if err := os.Rename(f.Name(), filepath.Join(b.dir, bootFile)); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	if b.durable {
-		err = errors.Join(syncNew(path), syncNew(b.dir))
+	// The file before is gone: whatever fails now, the boot's is this one.
+	if b.file != nil && b.file != b.page {
+		_ = b.file.Close() // else move closes it
 	}
-	if err == nil {
-		err = b.move(f, page[:])
-	}
-	if err != nil {
-		return errors.Join(err, f.Close(), os.Remove(path))
-	}
-	old := b.file
 	b.file, b.unmade = f, nil
-	if old == nil {
-		return nil
+	if err := b.move(f, page[:]); err != nil {
+		return err
 	}
-	return old.Close()
+	if b.durable {
+		b.unsynced = syncNew(b.dir)
+	}
+	return nil
 }
 
 // ofDisk says whether a folder fails because of the disk that it is on, which may pass:

@@ -95,7 +95,7 @@ func (b *boot) move(f *os.File, copied []byte) error {
 		b.catchUp(copied, last[:])
 	}
 	if b.page != b.file {
-		_ = b.page.Close() // memory
+		_ = b.page.Close() // memory, or a file that another has taken the place of
 	}
 	b.page = f
 	return nil

@@ -1,6 +1,7 @@
 package click
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -291,8 +292,8 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 // newFile makes a segment at the recorder's level.
 func (r *Recorder) newFile(number uint64) (*segment, error) {
 	b := r.log.boot
-	if b.unmade != nil {
-		return nil, b.unmade
+	if err := cmp.Or(b.unmade, b.unsynced); err != nil {
+		return nil, err
 	}
 	s, err := newSegment(b.dir, b.Boot, number, r.config.SegmentBytes, r.pause)
 	if err != nil || r.config.Level != Fsync {

@@ -144,6 +144,10 @@ var syncMemory = func(mem []byte) error {
 	}
 }
 
+// syncFile waits until a file, or the names in a folder, are on the disk. It is replaced
+// by tests whose disk fails.
+var syncFile = (*os.File).Sync
+
 // syncNew brings a new file's name and content to the disk.
 func syncNew(path string) error {
 	for _, p := range []string{path, filepath.Dir(path)} {
@@ -151,7 +155,7 @@ func syncNew(path string) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		if err := errors.Join(syncFile(f), f.Close()); err != nil {
 			return err
 		}
 	}

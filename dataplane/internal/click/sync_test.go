@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // disk is what a disk holds for sure, while a recorder of level fsync runs: the
@@ -270,5 +272,104 @@ func TestWhatFailsWhileTheFolderHealsIsToldOf(t *testing.T) {
 	r.heal()
 	if r.Degraded() != nil {
 		t.Errorf("degraded: %v", r.Degraded())
+	}
+}
+
+// failSyncs lets each sync of a file fail of which it is said to, until the test ends.
+// Nobody may be syncing meanwhile.
+func failSyncs(t *testing.T, fails func(name string) error) {
+	real := syncFile
+	syncFile = func(f *os.File) error {
+		if err := fails(f.Name()); err != nil {
+			return err
+		}
+		return real(f)
+	}
+	t.Cleanup(func() { syncFile = real })
+}
+
+// still opens a recorder of level fsync, and does maintain's and syncEvery's work.
+func still(t *testing.T, change ...func(*Config)) *Recorder {
+	t.Helper()
+	level := func(c *Config) { c.Level, c.Sync, c.MaxBytes = Fsync, time.Hour, 32<<20 }
+	r := open(t, append([]func(*Config){level}, change...)...)
+	close(r.stop)
+	r.stopped.Wait()
+	r.stop = make(chan struct{}) // Close's
+	return r
+}
+
+// The disk has just failed: that is why the marks are apart.
+func TestASyncThatFailsWhileMarksGetTheirFileCostsNoFile(t *testing.T) {
+	for works := range 4 {
+		failed, syncs := false, 0
+		failSyncs(t, func(string) error {
+			if syncs++; failed && syncs > works {
+				return unix.EIO
+			}
+			return nil
+		})
+		r := still(t, func(c *Config) { c.Boot = 5 })
+		recordTimes(r, 1, 11)
+		r.sync()
+		if err := r.log.boot.detach(); err != nil {
+			t.Fatal(err)
+		}
+		failed, syncs = true, 0
+		for range 2 {
+			r.heal()
+			if s := r.current.Load(); !r.log.boot.present() || s.plain() || r.Degraded() == nil {
+				t.Errorf("%d syncs work: the file is there: %t, clicks are in memory: %t, degraded: %v", works, r.log.boot.present(), s.plain(), r.Degraded())
+			}
+			if r.log.boot.apart() != (works == 0) { // a file that is not on the disk takes no other's place
+				t.Errorf("%d syncs work: the marks are apart: %t", works, r.log.boot.apart())
+			}
+			syncs = works
+		}
+		killed := t.TempDir()
+		if err := os.CopyFS(killed, os.DirFS(r.config.Dir)); err != nil {
+			t.Fatal(err)
+		}
+		failed = false
+		r.heal()
+		if r.log.boot.apart() || r.Degraded() != nil {
+			t.Errorf("%d syncs work: the marks are apart: %t, degraded: %v", works, r.log.boot.apart(), r.Degraded())
+		}
+		next := open(t, func(c *Config) { c.Dir, c.Boot = killed, 6 })
+		if len(next.Earlier()) != 1 || len(next.Warnings()) != 0 {
+			t.Errorf("%d syncs work: %d logs, %v", works, len(next.Earlier()), next.Warnings())
+		} else if got := readAll(t, next.Earlier()[0], 0); len(got) != 10 {
+			t.Errorf("%d syncs work: %d clicks", works, len(got))
+		}
+	}
+}
+
+func TestAFolderThatIsMadeAnewIsUsedOnceItsNameIsOnTheDisk(t *testing.T) {
+	r := still(t)
+	recordTimes(r, 1, 11)
+	if err := os.RemoveAll(r.log.boot.dir); err != nil {
+		t.Fatal(err)
+	}
+	failed := true
+	failSyncs(t, func(name string) error {
+		if failed && name == r.config.Dir {
+			return unix.EIO
+		}
+		return nil
+	})
+	for range 2 {
+		r.heal()
+		for range spareCount + 1 {
+			r.leave(r.current.Load())
+			r.refill()
+		}
+		if !r.current.Load().plain() || !errors.Is(r.Degraded(), unix.EIO) {
+			t.Fatalf("clicks are in memory: %t, degraded: %v", r.current.Load().plain(), r.Degraded())
+		}
+	}
+	failed = false
+	r.heal()
+	if r.current.Load().plain() || r.Degraded() != nil {
+		t.Errorf("clicks are in memory: %t, degraded: %v", r.current.Load().plain(), r.Degraded())
 	}
 }

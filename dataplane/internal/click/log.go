@@ -211,6 +211,13 @@ func (l *Log) takeLeaving(least int64) *segment {
 	return s
 }
 
+// putBack gives back what takeLeaving gave, for trim to remove, also where it has.
+func (l *Log) putBack(s *segment) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.segments = slices.Insert(l.segments, 0, s)
+}
+
 // end is the sequence behind the segment's last click; false while that may
 // still grow.
 func (s *segment) end() (uint64, bool) {

@@ -408,7 +408,8 @@ func (r *Recorder) handOver(path string, least int64) int64 {
 	}
 	for _, l := range append(r.Earlier(), r.log) {
 		if s := l.takeLeaving(least); s != nil {
-			if os.Rename(s.path, path) != nil { // trim was faster
+			if os.Rename(s.path, path) != nil { // trim was faster, or there is no such folder
+				l.putBack(s)
 				return 0
 			}
 			return s.size

@@ -206,6 +206,29 @@ func TestASegmentThatHadOnlyJustBeenHandedOverIsForgotten(t *testing.T) {
 	}
 }
 
+// As of a boot whose folder could not be made yet.
+func TestASegmentThatCannotBeHandedOverStaysInTheSpoolUntilItIsRemoved(t *testing.T) {
+	r := backlog(t, Process, func(c *Config) { c.Retention = time.Hour })
+	if _, err := r.log.trim(keepCount, 0, false, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	held := r.Bytes()
+	for range 3 {
+		if r.handOver(filepath.Join(r.config.Dir, "0000000000000007", "000000000077.sent"), minSegment) != 0 {
+			t.Fatal("a segment was handed over to a folder that is not there")
+		}
+	}
+	if got := r.Bytes(); got != held {
+		t.Errorf("the spool had %d bytes, and then %d", held, got)
+	}
+	if _, err := r.log.trim(keepCount, 1000, false, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	if files := filesLike(t, r, "*.seg"); int64(len(files))*minSegment != r.Bytes() {
+		t.Errorf("the spool counts as %d bytes, and has %d files of %d", r.Bytes(), len(files), minSegment)
+	}
+}
+
 func TestASmallFileOfWhatWasSentGivesWayToALargerOne(t *testing.T) {
 	const limit = 16 << 20
 	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = limit, time.Hour })

@@ -35,3 +35,6 @@ func memoryFile() (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "memory"), nil
 }
+
+// errUnclean is what a file system gives where it finds damage.
+const errUnclean = unix.EUCLEAN

@@ -5,6 +5,8 @@ package click
 import (
 	"errors"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // allocate leaves it to writing zeros to give a new file its blocks.
@@ -24,3 +26,6 @@ func memoryFile() (*os.File, error) {
 	}
 	return f, nil
 }
+
+// errUnclean is what a file system gives where it finds damage.
+const errUnclean = unix.EIO

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -161,7 +162,9 @@ func (b *boot) restore() error {
 }
 
 // ofDisk says whether a folder fails because of the disk that it is on, which may pass:
-// it is full, read-only or broken. What else is wrong with it, somebody has to put right.
+// it is full, read-only or broken, or its file system has found damage. What else is
+// wrong with it, somebody has to put right.
 func ofDisk(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO)
+	return slices.ContainsFunc([]error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.EBADMSG, errUnclean},
+		func(cause error) bool { return errors.Is(err, cause) })
 }

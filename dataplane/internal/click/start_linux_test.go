@@ -190,3 +190,25 @@ func TestANodeStartsWhereItsFolderCannotBeMadeYet(t *testing.T) {
 		t.Errorf("degraded: %v, clicks are in memory: %t", err, r.current.Load().plain())
 	}
 }
+
+func TestANodeStartsOnADiskInWhichDamageIsFound(t *testing.T) {
+	for _, cause := range []error{unix.EUCLEAN, unix.EBADMSG} {
+		failed := true
+		failSyncs(t, func(string) error {
+			if failed {
+				return cause
+			}
+			return nil
+		})
+		r := still(t)
+		recordTimes(r, 1, 11)
+		if err := r.Degraded(); !errors.Is(err, cause) || r.Ledger().Recorded != 10 {
+			t.Errorf("degraded: %v, %+v", err, r.Ledger())
+		}
+		failed = false
+		r.heal()
+		if err := r.Degraded(); err != nil || r.current.Load().plain() || !r.log.boot.present() {
+			t.Errorf("degraded: %v, clicks are in memory: %t", err, r.current.Load().plain())
+		}
+	}
+}

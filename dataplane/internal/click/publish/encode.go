@@ -26,7 +26,7 @@ const (
 // written in the order in which they come up, and packed when they are all
 // there. It belongs to one goroutine.
 type encoder struct {
-	identity []byte // the fields that each batch of the log begins with
+	identity []byte // the fields that each batch of a log begins with
 	limit    int    // bytes of a batch
 
 	out      []byte // storage of the batch
@@ -97,11 +97,16 @@ const (
 
 func newEncoder(id click.Identity) *encoder {
 	e := &encoder{limit: maxBatchBytes, seed: rand.Uint64(), yield: runtime.Gosched}
-	e.identity = appendBytes(e.identity, tagNode, []byte(id.Node))
+	e.identify(id)
+	return e
+}
+
+// identify says whose the batches are that begin from now on.
+func (e *encoder) identify(id click.Identity) {
+	e.identity = appendBytes(e.identity[:0], tagNode, []byte(id.Node))
 	e.identity = appendBytes(e.identity, tagRegion, []byte(id.Region))
 	e.identity = binary.LittleEndian.AppendUint64(append(e.identity, tagBoot), id.Boot)
 	e.identity = appendVarint(e.identity, tagAddressForm, uint64(id.Address))
-	return e
 }
 
 // begin starts a batch in the storage of buf, which becomes the encoder's.

@@ -326,7 +326,7 @@ func TestABatchEndsAtAGapAndAtANewEpoch(t *testing.T) {
 // The account may change while clicks wait in an open batch.
 func TestAReportDoesNotTouchAnOpenBatch(t *testing.T) {
 	r := openRecorder(t)
-	s := newSource(r.Log(), maxBatchBytes, func() []byte { return nil })
+	s := newSource(r.Log(), newEncoder(r.Log().Identity()), func() []byte { return nil })
 	defer s.cursor.Close()
 	now := time.Now()
 	r.Record(event(0))

@@ -77,6 +77,7 @@ type Publisher struct {
 
 	yield    func()    // lets redirects go first; nil outside of Run
 	limit    int       // bytes of a batch
+	encoder  *encoder  // of all sources
 	sources  []*source // the first is being published, the last is the running boot's
 	inFlight []*batch  // oldest first
 	token    uint64    // of inFlight[0]; the next ones follow
@@ -149,6 +150,7 @@ func New(config Config) (*Publisher, error) {
 		checks:  make(chan check, 1),
 		flushes: make(chan chan struct{}),
 		limit:   maxBatchBytes,
+		encoder: newEncoder(config.Recorder.Log().Identity()),
 		pause:   minPause,
 		warned:  make(map[string]bool),
 	}
@@ -277,11 +279,15 @@ func (p *Publisher) recut(limit int) {
 // then the running one's.
 func (p *Publisher) openSources() {
 	p.sources = nil
+	p.encoder.limit = p.limit
+	if p.yield != nil {
+		p.encoder.yield = p.yield
+	}
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
-		s := newSource(log, p.limit, p.buffer)
+		s := newSource(log, p.encoder, p.buffer)
 		s.damaged = p.lose
 		if p.yield != nil {
-			s.yield, s.encoder.yield = p.yield, p.yield
+			s.yield = p.yield
 		}
 		p.sources = append(p.sources, s)
 	}
@@ -402,6 +408,7 @@ func (p *Publisher) next(now time.Time) *batch {
 			}
 		}
 		s.cursor.Close()
+		p.sources[0] = nil // there may be thousands
 		p.sources = p.sources[1:]
 		return p.next(now)
 	}

@@ -25,7 +25,7 @@ func TestALostAcknowledgementBeforeARestartCostsAndDoublesNothing(t *testing.T) 
 	for i := range 10 {
 		first.Record(event(i))
 	}
-	lost := newSource(first.Log(), maxBatchBytes, func() []byte { return nil })
+	lost := newSource(first.Log(), newEncoder(first.Log().Identity()), func() []byte { return nil })
 	b, err := lost.fill(time.Now(), 0, true)
 	if err != nil {
 		t.Fatal(err)

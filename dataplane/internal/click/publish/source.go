@@ -35,7 +35,7 @@ type source struct {
 	log     *click.Log
 	subject string
 	cursor  *click.Cursor
-	encoder *encoder
+	encoder *encoder // of all sources, which are published one after the other
 	click   click.Click
 	opened  time.Time // when the open batch got its first click; zero: none is open
 	told    click.Ledger
@@ -52,14 +52,18 @@ type source struct {
 // second, and for much more behind an outage.
 const yieldEvery = 16
 
-func newSource(log *click.Log, limit int, buffer func() []byte) *source {
+func newSource(log *click.Log, e *encoder, buffer func() []byte) *source {
 	id := log.Identity()
-	s := &source{
-		log: log, subject: clickstream.Subject(id.Region, id.Node), cursor: log.Cursor(log.Acknowledged()), encoder: newEncoder(id),
+	return &source{
+		log: log, subject: clickstream.Subject(id.Region, id.Node), cursor: log.Cursor(log.Acknowledged()), encoder: e,
 		buffer: buffer, recut: log.Recovered(), yield: runtime.Gosched, damaged: func(error) {},
 	}
-	s.encoder.limit = limit
-	return s
+}
+
+// begin opens a batch.
+func (s *source) begin(first uint64) {
+	s.encoder.identify(s.log.Identity())
+	s.encoder.begin(s.buffer(), first)
 }
 
 // fill moves recorded clicks into the open batch, and gives it when it is
@@ -71,7 +75,7 @@ func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, 
 			s.yield()
 		}
 		if s.opened.IsZero() {
-			s.encoder.begin(s.buffer(), s.click.Sequence)
+			s.begin(s.click.Sequence)
 			s.opened = now
 		}
 		full = !s.encoder.add(&s.click)
@@ -132,7 +136,7 @@ func (s *source) report(now time.Time, final bool) *batch {
 		return nil
 	}
 	s.toldAt = now
-	s.encoder.begin(s.buffer(), s.position())
+	s.begin(s.position())
 	return s.cut(final)
 }
 

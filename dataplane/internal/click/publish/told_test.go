@@ -3,7 +3,9 @@ package publish
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -137,5 +139,63 @@ func TestANodeThatStopsWithoutNATSTellsItsEndAtTheNextStartAndOnce(t *testing.T)
 		if finals != 1 {
 			t.Errorf("%d dropped: the end is told %d times", dropped, finals)
 		}
+	}
+}
+
+// A node that ends again and again without NATS leaves an account each time.
+func TestManyAccountsTakeOneEncoderAndGoAsTheyAreTold(t *testing.T) {
+	spool, dir := t.TempDir(), t.TempDir()
+	left := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = spool, 5 })
+	left.Record(&click.Event{Destination: make([]byte, 1<<20)})
+	if err := left.Close(); err != nil {
+		t.Fatal(err)
+	}
+	account, err := os.ReadFile(filepath.Join(spool, "0000000000000005", "boot"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const boots = 1000
+	for i := range boots { // all are boot 5's
+		boot := filepath.Join(dir, fmt.Sprintf("%016x", 100+i))
+		if err := os.Mkdir(boot, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(boot, "boot"), account, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := openRecorder(t, func(c *click.Config) { c.Dir, c.Boot = dir, 6 })
+	p, err := New(Config{URL: "nats://127.0.0.1:1", Recorder: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.closeSources()
+	encoders := make(map[*encoder]bool)
+	for range 2 { // when batches are cut anew, too
+		p.recut(p.limit)
+		all := p.sources
+		if len(all) != boots+1 {
+			t.Fatalf("%d sources", len(all))
+		}
+		told := 0
+		for b := p.next(time.Now()); len(p.sources) > 1; b = p.next(time.Now()) {
+			encoders[p.sources[0].encoder] = true
+			if batch := unmarshal(t, b.data); batch.Boot != 5 || batch.GetLedger().GetDropped() == nil {
+				t.Fatalf("%+v", batch)
+			}
+			told++
+		}
+		kept := 0
+		for _, s := range all[:boots] {
+			if s != nil {
+				kept++
+			}
+		}
+		if told != boots || kept != 0 {
+			t.Errorf("%d accounts are told, %d of their sources are still there", told, kept)
+		}
+	}
+	if len(encoders) != 1 {
+		t.Errorf("%d encoders were made", len(encoders))
 	}
 }

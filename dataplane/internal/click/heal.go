@@ -10,6 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Degraded is why clicks are held in plain memory although the level is
+// process or fsync; nil when they are not.
+func (r *Recorder) Degraded() error {
+	if err := r.degraded.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // heal is called every second. It makes the folder that could not be made at the start,
 // notices that one is gone, makes it anew where it can, and leaves plain memory as soon
 // as files can be made again.

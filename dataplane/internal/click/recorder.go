@@ -466,15 +466,6 @@ func (r *Recorder) Earlier() []*Log {
 // Warnings are what Open found wrong in the spool and went on without.
 func (r *Recorder) Warnings() []error { return slices.Clone(r.warnings) }
 
-// Degraded is why clicks are held in plain memory although the level is
-// process; nil when they are not.
-func (r *Recorder) Degraded() error {
-	if err := r.degraded.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
-
 // Last is the highest sequence that was given out.
 func (r *Recorder) Last() uint64 {
 	for {

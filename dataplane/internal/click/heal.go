@@ -123,7 +123,10 @@ func (b *boot) present() bool {
 		// A folder that cannot be looked at is not one that was removed.
 		return !errors.Is(err, os.ErrNotExist)
 	}
-	mine, err := b.file.Stat()
+	b.moving.Lock()
+	file := b.file
+	b.moving.Unlock()
+	mine, err := file.Stat()
 	return err == nil && os.SameFile(there, mine)
 }
 

@@ -199,14 +199,6 @@ func (n *Node) openClicks() error {
 // Addr is the address for redirects.
 func (n *Node) Addr() net.Addr { return n.doors[0].addr() }
 
-// AddrTLS is the address for redirects over TLS; nil when there is none.
-func (n *Node) AddrTLS() net.Addr {
-	if len(n.doors) == 1 {
-		return nil
-	}
-	return n.doors[1].addr()
-}
-
 // Ready is closed once the node holds a verified state.
 func (n *Node) Ready() <-chan struct{} { return n.feed.Ready() }
 

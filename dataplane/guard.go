@@ -52,8 +52,5 @@ func (g *Guard) Run(ctx context.Context) error { return g.process.Run(ctx) }
 // Healthy says why it can do nothing, or nil.
 func (g *Guard) Healthy() error { return g.process.Healthy() }
 
-// Leading says whether it is the one that works.
-func (g *Guard) Leading() bool { return g.process.Leading() }
-
 // Close is for a detector that is not run.
 func (g *Guard) Close() error { return g.process.Close() }

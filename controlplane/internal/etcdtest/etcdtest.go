@@ -30,14 +30,6 @@ func Start(t testing.TB) *clientv3.Client {
 	return New(t).Client()
 }
 
-// StartServer runs an empty etcd until stop is called or the test ends; stop
-// may be called more than once. For one that starts again, use New.
-func StartServer(t testing.TB) (endpoint string, stop func()) {
-	t.Helper()
-	s := New(t)
-	return s.Endpoint(), s.Stop
-}
-
 // Server is an etcd that can be stopped and started again with its data, at
 // the same address.
 type Server struct {

@@ -70,9 +70,6 @@ func (s *Server) URL() string {
 	return s.server.ClientURL()
 }
 
-// Server is the server itself, for what is not wrapped here.
-func (s *Server) Server() *server.Server { return s.server }
-
 // JetStream is a client of the server that closes with the test.
 func (s *Server) JetStream() jetstream.JetStream {
 	s.t.Helper()

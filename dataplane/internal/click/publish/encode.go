@@ -2,12 +2,11 @@ package publish
 
 import (
 	"encoding/binary"
-	"math/rand/v2"
+	"hash/maphash"
 	"runtime"
 	"slices"
 
 	"github.com/klauspost/compress/s2"
-	"github.com/zeebo/xxh3"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
 )
@@ -45,7 +44,7 @@ type encoder struct {
 	labels     [labelSlots]labelled // that clicks have had, by the hash of what was recorded
 	memo       []byte               // of these: what was recorded, and what it became
 
-	seed       uint64 // so that no client can choose strings that meet in the table
+	seed       maphash.Seed // so that no client can choose strings that meet in the table
 	generation uint16
 	table      [slots]slot
 	strings    []text
@@ -96,7 +95,7 @@ const (
 )
 
 func newEncoder(id click.Identity) *encoder {
-	e := &encoder{limit: maxBatchBytes, seed: rand.Uint64(), yield: runtime.Gosched}
+	e := &encoder{limit: maxBatchBytes, seed: maphash.MakeSeed(), yield: runtime.Gosched}
 	e.identify(id)
 	return e
 }
@@ -139,9 +138,14 @@ func (e *encoder) add(c *click.Click) bool {
 	}
 
 	// A string is written when it is seen first.
+	known := len(e.strings)
 	link := e.index(c.Link)
 	to := e.targets[link]
-	if !e.leadsTo(to, c) {
+	switch {
+	case int(link) == known: // where it is new, its destination is
+		to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.write(c.Destination)}
+		e.targets[link] = to
+	case !e.leadsTo(to, c):
 		to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.index(c.Destination)}
 		e.targets[link] = to
 	}
@@ -221,7 +225,7 @@ func (e *encoder) labelsOf(labels click.Pairs) []byte {
 	if len(recorded) == 0 {
 		return nil
 	}
-	known := &e.labels[xxh3.HashSeed(recorded, e.seed)%labelSlots]
+	known := &e.labels[maphash.Bytes(e.seed, recorded)%labelSlots]
 	if known.generation != e.generation || string(e.memo[known.from:known.mid]) != string(recorded) {
 		from := len(e.memo)
 		e.memo = append(e.memo, recorded...)
@@ -257,16 +261,12 @@ func (e *encoder) index(s []byte) uint32 {
 	if len(s) == 0 {
 		return 0
 	}
-	hash := xxh3.HashSeed(s, e.seed)
+	hash := maphash.Bytes(e.seed, s)
 	half := uint32(hash >> 32)
 	for i := hash; ; i++ {
 		at := &e.table[i%slots]
 		if at.generation != e.generation {
-			index := uint32(len(e.strings))
-			e.buf = appendBytes(e.buf, tagString, s)
-			end := uint32(len(e.buf))
-			e.strings = append(e.strings, text{end - uint32(len(s)), end})
-			e.targets = append(e.targets, target{})
+			index := e.write(s)
 			*at = slot{half, e.generation, uint16(index)} // last: see add
 			return index
 		}
@@ -274,6 +274,19 @@ func (e *encoder) index(s []byte) uint32 {
 			return uint32(at.index)
 		}
 	}
+}
+
+// write appends a string to the batch and gives its place, by which alone it is found.
+func (e *encoder) write(s []byte) uint32 {
+	if len(s) == 0 {
+		return 0
+	}
+	index := uint32(len(e.strings))
+	e.buf = appendBytes(e.buf, tagString, s)
+	end := uint32(len(e.buf))
+	e.strings = append(e.strings, text{end - uint32(len(s)), end})
+	e.targets = append(e.targets, target{})
+	return index
 }
 
 // end finishes the batch with the account and gives its bytes to the caller.

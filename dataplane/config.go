@@ -45,7 +45,7 @@ type Config struct {
 	SpoolBytes   int64         // limit of the spool. Default: 1 GiB
 	StreamBytes  int64         // limit of the stream AFF_CLICKS, if this node creates it. Default: 10 GiB, or what the server has
 	Drain        time.Duration // to answer what is in flight at the end. Default: 10 s
-	Flush        time.Duration // to publish what is in the spool at the end. Default: 10 s
+	Flush        time.Duration // to publish what is in the spool at the end; see publish.Publisher.Flush. Default: 10 s
 
 	MaxHead         int           // bytes of a request head. Default: 16 KiB
 	HeadTimeout     time.Duration // from a head's first byte to its last, and for a TLS handshake. Default: 5 s

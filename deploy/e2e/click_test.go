@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -62,9 +64,8 @@ func (a *answeredClicks) count() int {
 	return len(a.answered)
 }
 
-// pathsInStream reads the stream to its end with the reference consumer, and
-// gives how often each path is in it.
-func (f *fleet) pathsInStream() (paths map[string]int, gaps []clickstream.Gap) {
+// readStream reads the stream to its end with the reference consumer.
+func (f *fleet) readStream(options clickstream.Options, each func(*clickstream.Batch)) {
 	f.t.Helper()
 	nc, err := nats.Connect("nats://"+f.NATSAddr, nats.RetryOnFailedConnect(true), nats.ReconnectWait(50*time.Millisecond), nats.MaxReconnects(-1))
 	if err != nil {
@@ -77,16 +78,24 @@ func (f *fleet) pathsInStream() (paths map[string]int, gaps []clickstream.Gap) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), processes.Patience)
 	defer cancel()
-	paths = map[string]int{}
-	options := clickstream.Options{Until: time.Now(), Log: slog.New(slog.DiscardHandler), Gap: func(g clickstream.Gap) { gaps = append(gaps, g) }}
+	options.Until, options.Log = time.Now(), slog.New(slog.DiscardHandler)
 	if err := clickstream.Consume(ctx, js, options, func(_ context.Context, batch *clickstream.Batch) error {
-		for i := range batch.Clicks {
-			paths[batch.Clicks[i].Path]++
-		}
+		each(batch)
 		return nil
 	}); err != nil {
 		f.t.Fatal(err)
 	}
+}
+
+// pathsInStream gives how often each path is in the stream.
+func (f *fleet) pathsInStream() (paths map[string]int, gaps []clickstream.Gap) {
+	f.t.Helper()
+	paths = map[string]int{}
+	f.readStream(clickstream.Options{Gap: func(g clickstream.Gap) { gaps = append(gaps, g) }}, func(batch *clickstream.Batch) {
+		for i := range batch.Clicks {
+			paths[batch.Clicks[i].Path]++
+		}
+	})
 	return paths, gaps
 }
 
@@ -188,4 +197,26 @@ func TestEveryAnsweredRedirectIsInTheStreamOnceWhateverIsKilledWhen(t *testing.T
 		t.Errorf("only %d requests were answered", load.count())
 	}
 	t.Logf("%d requests answered, %d without an answer, %d clicks", load.count(), len(load.unsure), len(paths))
+}
+
+func TestANodeWhoseClicksArePublishedStopsWithoutNATSAndTellsItsEndAtTheNextStart(t *testing.T) {
+	f := newFleet(t, 1, 1)
+	f.NodeArgs = []string{"--flush", "10m"} // is not to be waited for
+	f.must(f.StartAll())
+	f.do("link", "create", "/a", "https://store.com/", "--wait")
+	f.wantRedirect("/a", "https://store.com/")
+	f.eventually("the click is published", func() bool {
+		return strings.Contains(processes.Get(f.NodeAdmin[0], "/metrics").Body, "\naff_clicks_published_total 1\n")
+	})
+	f.NATS.Kill()
+	if code, err := f.Nodes[0].Stop(); code != 0 {
+		t.Fatalf("SIGTERM ends with exit code %d %v, want 0", code, err)
+	}
+	f.must(f.NATS.Restart())
+	f.must(f.Nodes[0].Restart())
+	f.eventually("the end of the first boot is in the stream", func() bool {
+		audit := &clickstream.Audit{}
+		f.readStream(clickstream.Options{Audit: audit}, func(*clickstream.Batch) {})
+		return slices.ContainsFunc(audit.Accounts(), func(a clickstream.Account) bool { return a.Ended && a.Answered == 1 })
+	})
 }

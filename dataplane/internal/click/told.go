@@ -36,3 +36,10 @@ func (l *Log) told(last uint64) bool {
 	}
 	return l.boot.told.Load() >= lost && (!l.Ended() || l.boot.toldEnd.Load() != 0)
 }
+
+// KeepsAccount says whether the account of the running boot outlives the process, in
+// the boot's file, so that the next start in the folder tells what is not told.
+func (r *Recorder) KeepsAccount() bool {
+	b := r.log.boot
+	return b.dir != "" && !b.apart() && b.present()
+}

@@ -92,3 +92,30 @@ func TestAStopBehindARemovedFolderIsClean(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAnAccountIsKeptWhileTheBootsFileIsThere(t *testing.T) {
+	r := open(t, func(c *Config) { c.Dir = filepath.Join(t.TempDir(), "spool") })
+	if !r.KeepsAccount() {
+		t.Error("it is not")
+	}
+	close(r.stop) // which would make the folder anew
+	r.stopped.Wait()
+	r.stop = make(chan struct{}) // Close's
+	for _, fails := range []func() error{r.log.boot.detach, func() error { return os.RemoveAll(r.config.Dir) }} {
+		if err := fails(); err != nil {
+			t.Fatal(err)
+		}
+		if r.KeepsAccount() {
+			t.Error("it is where there is none")
+		}
+		if err := r.log.boot.restore(); err != nil {
+			t.Fatal(err)
+		}
+		if !r.KeepsAccount() {
+			t.Error("it is not in the file that was made anew")
+		}
+	}
+	if r := open(t, func(c *Config) { c.Level = Memory }); r.KeepsAccount() {
+		t.Error("it is at level memory")
+	}
+}

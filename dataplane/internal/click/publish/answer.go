@@ -2,6 +2,7 @@ package publish
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -150,11 +151,27 @@ func (p *Publisher) keep(b *batch) {
 // finish tells who waits in Flush that all is done.
 func (p *Publisher) finish() {
 	if p.final && len(p.inFlight) == 0 && len(p.again) == 0 {
-		for _, done := range p.flush {
-			close(done)
-		}
-		p.flush = nil
+		p.release(nil)
 	}
+}
+
+// leaveAccount lets who waits in Flush go when NATS is away and all that is left is an
+// account that the next start tells: there is no click in danger that waiting could save.
+func (p *Publisher) leaveAccount() {
+	if len(p.flush) == 0 || p.nc.IsConnected() || p.repeating() {
+		return
+	}
+	if r := p.config.Recorder; r.Unacknowledged() == 0 && r.KeepsAccount() {
+		p.release(errors.New("NATS is away"))
+	}
+}
+
+// release tells who waits in Flush what came of it.
+func (p *Publisher) release(result error) {
+	for _, done := range p.flush {
+		done <- result // has room
+	}
+	p.flush = nil
 }
 
 // buffer gives storage for a batch.

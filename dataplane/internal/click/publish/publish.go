@@ -73,7 +73,7 @@ type Publisher struct {
 	acks    chan *nats.Msg
 	changed chan struct{} // the connection is up, or is not
 	setups  chan setup    // what came of ensureStream
-	flushes chan chan struct{}
+	flushes chan chan error
 
 	yield    func()    // lets redirects go first; nil outside of Run
 	limit    int       // bytes of a batch
@@ -88,7 +88,7 @@ type Publisher struct {
 	pause    time.Duration
 	warned   map[string]bool // lines about the stream that were logged
 	refused  bool            // the log says that clicks do not get into the stream
-	flush    []chan struct{} // closed when everything is published
+	flush    []chan error    // each is told when everything is published, or is not waited for
 	final    bool            // the last batch is cut
 
 	checks    chan check // what came of checkLost
@@ -148,7 +148,7 @@ func New(config Config) (*Publisher, error) {
 		changed: make(chan struct{}, 1),
 		setups:  make(chan setup, 1),
 		checks:  make(chan check, 1),
-		flushes: make(chan chan struct{}),
+		flushes: make(chan chan error),
 		limit:   maxBatchBytes,
 		encoder: newEncoder(config.Recorder.Log().Identity()),
 		pause:   minPause,
@@ -198,6 +198,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 	for {
 		p.tellDegraded(time.Now())
 		p.pump(ctx, time.Now())
+		p.leaveAccount()
 		// One goroutine owns the state; it sleeps until one of these:
 		//   the node stops; an answer from the stream; the connection changed;
 		//   the stream was looked for, or asked what it has lost; someone waits
@@ -229,29 +230,34 @@ func (p *Publisher) Run(ctx context.Context) error {
 // Flush ends the recorder's log, publishes all that is left, tells the final
 // account, and returns when JetStream has acknowledged it. Call it once the
 // last request is answered, while Run still runs. When the context ends first,
-// the error says how much stays in the spool.
+// the error says how much stays in the spool; so does it, without waiting, when
+// NATS is away and only an account is left, which the next start tells.
 func (p *Publisher) Flush(ctx context.Context) error {
 	p.config.Recorder.End()
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	select {
 	case p.flushes <- done:
 	case <-ctx.Done():
-		return p.unflushed(ctx)
+		return p.unflushed(ctx.Err())
 	}
 	select {
-	case <-done:
-		return nil
+	case why := <-done:
+		return p.unflushed(why)
 	case <-ctx.Done():
-		return p.unflushed(ctx)
+		return p.unflushed(ctx.Err())
 	}
 }
 
-func (p *Publisher) unflushed(ctx context.Context) error {
+// unflushed says what is left, and why; nil when nothing is.
+func (p *Publisher) unflushed(why error) error {
+	if why == nil {
+		return nil
+	}
 	left := p.config.Recorder.Unacknowledged()
 	if left == 0 {
-		return fmt.Errorf("flush clicks: all are published, and the final account is not: %w", ctx.Err())
+		return fmt.Errorf("flush clicks: all are published, and the final account is not: %w", why)
 	}
-	return fmt.Errorf("flush clicks: %d are not published: %w", left, ctx.Err())
+	return fmt.Errorf("flush clicks: %d are not published: %w", left, why)
 }
 
 // recut forgets the batches that are under way and cuts them again with

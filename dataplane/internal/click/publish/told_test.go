@@ -142,6 +142,51 @@ func TestANodeThatStopsWithoutNATSTellsItsEndAtTheNextStartAndOnce(t *testing.T)
 	}
 }
 
+func TestAStopWithoutNATSWaitsForClicksAndNotForAnAccountThatIsKept(t *testing.T) {
+	nothing := func(*click.Recorder) {}
+	for name, stop := range map[string]struct {
+		level  click.Level
+		before func(r *click.Recorder) // with NATS away
+		waits  bool
+	}{
+		"only the account is left":    {click.Process, nothing, false},
+		"at level fsync":              {click.Fsync, nothing, false},
+		"drops are in the account":    {click.Process, func(r *click.Recorder) { r.Record(&click.Event{Destination: make([]byte, 1<<20)}) }, false},
+		"a click is left":             {click.Process, func(r *click.Recorder) { r.Record(event(1)) }, true},
+		"nothing outlives the memory": {click.Memory, nothing, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := natstest.Start(t)
+			r := openRecorder(t, func(c *click.Config) { c.Level = stop.level })
+			p, _ := start(t, s.URL(), r)
+			r.Record(event(0))
+			for r.Unacknowledged() > 0 {
+				time.Sleep(time.Millisecond)
+			}
+			s.Stop()
+			stop.before(r)
+			wait := 20 * time.Second // is not to pass
+			if stop.waits {
+				wait = 100 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), wait)
+			defer cancel()
+			if err := p.Flush(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) != stop.waits {
+				t.Errorf("the stop says %v, and was to wait for all of its time: %t", err, stop.waits)
+			}
+		})
+	}
+}
+
+func TestANodeThatHasNeverReachedNATSAndHasNoClicksStopsAtOnce(t *testing.T) {
+	p, _ := start(t, "nats://127.0.0.1:1", openRecorder(t))
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := p.Flush(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the stop says %v", err)
+	}
+}
+
 // A node that ends again and again without NATS leaves an account each time.
 func TestManyAccountsTakeOneEncoderAndGoAsTheyAreTold(t *testing.T) {
 	spool, dir := t.TempDir(), t.TempDir()

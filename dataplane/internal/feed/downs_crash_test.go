@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -108,6 +109,36 @@ func TestCrashLoopOverTheFileLeavesWhatWasTakenDownBeforeIt(t *testing.T) {
 		wantAnswer(t, a.live, "/a", "", link.ToNotFound)
 		kill(a.wire) // over the file, or by somebody else
 	}
+}
+
+// A control plane tells on each new stream what the node does not serve yet.
+func TestTakeDownThatIsInForceAlreadyIsNotWhatTheProcessIsAt(t *testing.T) {
+	dir := t.TempDir()
+	s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := started(dir)
+	unknown := &feedv1.Entry{Key: "unknown/1"} // of a later release
+	down := wire(t, takeDown(12, deleted("/a"), unknown))
+	a.take(down)
+	a.take(wire(t, takeDown(14, deleted("/a"))))
+	a.wire.close() // in order: it has held
+	a, _ = started(dir)
+	defer kill(a.wire)
+	shown := a.live.Load()
+	at := func() []mark { return openTripwire(filepath.Join(dir, noteName), time.Now()).marks }
+	if o := a.take(down); o.takenDown.GetRevision() != 12 || o.guarded != nil || o.err != nil {
+		t.Errorf("told once more, it is answered %+v", o)
+	}
+	if marks := at(); len(marks) != 1 || marks[0].origin != originFile || a.live.Load() != shown {
+		t.Errorf("the note says %v, and another table is served: %t", marks, a.live.Load() != shown)
+	}
+	a.take(wire(t, takeDown(12, deleted("/a"), deleted("/b"), unknown)))
+	if marks := at(); len(marks) != 1 || marks[0].origin != originTakeDown {
+		t.Errorf("with a link that was not taken down before, the note says %v", marks)
+	}
+	wantAnswer(t, a.live, "/b", "", link.ToNotFound)
 }
 
 func TestSnapshotThatATakeDownOvertakesIsStillWhatTheProcessIsAt(t *testing.T) {

@@ -82,11 +82,10 @@ func (r *refusal) apply(b *table.Builder, key string) {
 
 // add takes something down, unless a later version is known to have done it.
 func (o *overlay) add(key string, r refusal) error {
-	old, had := o.refusals[key]
-	if had && old.version.Epoch == r.version.Epoch && old.version.Revision >= r.version.Revision {
+	if o.has(key, r.version) {
 		return nil
 	}
-	if had {
+	if old, had := o.refusals[key]; had {
 		o.forget(key, old)
 	}
 	if size := o.size + len(key) + len(r.value); len(o.refusals) >= maxTakenDown || size > maxTakenDownBytes {
@@ -101,12 +100,27 @@ func (o *overlay) add(key string, r refusal) error {
 	return nil
 }
 
+// has says whether it is known what a version, or a later one, has done to a key.
+func (o *overlay) has(key string, v table.Version) bool {
+	old, had := o.refusals[key]
+	return had && old.version.Epoch == v.Epoch && old.version.Revision >= v.Revision
+}
+
 // lacks says whether any of these is not known yet.
 func (o *overlay) lacks(entries []refused) bool {
-	return slices.ContainsFunc(entries, func(e refused) bool {
-		old, had := o.refusals[e.key]
-		return !had || old.version.Epoch != e.version.Epoch || old.version.Revision < e.version.Revision
-	})
+	return slices.ContainsFunc(entries, func(e refused) bool { return !o.has(e.key, e.version) })
+}
+
+// inForce says whether a take-down is told once more, as a control plane does on each
+// new stream. It looks at keys alone: what values hold is read behind the tripwire.
+func (o *overlay) inForce(entries []*feedv1.Entry, v table.Version) bool {
+	return !slices.ContainsFunc(entries, func(e *feedv1.Entry) bool { return refusable(e.GetKey()) && !o.has(e.GetKey(), v) })
+}
+
+// refusable says whether a key is of a kind of which something is refused.
+func refusable(key string) bool {
+	return slices.ContainsFunc([]link.Kind{link.Links, link.Affiliates, link.Blocks, link.Policies},
+		func(k link.Kind) bool { return strings.HasPrefix(key, k.Prefix()) })
 }
 
 func (o *overlay) forget(key string, r refusal) {
@@ -145,6 +159,9 @@ func (a *applier) takeDown(m *feedv1.TakeDown, message []byte) outcome {
 	live := a.live.Load()
 	if live != nil && v.Epoch == live.Version().Epoch && !later(v, live.Version()) {
 		return outcome{kind: kindTakeDown, takenDown: m.GetVersion()}
+	}
+	if a.down.inForce(m.GetEntries(), v) {
+		return outcome{kind: kindTakeDown, takenDown: a.reached(v)} // it is not what the process is at
 	}
 	if err := a.wire.armTakeDown(v); err != nil {
 		a.down.pass(v)

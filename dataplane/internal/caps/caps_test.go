@@ -334,8 +334,12 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 	}
 	path, limit, at := []byte("/a"), link.Cap{Clicks: 1 << 40, Period: link.PerHour}, now()
 	node.Take(host, path, limit, at, true)
-	if n := testing.AllocsPerRun(1000, func() { node.Take(host, path, limit, at, true) }); n > 0 {
-		t.Errorf("%v allocations", n)
+	if n := testing.AllocsPerRun(1, func() {
+		for range 1000 { // of one run: what one in two allocates is rounded down to nothing
+			node.Take(host, path, limit, at, true)
+		}
+	}); n > 10 { // some may be the runtime's
+		t.Errorf("%v allocations by 1000 clicks", n)
 	}
 }
 

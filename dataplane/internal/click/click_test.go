@@ -342,9 +342,12 @@ func TestRecordDoesNotAllocate(t *testing.T) {
 			for i := range events {
 				events[i].Address, events[i].GPC = netip.MustParseAddr("203.0.113.9"), i%2 == 0
 			}
-			i := 0
-			if n := testing.AllocsPerRun(2000, func() { r.Record(&events[i&15]); i++ }); n != 0 {
-				t.Errorf("level %s, form %d: %v allocations", level, form, n)
+			if n := testing.AllocsPerRun(1, func() {
+				for i := range 2000 { // of one run: what one in two allocates is rounded down to nothing
+					r.Record(&events[i&15])
+				}
+			}); n > 20 { // some are of the goroutine that makes segments
+				t.Errorf("level %s, form %d: %v allocations by 2000 clicks", level, form, n)
 			}
 		}
 	}

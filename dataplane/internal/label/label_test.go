@@ -314,13 +314,15 @@ func TestJudgingAllocatesNothing(t *testing.T) {
 	b := newBench(t, Config{})
 	b.req.Query = []byte("a=b&gclid=Cj0KCQjw-abcdefghijklmnop")
 	i := uint32(0)
-	if allocs := testing.AllocsPerRun(1000, func() {
-		i++
-		b.req.Address = address(i)
-		b.pass(time.Millisecond)
-		b.ask()
-	}); allocs != 0 {
-		t.Errorf("%v allocations", allocs)
+	if allocs := testing.AllocsPerRun(1, func() {
+		for range 1000 { // of one run: what one in two allocates is rounded down to nothing
+			i++
+			b.req.Address = address(i)
+			b.pass(time.Millisecond)
+			b.ask()
+		}
+	}); allocs > 10 { // some may be the runtime's
+		t.Errorf("%v allocations by 1000 requests", allocs)
 	}
 }
 

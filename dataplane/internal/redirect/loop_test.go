@@ -30,7 +30,8 @@ func runTwice(m *testing.M) int {
 // allocateNothing makes round trips of so many requests each, and looks at the
 // allocations of all the process, which tests before this one may still add to, and
 // so do segments of clicks: what a request allocates is in each of three counts, and
-// what one in a hundred does is too much. The race detector empties the pools, so that
+// what one in a hundred does is too much; testing.AllocsPerRun rounds down, and takes
+// what every second one does for nothing. The race detector empties the pools, so that
 // it only looks for races; make test runs these tests without it, too.
 func allocateNothing(t *testing.T, name string, requests int, trip func()) {
 	t.Helper()

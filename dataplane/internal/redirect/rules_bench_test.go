@@ -71,9 +71,7 @@ func (d *decider) decide(t testing.TB, addr netip.Addr, agent []byte) {
 func TestRulesForAVisitorOfAKnownKindAllocateNothing(t *testing.T) {
 	d := newDecider(t, 1)
 	agent := []byte(phoneAgent)
-	if allocs := testing.AllocsPerRun(1000, func() { d.decide(t, place(0), agent) }); allocs != 0 {
-		t.Errorf("%v allocations", allocs)
-	}
+	allocateNothing(t, "rules", 1, func() { d.decide(t, place(0), agent) })
 }
 
 // BenchmarkRules is the decision about a link with three rules on country and

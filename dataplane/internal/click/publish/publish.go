@@ -77,6 +77,7 @@ type Publisher struct {
 
 	yield    func()    // lets redirects go first; nil outside of Run
 	limit    int       // bytes of a batch
+	cutAnew  bool      // it was another one before
 	encoder  *encoder  // of all sources
 	sources  []*source // the first is being published, the last is the running boot's
 	inFlight []*batch  // oldest first
@@ -275,10 +276,8 @@ func (p *Publisher) recut(limit int) {
 	p.inFlight = nil
 	p.final = false
 	p.closeSources()
+	p.cutAnew = true
 	p.openSources()
-	for _, s := range p.sources {
-		s.recut = true
-	}
 }
 
 // openSources lists what is to be published: what earlier boots have left, and
@@ -292,6 +291,7 @@ func (p *Publisher) openSources() {
 	for _, log := range append(p.config.Recorder.Earlier(), p.config.Recorder.Log()) {
 		s := newSource(log, p.encoder, p.buffer)
 		s.damaged = p.lose
+		s.recut = s.recut || p.cutAnew
 		if p.yield != nil {
 			s.yield = p.yield
 		}

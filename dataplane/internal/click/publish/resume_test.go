@@ -159,6 +159,57 @@ func settle(t *testing.T, p *Publisher) {
 	}
 }
 
+// The stream takes smaller messages by now, and has the first batch of before that. It may
+// store the second one late, behind being asked for it: what is cut anew from that one's
+// first click on has other clicks, and must not have its id.
+func TestBatchesThatAreCutAnewBehindWhatTheStreamHasGetIDsOfTheirOwn(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	config := jetstream.StreamConfig{
+		Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}, Discard: jetstream.DiscardNew, MaxBytes: 200 << 20,
+	}
+	if _, err := js.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	r := openRecorder(t)
+	p, err := New(Config{URL: s.URL(), Recorder: r, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.nc.Close()
+	p.openSources()
+	defer func() { p.closeSources() }()
+	settle(t, p)
+	cut := func() *batch {
+		for i := range 10 {
+			r.Record(event(i))
+		}
+		now := time.Now()
+		p.next(now) // opens it
+		return p.next(now.Add(maxAge))
+	}
+	early, late := cut(), cut()
+	p.inFlight = append(p.inFlight, early, late)
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: early.subject, Data: early.data, Header: nats.Header{jetstream.MsgIDHeader: {early.id}}}); err != nil {
+		t.Fatal(err)
+	}
+	config.MaxMsgSize = 4 * headRoom
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	p.reconnected()
+	settle(t, p)
+	if r.Log().Acknowledged() != early.last {
+		t.Fatalf("%d are acknowledged, and the stream has %d", r.Log().Acknowledged(), early.last)
+	}
+	if anew := cut(); anew.first != late.first || anew.last == late.last || anew.id == late.id {
+		t.Errorf("clicks %d to %d have the id %s, and so had %d to %d", anew.first, anew.last, anew.id, late.first, late.last)
+	}
+}
+
 // clicksInAll counts clicks in the stream, duplicates too.
 func clicksInAll(t *testing.T, js jetstream.JetStream, boot uint64) (n int) {
 	t.Helper()

@@ -131,6 +131,7 @@ func latest(sent []click.Sent) []click.Sent {
 
 // check is what came of asking the stream what it has lost.
 type check struct {
+	turn    int // of the connection
 	missing []click.Sent
 	from    uint64
 	deleted int // messages that the stream lacks between its ends
@@ -140,12 +141,14 @@ type check struct {
 // checkLost asks the stream, beside the loop.
 func (p *Publisher) checkLost(ctx context.Context, now time.Time) {
 	p.checking, p.checkedAt = true, now
-	from, deleted, last := p.wentBack, p.deleted, p.last
+	turn, from, deleted, last := p.turns, p.wentBack, p.deleted, p.last
 	p.wentBack = 0
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, max(p.config.Timeout, p.config.CheckEvery))
 		defer cancel()
-		p.checks <- p.findLost(ctx, from, deleted, last)
+		c := p.findLost(ctx, from, deleted, last)
+		c.turn = turn
+		p.checks <- c
 	}()
 }
 
@@ -194,10 +197,15 @@ func holes(ctx context.Context, stream jetstream.Stream, deleted int) (func(sequ
 	}, nil
 }
 
+// looked takes what came of checkLost.
+func (p *Publisher) looked(c check) {
+	p.checking = false
+	p.checked(c)
+}
+
 // checked takes what the stream has lost.
 func (p *Publisher) checked(c check) {
-	p.checking = false
-	if c.err != nil { // asked again in a while, or after the reconnect
+	if c.err != nil || c.turn != p.turns { // asked again in a while, or after the reconnect
 		if p.wentBack == 0 {
 			p.wentBack = c.from
 		}

@@ -3,6 +3,7 @@ package publish
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -299,5 +300,76 @@ func TestWhatAStreamWasToldToForgetIsNotPublishedAgain(t *testing.T) {
 	flush(t, p)
 	if got := inStream(t, js, r.Log().Identity().Boot); got != 100 || p.republished.Load() != 0 {
 		t.Fatalf("the stream has %d clicks", got)
+	}
+}
+
+// connected is a publisher whose loop is the test, with a stream and bursts of clicks in it.
+func connected(t *testing.T, s *natstest.Server, bursts int) (p *Publisher, r *click.Recorder) {
+	t.Helper()
+	r = openRecorder(t)
+	p, err := New(Config{URL: s.URL(), Recorder: r, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.nc.Close)
+	p.openSources()
+	t.Cleanup(p.closeSources)
+	settle(t, p)
+	for range bursts {
+		r.Record(event(0))
+		publishAll(t, p, r)
+	}
+	return p, r
+}
+
+// publishAll runs a publisher until all is acknowledged.
+func publishAll(t *testing.T, p *Publisher, r *click.Recorder) {
+	t.Helper()
+	for deadline := time.After(20 * time.Second); r.Unacknowledged() > 0 || p.repeating(); {
+		p.pump(t.Context(), time.Now())
+		select {
+		case m := <-p.acks:
+			p.answered(m)
+		case <-time.After(tick):
+		case <-deadline:
+			t.Fatalf("%d are not acknowledged", r.Unacknowledged())
+		}
+	}
+}
+
+func TestWhatIsFoundMissingBeforeAReconnectIsNotPublishedTwice(t *testing.T) {
+	s := natstest.Start(t)
+	p, _ := connected(t, s, 5)
+	deleteLast(t, s.JetStream(), 2)
+	p.checkLost(t.Context(), time.Now())
+	p.reconnected()
+	settle(t, p)
+	if !p.checking {
+		t.Error("it is asked still, and Run would not wait for that")
+	}
+	p.looked(<-p.checks)
+	if len(p.again) != 2 || p.checking {
+		t.Errorf("%d messages are to be published again, want 2; it is asked still: %t", len(p.again), p.checking)
+	}
+}
+
+// The stream was found, and then it has lost what was acknowledged, with a reconnect.
+func TestAStreamThatWasFoundBeforeAReconnectIsAskedAgainWhatItHasLost(t *testing.T) {
+	s := natstest.Start(t)
+	p, r := connected(t, s, 5)
+	p.ready = false // as behind a refusal
+	p.pump(t.Context(), time.Now())
+	found := <-p.setups
+	js := s.JetStream()
+	deleteLast(t, js, 2)
+	p.reconnected()
+	p.settled(found)
+	settle(t, p)
+	publishAll(t, p, r)
+	if got := inStream(t, js, r.Log().Identity().Boot); got != 5 {
+		t.Errorf("the stream has %d of 5 clicks", got)
 	}
 }

@@ -88,6 +88,7 @@ func redacted(urls string) string {
 
 // reconnected forgets what it believed about the server and what is under way.
 func (p *Publisher) reconnected() {
+	p.turns++
 	p.ready = false
 	p.checkedAt = time.Time{}
 	p.pauseEnd = time.Time{}
@@ -99,7 +100,7 @@ func (p *Publisher) reconnected() {
 // settle looks for the stream, beside the loop: the answer can take long.
 func (p *Publisher) settle(ctx context.Context) {
 	p.settling = true
-	check, deleted, last := p.checkedAt.IsZero(), p.deleted, p.last
+	check, turn, deleted, last := p.checkedAt.IsZero(), p.turns, p.deleted, p.last
 	var resumes []*resume
 	for _, s := range p.sources {
 		resumes = append(resumes, &resume{log: s.log, subject: s.subject})
@@ -119,16 +120,13 @@ func (p *Publisher) settle(ctx context.Context) {
 			}
 			s.resumes = resumes
 		}
+		s.turn, s.checked.turn = turn, turn
 		p.setups <- s
 	}()
 }
 
 func (p *Publisher) settled(s setup) {
 	p.settling = false
-	if s.err != nil {
-		p.refuse("no stream for clicks: they stay in the spool", s.err)
-		return
-	}
 	if s.created {
 		p.log.Info("stream created", "stream", s.config.Name, "max_bytes", s.config.MaxBytes, "replicas", s.config.Replicas)
 	}
@@ -137,6 +135,13 @@ func (p *Publisher) settled(s setup) {
 			p.warned[warning] = true
 			p.log.Warn(warning, "stream", s.config.Name)
 		}
+	}
+	if s.turn != p.turns {
+		return // it may have lost something since: it is looked for once more
+	}
+	if s.err != nil {
+		p.refuse("no stream for clicks: they stay in the spool", s.err)
+		return
 	}
 	limit := min(maxBatchBytes, int(p.nc.MaxPayload())-headRoom)
 	if s.config.MaxMsgSize > 0 {

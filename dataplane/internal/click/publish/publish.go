@@ -85,6 +85,7 @@ type Publisher struct {
 	free     [][]byte
 	ready    bool      // the stream is there
 	settling bool      // ensureStream is running
+	turns    int       // of the connection: what was asked before the last one says nothing
 	pauseEnd time.Time // nothing is sent before
 	pause    time.Duration
 	warned   map[string]bool // lines about the stream that were logged
@@ -110,6 +111,7 @@ type Publisher struct {
 }
 
 type setup struct {
+	turn     int // of the connection
 	config   jetstream.StreamConfig
 	created  bool
 	warnings []string
@@ -220,7 +222,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		case s := <-p.setups:
 			p.settled(s)
 		case c := <-p.checks:
-			p.checked(c)
+			p.looked(c)
 		case done := <-p.flushes:
 			p.flush = append(p.flush, done)
 		case <-ticker.C:

@@ -134,50 +134,65 @@ type check struct {
 	turn    int // of the connection
 	missing []click.Sent
 	from    uint64
-	deleted int // messages that the stream lacks between its ends
+	made    time.Time // when the stream was
+	deleted int       // messages that the stream lacks between its ends
 	err     error
+}
+
+// known is what the stream is compared with.
+type known struct {
+	turn    int         // of the connection
+	from    uint64      // where the stream was seen to go on a second time; 0: it was not
+	deleted int         // messages that it lacked between its ends the last time
+	last    *click.Sent // what was acknowledged last; nil: that is not known
+	made    time.Time   // when it was; zero: that is not known
+}
+
+func (p *Publisher) known() known {
+	return known{turn: p.turns, from: p.wentBack, deleted: p.deleted, last: p.last, made: p.made}
 }
 
 // checkLost asks the stream, beside the loop.
 func (p *Publisher) checkLost(ctx context.Context, now time.Time) {
 	p.checking, p.checkedAt = true, now
-	turn, from, deleted, last := p.turns, p.wentBack, p.deleted, p.last
+	known := p.known()
 	p.wentBack = 0
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, max(p.config.Timeout, p.config.CheckEvery))
 		defer cancel()
-		c := p.findLost(ctx, from, deleted, last)
-		c.turn = turn
-		p.checks <- c
+		p.checks <- p.findLost(ctx, known)
 	}()
 }
 
-// findLost asks the stream. from is where it was seen to go on a second time, if
-// it was; deleted is how many messages it lacked between its ends the last time;
-// last is what was acknowledged last, nil when that is not known.
-func (p *Publisher) findLost(ctx context.Context, from uint64, deleted int, last *click.Sent) (c check) {
+// findLost asks the stream.
+func (p *Publisher) findLost(ctx context.Context, k known) (c check) {
+	c.turn, c.from = k.turn, k.from
 	stream, err := p.js.Stream(ctx, clickstream.StreamName)
 	if err != nil {
-		return check{from: from, err: err}
+		c.err = err
+		return c
 	}
 	config, state := stream.CachedInfo().Config, stream.CachedInfo().State
-	c.deleted, c.from = state.NumDeleted, from
+	c.deleted, c.made = state.NumDeleted, stream.CachedInfo().Created
+	if !k.made.IsZero() && !c.made.Equal(k.made) {
+		c.from = 1 // another stream, whose positions say nothing about this one's
+	}
 	if config.Retention != jetstream.LimitsPolicy || config.MaxMsgsPerSubject > 0 {
 		return c // it deletes by itself what is not at its beginning
 	}
 	s := search{ctx: ctx, nc: p.nc, state: state}
-	if from == 0 && (c.deleted == deleted || c.deleted == 0) && last != nil && s.has(last) {
+	if c.from == 0 && (c.deleted == k.deleted || c.deleted == 0) && k.last != nil && s.has(k.last) {
 		c.err = s.err
 		return c // as a rule: what is kept need not be listed
 	}
 	deletedAt := func(uint64) bool { return false }
-	if c.deleted != deleted && c.deleted > 0 {
+	if c.deleted != k.deleted && c.deleted > 0 {
 		if deletedAt, c.err = holes(ctx, stream, c.deleted); c.err != nil {
 			return c
 		}
 	}
 	s.sent = latest(p.config.Recorder.Sent())
-	c.missing, c.err = s.lost(func(b *click.Sent) bool { return from > 0 && b.Position >= from || deletedAt(b.Position) })
+	c.missing, c.err = s.lost(func(b *click.Sent) bool { return c.from > 0 && b.Position >= c.from || deletedAt(b.Position) })
 	return c
 }
 
@@ -197,6 +212,14 @@ func holes(ctx context.Context, stream jetstream.Stream, deleted int) (func(sequ
 	}, nil
 }
 
+// suspect notes from which position on the stream may have lost what it had there before;
+// 0: it has not.
+func (p *Publisher) suspect(from uint64) {
+	if from > 0 && (p.wentBack == 0 || from < p.wentBack) {
+		p.wentBack = from
+	}
+}
+
 // looked takes what came of checkLost.
 func (p *Publisher) looked(c check) {
 	p.checking = false
@@ -206,12 +229,10 @@ func (p *Publisher) looked(c check) {
 // checked takes what the stream has lost.
 func (p *Publisher) checked(c check) {
 	if c.err != nil || c.turn != p.turns { // asked again in a while, or after the reconnect
-		if p.wentBack == 0 {
-			p.wentBack = c.from
-		}
+		p.suspect(c.from)
 		return
 	}
-	p.deleted = c.deleted
+	p.deleted, p.made = c.deleted, c.made
 	if len(c.missing) == 0 {
 		return
 	}

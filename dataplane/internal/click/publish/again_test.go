@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -371,5 +374,85 @@ func TestAStreamThatWasFoundBeforeAReconnectIsAskedAgainWhatItHasLost(t *testing
 	publishAll(t, p, r)
 	if got := inStream(t, js, r.Log().Identity().Boot); got != 5 {
 		t.Errorf("the stream has %d of 5 clicks", got)
+	}
+}
+
+// A stream gets a store of before, and another node goes on in it: where this one's clicks
+// were, there are others.
+func TestWhatTheStreamHasLostIsFoundAlsoWhereItDoesNotAnswerAtFirst(t *testing.T) {
+	var store string
+	s := natstest.Start(t, func(o *server.Options) { store = o.StoreDir })
+	p, r := connected(t, s, 2)
+	before := filepath.Join(t.TempDir(), "store")
+	again := func(between func()) {
+		t.Helper()
+		s.Stop()
+		between()
+		s.Restart()
+		for deadline := time.Now().Add(20 * time.Second); !p.nc.IsConnected(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("no connection")
+			}
+		}
+		p.reconnected()
+	}
+	again(func() { must(t, os.CopyFS(before, os.DirFS(store))) })
+	settle(t, p)
+	for range 2 {
+		r.Record(event(0))
+		publishAll(t, p, r)
+	}
+	again(func() { must(t, os.RemoveAll(store)); must(t, os.CopyFS(store, os.DirFS(before))) })
+	js := s.JetStream()
+	for range 3 {
+		_, err := js.Publish(t.Context(), clickstream.Subject("eu", "other"), nil)
+		must(t, err)
+	}
+	boot := r.Log().Identity().Boot
+	if got := inStream(t, js, boot); got != 2 {
+		t.Fatalf("nothing was lost: the stream has %d clicks", got)
+	}
+	p.pump(t.Context(), time.Now())
+	found := <-p.setups
+	found.checked = check{turn: found.turn, err: context.DeadlineExceeded}
+	p.settled(found)
+	r.Record(event(0))
+	publishAll(t, p, r)
+	p.pump(t.Context(), time.Now().Add(p.config.CheckEvery+time.Second))
+	p.looked(<-p.checks)
+	publishAll(t, p, r)
+	if got := inStream(t, js, boot); got != 5 {
+		t.Errorf("the stream has %d of 5 clicks", got)
+	}
+}
+
+// The new stream is further than the one before by the time that this node publishes.
+func TestWhatWasInAStreamThatIsMadeAnewIsPublishedAgain(t *testing.T) {
+	s := natstest.Start(t)
+	p, r := connected(t, s, 2)
+	js := s.JetStream()
+	stream, err := js.Stream(t.Context(), clickstream.StreamName)
+	must(t, err)
+	must(t, js.DeleteStream(t.Context(), clickstream.StreamName))
+	_, err = js.CreateStream(t.Context(), stream.CachedInfo().Config)
+	must(t, err)
+	for range 3 {
+		_, err := js.Publish(t.Context(), clickstream.Subject("eu", "other"), nil)
+		must(t, err)
+	}
+	r.Record(event(0))
+	publishAll(t, p, r)
+	p.pump(t.Context(), time.Now().Add(p.config.CheckEvery+time.Second))
+	p.looked(<-p.checks)
+	publishAll(t, p, r)
+	if got := inStream(t, js, r.Log().Identity().Boot); got != 3 {
+		t.Errorf("the stream has %d of 3 clicks", got)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

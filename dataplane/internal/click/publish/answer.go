@@ -58,8 +58,8 @@ func (p *Publisher) answered(m *nats.Msg) {
 	b.acked, b.position = true, a.Seq
 	p.last = &click.Sent{ID: b.id, Position: a.Seq}
 	if !a.Duplicate {
-		if a.Seq <= p.highest && (p.wentBack == 0 || a.Seq < p.wentBack) {
-			p.wentBack = a.Seq // it has lost what it had there before
+		if a.Seq <= p.highest {
+			p.suspect(a.Seq)
 		}
 		p.highest = a.Seq
 	}

@@ -100,7 +100,8 @@ func (p *Publisher) reconnected() {
 // settle looks for the stream, beside the loop: the answer can take long.
 func (p *Publisher) settle(ctx context.Context) {
 	p.settling = true
-	check, turn, deleted, last := p.checkedAt.IsZero(), p.turns, p.deleted, p.last
+	check, known := p.checkedAt.IsZero(), p.known()
+	known.from = 0 // it is seen by its end
 	var resumes []*resume
 	for _, s := range p.sources {
 		resumes = append(resumes, &resume{log: s.log, subject: s.subject})
@@ -111,7 +112,7 @@ func (p *Publisher) settle(ctx context.Context) {
 		s := ensureStream(ctx, p.nc, p.js, p.config.Stream)
 		if check && s.err == nil {
 			// Before anything new is published, which would look like the end.
-			s.checked = p.findLost(ctx, 0, deleted, last)
+			s.checked = p.findLost(ctx, known)
 			for _, r := range resumes {
 				if err := r.look(ctx, p.nc, s.last); err != nil {
 					p.log.Warn("the stream does not say what it has: clicks may be in it twice, which consumers notice", "error", err)
@@ -120,7 +121,7 @@ func (p *Publisher) settle(ctx context.Context) {
 			}
 			s.resumes = resumes
 		}
-		s.turn, s.checked.turn = turn, turn
+		s.turn = known.turn
 		p.setups <- s
 	}()
 }
@@ -153,6 +154,9 @@ func (p *Publisher) settled(s setup) {
 	p.ready = true
 	if p.checkedAt.IsZero() {
 		p.checkedAt = time.Now()
+		if s.checked.err != nil {
+			s.checked.from = 1 // what is published from now on hides where it ends: all is looked for
+		}
 		p.checked(s.checked)
 		p.goOn(s)
 	}

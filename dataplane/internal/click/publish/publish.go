@@ -98,6 +98,7 @@ type Publisher struct {
 	checkedAt time.Time
 	last      *click.Sent  // what was acknowledged last
 	deleted   int          // messages that the stream lacked between its ends when it was asked
+	made      time.Time    // when the stream was, by then
 	wentBack  uint64       // lowest position that the stream gave out twice; 0: none
 	highest   uint64       // position of what is acknowledged
 	again     []click.Sent // to be published again

@@ -74,7 +74,7 @@ func main() {
 			fs.DurationVar(&cfg.LabelReplay, "label-replay", time.Hour, "`time` after which the same click id (gclid, fbclid, ...) of a link is no replay any more")
 			fs.BoolVar(&cfg.ReusePort, "reuse-port", false, "take the addresses over, when ready, from a process that also says so")
 			fs.DurationVar(&cfg.Drain, "drain", 10*time.Second, "`time` to answer what is in flight at the end")
-			fs.DurationVar(&cfg.Flush, "flush", 10*time.Second, "`time` to publish what is in the spool at the end; not waited for without NATS where all clicks are published and the next start can tell the rest")
+			fs.DurationVar(&cfg.Flush, "flush", 10*time.Second, "`time` to publish what is in the spool at the end; 2 s are enough without NATS where all clicks are published and the next start can tell the rest")
 		},
 		Check: func() error {
 			cfg.Control, cfg.TrustedProxies, cfg.GeoIP = split(control), split(proxies), split(geoip)

@@ -157,8 +157,15 @@ func (p *Publisher) finish() {
 
 // leaveAccount lets who waits in Flush go when NATS is away and all that is left is an
 // account that the next start tells: there is no click in danger that waiting could save.
-func (p *Publisher) leaveAccount() {
-	if len(p.flush) == 0 || p.nc.IsConnected() || p.repeating() {
+func (p *Publisher) leaveAccount(now time.Time) {
+	if p.nc.IsConnected() {
+		p.awayFrom = time.Time{}
+		return
+	}
+	if p.awayFrom.IsZero() {
+		p.awayFrom = now
+	}
+	if len(p.flush) == 0 || now.Sub(p.awayFrom) < away || p.repeating() {
 		return
 	}
 	if r := p.config.Recorder; r.Unacknowledged() == 0 && r.KeepsAccount() {

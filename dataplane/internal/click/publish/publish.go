@@ -58,6 +58,7 @@ const (
 	tick        = 10 * time.Millisecond // how often the spool is looked at
 	maxAge      = 25 * time.Millisecond // of a batch that is cut; with two ticks, under 50 ms when it is sent
 	headRoom    = 1 << 10               // of a message, for its headers
+	away        = 2 * time.Second       // after which NATS does not just restart
 	minPause    = 250 * time.Millisecond
 	maxPause    = 5 * time.Second
 )
@@ -86,6 +87,7 @@ type Publisher struct {
 	ready    bool      // the stream is there
 	settling bool      // ensureStream is running
 	turns    int       // of the connection: what was asked before the last one says nothing
+	awayFrom time.Time // since when there is no connection; zero: there is one
 	pauseEnd time.Time // nothing is sent before
 	pause    time.Duration
 	warned   map[string]bool // lines about the stream that were logged
@@ -202,7 +204,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 	for {
 		p.tellDegraded(time.Now())
 		p.pump(ctx, time.Now())
-		p.leaveAccount()
+		p.leaveAccount(time.Now())
 		// One goroutine owns the state; it sleeps until one of these:
 		//   the node stops; an answer from the stream; the connection changed;
 		//   the stream was looked for, or asked what it has lost; someone waits
@@ -234,8 +236,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 // Flush ends the recorder's log, publishes all that is left, tells the final
 // account, and returns when JetStream has acknowledged it. Call it once the
 // last request is answered, while Run still runs. When the context ends first,
-// the error says how much stays in the spool; so does it, without waiting, when
-// NATS is away and only an account is left, which the next start tells.
+// the error says how much stays in the spool; so does it, without waiting for that,
+// when NATS has been away for 2 s and only an account is left, which the next start
+// tells.
 func (p *Publisher) Flush(ctx context.Context) error {
 	p.config.Recorder.End()
 	done := make(chan error, 1)

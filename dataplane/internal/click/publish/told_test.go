@@ -178,7 +178,32 @@ func TestAStopWithoutNATSWaitsForClicksAndNotForAnAccountThatIsKept(t *testing.T
 	}
 }
 
-func TestANodeThatHasNeverReachedNATSAndHasNoClicksStopsAtOnce(t *testing.T) {
+func TestAnAccountIsWaitedForWhileNATSRestarts(t *testing.T) {
+	s := natstest.Start(t)
+	p, r := connected(t, s, 1)
+	r.End()
+	done := make(chan error, 1)
+	p.flush = append(p.flush, done)
+	now := time.Now()
+	p.leaveAccount(now)
+	s.Stop()
+	for deadline := now.Add(20 * time.Second); p.nc.IsConnected(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it stays connected")
+		}
+	}
+	for _, after := range []time.Duration{0, away - 1, away} {
+		p.leaveAccount(now.Add(after))
+		if left := len(p.flush) == 0; left != (after >= away) {
+			t.Errorf("%v without NATS, it is left to the next start: %t", after, left)
+		}
+	}
+	if err := <-done; err == nil {
+		t.Error("it is told without NATS")
+	}
+}
+
+func TestANodeThatHasNeverReachedNATSAndHasNoClicksDoesNotWait(t *testing.T) {
 	p, _ := start(t, "nats://127.0.0.1:1", openRecorder(t))
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

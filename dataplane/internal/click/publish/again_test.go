@@ -336,6 +336,8 @@ func publishAll(t *testing.T, p *Publisher, r *click.Recorder) {
 		select {
 		case m := <-p.acks:
 			p.answered(m)
+		case s := <-p.setups:
+			p.settled(s)
 		case <-time.After(tick):
 		case <-deadline:
 			t.Fatalf("%d are not acknowledged", r.Unacknowledged())
@@ -377,14 +379,16 @@ func TestAStreamThatWasFoundBeforeAReconnectIsAskedAgainWhatItHasLost(t *testing
 	}
 }
 
-// A stream gets a store of before, and another node goes on in it: where this one's clicks
-// were, there are others.
-func TestWhatTheStreamHasLostIsFoundAlsoWhereItDoesNotAnswerAtFirst(t *testing.T) {
+// overwritten is a publisher of four clicks whose stream has got a store of before the last
+// two, and in which another node has gone on: where those were, there are others. The
+// publisher has not been told of the reconnect.
+func overwritten(t *testing.T) (p *Publisher, r *click.Recorder, js jetstream.JetStream) {
+	t.Helper()
 	var store string
 	s := natstest.Start(t, func(o *server.Options) { store = o.StoreDir })
-	p, r := connected(t, s, 2)
+	p, r = connected(t, s, 2)
 	before := filepath.Join(t.TempDir(), "store")
-	again := func(between func()) {
+	restart := func(between func()) {
 		t.Helper()
 		s.Stop()
 		between()
@@ -394,24 +398,41 @@ func TestWhatTheStreamHasLostIsFoundAlsoWhereItDoesNotAnswerAtFirst(t *testing.T
 				t.Fatal("no connection")
 			}
 		}
-		p.reconnected()
 	}
-	again(func() { must(t, os.CopyFS(before, os.DirFS(store))) })
+	restart(func() { must(t, os.CopyFS(before, os.DirFS(store))) })
+	p.reconnected()
 	settle(t, p)
 	for range 2 {
 		r.Record(event(0))
 		publishAll(t, p, r)
 	}
-	again(func() { must(t, os.RemoveAll(store)); must(t, os.CopyFS(store, os.DirFS(before))) })
-	js := s.JetStream()
+	restart(func() { must(t, os.RemoveAll(store)); must(t, os.CopyFS(store, os.DirFS(before))) })
+	js = s.JetStream()
 	for range 3 {
 		_, err := js.Publish(t.Context(), clickstream.Subject("eu", "other"), nil)
 		must(t, err)
 	}
-	boot := r.Log().Identity().Boot
-	if got := inStream(t, js, boot); got != 2 {
+	if got := inStream(t, js, r.Log().Identity().Boot); got != 2 {
 		t.Fatalf("nothing was lost: the stream has %d clicks", got)
 	}
+	return p, r, js
+}
+
+func TestAStreamIsAskedWhatItHasLostAlsoWhereTheReconnectIsToldLate(t *testing.T) {
+	p, r, js := overwritten(t)
+	r.Record(event(0))
+	publishAll(t, p, r)
+	p.reconnected()
+	settle(t, p)
+	publishAll(t, p, r)
+	if got := inStream(t, js, r.Log().Identity().Boot); got != 5 {
+		t.Errorf("the stream has %d of 5 clicks", got)
+	}
+}
+
+func TestWhatTheStreamHasLostIsFoundAlsoWhereItDoesNotAnswerAtFirst(t *testing.T) {
+	p, r, js := overwritten(t)
+	p.reconnected()
 	p.pump(t.Context(), time.Now())
 	found := <-p.setups
 	found.checked = check{turn: found.turn, err: context.DeadlineExceeded}
@@ -421,7 +442,7 @@ func TestWhatTheStreamHasLostIsFoundAlsoWhereItDoesNotAnswerAtFirst(t *testing.T
 	p.pump(t.Context(), time.Now().Add(p.config.CheckEvery+time.Second))
 	p.looked(<-p.checks)
 	publishAll(t, p, r)
-	if got := inStream(t, js, boot); got != 5 {
+	if got := inStream(t, js, r.Log().Identity().Boot); got != 5 {
 		t.Errorf("the stream has %d of 5 clicks", got)
 	}
 }

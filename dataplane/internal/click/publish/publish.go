@@ -76,24 +76,25 @@ type Publisher struct {
 	setups  chan setup    // what came of ensureStream
 	flushes chan chan error
 
-	yield    func()    // lets redirects go first; nil outside of Run
-	limit    int       // bytes of a batch
-	cutAnew  bool      // it was another one before
-	encoder  *encoder  // of all sources
-	sources  []*source // the first is being published, the last is the running boot's
-	inFlight []*batch  // oldest first
-	token    uint64    // of inFlight[0]; the next ones follow
-	free     [][]byte
-	ready    bool      // the stream is there
-	settling bool      // ensureStream is running
-	turns    int       // of the connection: what was asked before the last one says nothing
-	awayFrom time.Time // since when there is no connection; zero: there is one
-	pauseEnd time.Time // nothing is sent before
-	pause    time.Duration
-	warned   map[string]bool // lines about the stream that were logged
-	refused  bool            // the log says that clicks do not get into the stream
-	flush    []chan error    // each is told when everything is published, or is not waited for
-	final    bool            // the last batch is cut
+	yield      func()    // lets redirects go first; nil outside of Run
+	limit      int       // bytes of a batch
+	cutAnew    bool      // it was another one before
+	encoder    *encoder  // of all sources
+	sources    []*source // the first is being published, the last is the running boot's
+	inFlight   []*batch  // oldest first
+	token      uint64    // of inFlight[0]; the next ones follow
+	free       [][]byte
+	ready      bool      // the stream is there
+	settling   bool      // ensureStream is running
+	reconnects uint64    // of the connection, by its own count
+	turns      int       // of the connection: what was asked before the last one says nothing
+	awayFrom   time.Time // since when there is no connection; zero: there is one
+	pauseEnd   time.Time // nothing is sent before
+	pause      time.Duration
+	warned     map[string]bool // lines about the stream that were logged
+	refused    bool            // the log says that clicks do not get into the stream
+	flush      []chan error    // each is told when everything is published, or is not waited for
+	final      bool            // the last batch is cut
 
 	checks    chan check // what came of checkLost
 	checking  bool       // checkLost is running
@@ -361,6 +362,10 @@ func (p *Publisher) refuse(what string, err error) {
 func (p *Publisher) pump(ctx context.Context, now time.Time) {
 	if now.Before(p.pauseEnd) || !p.nc.IsConnected() {
 		return
+	}
+	if n := p.nc.Stats().Reconnects; n != p.reconnects { // its handler may come late
+		p.reconnects = n
+		p.reconnected()
 	}
 	if !p.ready {
 		if !p.settling {

@@ -35,8 +35,9 @@ const (
 	// rest of a round goes on without, and less often lets others run at all.
 	busyTurn  = 4 * time.Millisecond
 	busyChunk = 64
-	// stuckAfter is how long a send may take that does not wait for its node.
-	stuckAfter = time.Second
+	// A send that does not wait for its node may take so many turns of guard.
+	stuckTurns = 20
+	guardTurn  = 50 * time.Millisecond
 )
 
 // fanout tells streams of what is new. One goroutine serves all that have nothing
@@ -51,6 +52,7 @@ const (
 type fanout struct {
 	log       *snapshot.Log
 	heartbeat time.Duration
+	guardTurn time.Duration
 	busy      atomic.Bool // what is acknowledged is followed by the next round
 
 	mu      sync.Mutex
@@ -76,7 +78,7 @@ type heartbeat struct {
 }
 
 func newFanout(log *snapshot.Log, every time.Duration) *fanout {
-	return &fanout{log: log, heartbeat: every, streams: make(map[*subscription]struct{})}
+	return &fanout{log: log, heartbeat: every, guardTurn: guardTurn, streams: make(map[*subscription]struct{})}
 }
 
 // join adds a stream. It is to be served after that, for a change before.
@@ -205,20 +207,28 @@ func (f *fanout) each(do func(s *subscription)) {
 
 // guard ends, until ctx ends, a stream in whose send a round gets stuck: its node
 // has answered what it cannot have read.
+//
+// Its own turns tell, and not the time: where a process gets little of its machine,
+// a round may stand still for seconds in a send that waits for nobody. At each turn
+// guard lets all others go first, so that a round that can go on does.
 func (f *fanout) guard(ctx context.Context) {
-	tick := time.NewTicker(stuckAfter)
+	tick := time.NewTicker(f.guardTurn)
 	defer tick.Stop()
 	var was uint64
+	turns := 0 // in a row that found the same step
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		steps := f.steps.Load()
-		if at := f.at.Load(); at != nil && steps == was {
+		runtime.Gosched()                        // whom a timer wakes goes before all others
+		at, steps := f.at.Load(), f.steps.Load() // in this order: at is of this step
+		if turns++; at == nil || steps != was {
+			turns = 0
+		}
+		if was = steps; turns == stuckTurns {
 			at.fail(status.Error(codes.Aborted, "the stream is full, and the node has answered all that is in it"))
 		}
-		was = steps
 	}
 }

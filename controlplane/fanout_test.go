@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -208,13 +209,48 @@ func TestNodeThatAnswersAndDoesNotReadStopsNobodyElse(t *testing.T) {
 		liar.room.Store(0) // as if what it has answered were still on its way
 		start := time.Now()
 		r.writes(1)
-		if d, _ := honest.delta(); d == nil || time.Since(start) > 3*stuckAfter {
+		if d, _ := honest.delta(); d == nil || time.Since(start) > 2*stuckTurns*guardTurn {
 			t.Errorf("the other node is served after %s", time.Since(start))
 		}
 		if err := <-liar.ended; status.Code(err) != codes.Aborted && err != nil {
 			t.Errorf("the stream ends with %v", err)
 		}
 	})
+}
+
+// The process has one core, and others use all of it: the round stands still in the
+// middle of a send for much longer than one that waits for its node may.
+func TestRoundThatIsKeptFromRunningEndsNoStream(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	f := newFanout(nil, time.Hour)
+	f.guardTurn = time.Millisecond
+	s := &subscription{over: make(chan error, 1)}
+	f.join(s)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { f.guard(ctx) })
+	for range 4 {
+		running.Go(func() {
+			for ctx.Err() == nil {
+			}
+		})
+	}
+	start := time.Now()
+	f.each(func(*subscription) {
+		for range 12 {
+			runtime.Gosched() // as if its time were up
+		}
+	})
+	if stood, most := time.Since(start), stuckTurns*f.guardTurn; stood < 2*most {
+		t.Fatalf("the round stood still for %s, which is to be more than %s", stood, 2*most)
+	}
+	select {
+	case err := <-s.over:
+		t.Errorf("the stream is ended: %v", err)
+	default:
+	}
 }
 
 func TestMessageOfANewerReleaseIsPassedOver(t *testing.T) {

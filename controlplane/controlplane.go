@@ -236,16 +236,17 @@ func (s *Server) assemble() (err error) {
 		s.cfg.Registerer.MustRegister(metrics)
 	}
 	recovered := recovery.WithRecoveryHandlerContext(s.recovered)
-	s.grpc = grpc.NewServer(append(feedServerOptions(),
+	feeding := feedConfig{
+		Snapshots: s.cfg.Snapshots, MaxStreams: s.cfg.MaxStreams, MaxStreamsPerAddress: s.cfg.MaxStreamsPerAddress,
+		Logger: s.cfg.Log, Registerer: s.cfg.Registerer,
+	}
+	s.grpc = grpc.NewServer(append(feedServerOptions(feeding),
 		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), recovery.UnaryServerInterceptor(recovered)),
 		grpc.ChainStreamInterceptor(countCalls(metrics.StreamServerInterceptor()), recovery.StreamServerInterceptor(recovered)),
 		grpc.MaxRecvMsgSize(16<<20),
 		grpc.WaitForHandlers(true), // when it is stopped, nothing uses etcd any more
 	)...)
-	s.feed = newFeed(s.log, s.fleet, feedConfig{
-		Snapshots: s.cfg.Snapshots, MaxStreams: s.cfg.MaxStreams, MaxStreamsPerAddress: s.cfg.MaxStreamsPerAddress,
-		Logger: s.cfg.Log, Registerer: s.cfg.Registerer,
-	})
+	s.feed = newFeed(s.log, s.fleet, feeding)
 	s.grpc.RegisterService(receiving(feedv1.FeedService_ServiceDesc), s.feed)
 	s.caps = newCaps(resources, s.cfg.Log)
 	s.grpc.RegisterService(receiving(feedv1.CapService_ServiceDesc), s.caps)

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -44,6 +45,10 @@ type feedConfig struct {
 	MaxUnread int
 	// How long a stream may take to say Hello. Default: 5 s.
 	HelloTimeout time.Duration
+	// After how long a connection on which nothing comes is asked whether anybody
+	// is there, and how long an answer may take until it is closed. Default: 20 s,
+	// 10 s.
+	AskAfter, AnswerTimeout time.Duration
 	// Default: slog.Default().
 	Logger *slog.Logger
 	// Default: none.
@@ -114,10 +119,12 @@ func (f *feed) run(ctx context.Context) { f.fan.run(ctx) }
 // estimate one, gRPC would send a ping for every acknowledgement, which doubles
 // what one costs. Write buffers are shared, as is gRPC's default: between two
 // frames, a stream has none.
-func feedServerOptions() []grpc.ServerOption {
+func feedServerOptions(cfg feedConfig) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: cmp.Or(cfg.AskAfter, 20*time.Second), Timeout: cmp.Or(cfg.AnswerTimeout, 10*time.Second), MaxConnectionIdle: 30 * time.Minute,
+		}),
 		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.StaticStreamWindowSize(1 << 20), // of imports: nodes say little

@@ -72,7 +72,7 @@ func startReplicaWith(t *testing.T, client *clientv3.Client, id string, cfg feed
 	r.fleet = newFleet(r.log, fleetConfig{Replica: id, Operations: r.store, Peers: directory, Dial: dial, Logger: quiet})
 	cfg.Logger, cfg.Heartbeat, cfg.CatchUp, cfg.RetryRejected = quiet, 50*time.Millisecond, 100*time.Millisecond, 10*time.Millisecond
 	r.feed = newFeed(r.log, r.fleet, cfg)
-	server := grpc.NewServer(feedServerOptions()...)
+	server := grpc.NewServer(feedServerOptions(cfg)...)
 	server.RegisterService(receiving(feedv1.FeedService_ServiceDesc), r.feed)
 	adminv1.RegisterFleetServiceServer(server, r.fleet)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -36,7 +36,7 @@ func rawRequest(t *testing.T, m proto.Message) rawMessage {
 }
 
 func TestRequestThatIsNotUTF8IsTheCallersMistake(t *testing.T) {
-	server := grpc.NewServer(feedServerOptions()...)
+	server := grpc.NewServer(feedServerOptions(feedConfig{})...)
 	resources := store.New(etcdtest.Start(t))
 	server.RegisterService(receiving(adminv1.LinkService_ServiceDesc), newAdmin(resources, resources.Epoch, nil))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

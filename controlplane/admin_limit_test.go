@@ -1,14 +1,10 @@
 package controlplane
 
 import (
-	"context"
-	"log/slog"
 	"strings"
 	"testing"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -90,28 +86,8 @@ func TestLimitOfAResourceIsAtMostWhatANodeCanHold(t *testing.T) {
 
 // A whole control plane, of which the setting is all that is set.
 func TestControlPlaneTakesTheLimitOfAResource(t *testing.T) {
-	etcd := "http://" + etcdtest.New(t).Client().Endpoints()[0]
-	cfg := Config{Etcd: []string{etcd}, Listen: "127.0.0.1:0", MaxEntryBytes: 200, Log: slog.New(slog.DiscardHandler)}
-	s, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- s.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
-	<-s.Ready()
-	conn, err := grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_, err = adminv1.NewLinkServiceClient(conn).Create(t.Context(), &adminv1.CreateRequest{Resource: adminLink("/a", "https://store.example/"+strings.Repeat("x", 300))})
+	conn := dialServer(t, startServer(t, Config{MaxEntryBytes: 200}))
+	_, err := adminv1.NewLinkServiceClient(conn).Create(t.Context(), &adminv1.CreateRequest{Resource: adminLink("/a", "https://store.example/"+strings.Repeat("x", 300))})
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "--max-entry-bytes") {
 		t.Errorf("it says %v", err)
 	}

@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
 	"github.com/affleet/affleet/controlplane/internal/snapshot"
@@ -118,10 +120,23 @@ func TestStreamThatSaysNothingOrTooMuchIsEnded(t *testing.T) {
 	if err := (&testNode{t: t, stream: stream}).ends(); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("a stream without Hello ended with %v", err)
 	}
-	n := newNode(t, "n1", "eu").connect(r)
-	n.say(&feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Rejected{Rejected: &feedv1.Rejected{Reason: strings.Repeat("x", 1<<20)}}})
-	if err := n.ends(); status.Code(err) != codes.InvalidArgument || errors.Is(err, io.EOF) {
-		t.Errorf("after a message of 1 MB the stream ended with %v", err)
+	// Nothing is wrong with these messages but the size of one.
+	said := func(size int) *feedv1.SubscribeRequest {
+		m := &feedv1.SubscribeRequest{Message: &feedv1.SubscribeRequest_Status{Status: &feedv1.Status{}}}
+		m.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 900, protowire.BytesType), make([]byte, size-7)))
+		if n := proto.Size(m); n != size {
+			t.Fatalf("a message has %d bytes, not %d", n, size)
+		}
+		return m
+	}
+	v := r.write(map[string]string{"/one": dest(1)})
+	n := newNode(t, "n1", "eu").connect(r).until(v)
+	n.say(said(maxNodeMessage))
+	n.until(r.write(map[string]string{"/one": dest(2)}))
+	n.say(said(maxNodeMessage + 1))
+	defer time.AfterFunc(patience, n.cancel).Stop()
+	if err := n.ends(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "at most 65536 are allowed") {
+		t.Errorf("after a message that is too large the stream ended with %v", err)
 	}
 }
 

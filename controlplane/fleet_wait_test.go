@@ -4,11 +4,16 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
 	"github.com/affleet/affleet/controlplane/internal/replica"
+	"github.com/affleet/affleet/controlplane/internal/snapshot"
+	"github.com/affleet/affleet/controlplane/internal/store"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
 // countedPeers counts how often the list is read.
@@ -84,4 +89,46 @@ func TestWaitAsksAReplicaThatTheListDoesNotHaveYet(t *testing.T) {
 	if got := <-done; got.err != nil || got.GetNodes() != 2 {
 		t.Fatalf("%v, %v", got.WaitForVersionResponse, got.err)
 	}
+}
+
+// Revisions of two epochs have nothing to do with each other: after a restore of etcd,
+// a node may have taken down far more of the epoch before.
+func TestWhatANodeTookDownInAnotherEpochCountsForNoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startFake(t, feedConfig{})
+		write := func(disabled bool) (revision int64) {
+			r.change(func() {
+				r.next(store.Batch{Changes: []store.Change{{Name: "links/go.test/1", Value: linkValue(1, "x", disabled)}}})
+				revision = r.revision
+			})
+			synctest.Wait()
+			return revision
+		}
+		before := write(false)
+		down := write(true)
+		const now, past = scheduleEpoch, scheduleEpoch - 1
+		for _, node := range []struct {
+			held  snapshot.Version
+			downs span
+			lags  bool
+		}{
+			{snapshot.Version{Epoch: now, Revision: before}, span{now, before, down}, false},
+			{snapshot.Version{Epoch: now, Revision: before}, span{now, before, before}, true},
+			{snapshot.Version{Epoch: now, Revision: before}, span{past, before, down + 100}, true},
+			{snapshot.Version{Epoch: past, Revision: before}, span{past, before, down + 100}, true},
+			{snapshot.Version{Epoch: past, Revision: down + 50}, span{past, before, down + 100}, true},
+		} {
+			f := r.feed.fleet
+			m := f.join(&feedv1.Hello{Node: "n", Region: "r", Version: versionProto(node.held)})
+			f.takenDown(m, node.downs)
+			var got tally
+			w, stop := f.watch()
+			f.count(&adminv1.WaitForVersionRequest{Version: &linkv1.Version{Epoch: now, Revision: down}}, w, &got)
+			stop()
+			f.leave(m)
+			if got.nodes != 1 || (len(got.lagging) == 1) != node.lags {
+				t.Errorf("a node at %v that refuses %v: %v lag of %d", node.held, node.downs, got.lagging, got.nodes)
+			}
+		}
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
+	"github.com/affleet/affleet/controlplane/internal/snapshot"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
@@ -50,5 +51,21 @@ func TestRejectedDeltaLeavesNoTakeDownUntold(t *testing.T) {
 	n.takenDown(n.downs[len(n.downs)-1])
 	if got := <-waitFor(t, r, patience, &adminv1.WaitForVersionRequest{Version: first, MinNodes: 1}); got.err != nil {
 		t.Fatal(got.err)
+	}
+}
+
+// A node that leaves a part of one to its version, and serves the epoch before, answers
+// with what it serves.
+func TestAnswerOfAnotherEpochAcknowledgesNoTakeDown(t *testing.T) {
+	var d downs
+	d.begin(8, 3)
+	d.sent(&snapshot.TakeDown{Revision: 5})
+	d.sent(&snapshot.TakeDown{Revision: 6})
+	if refused, ok := d.answered(snapshot.Version{Epoch: 7, Revision: 10}); ok {
+		t.Errorf("it is said to refuse %v", refused)
+	}
+	refused, ok := d.answered(snapshot.Version{Epoch: 8, Revision: 6})
+	if want := (span{8, 3, 6}); !ok || refused != want {
+		t.Errorf("behind it, a node is said to refuse %v, %v; want %v", refused, ok, want)
 	}
 }

@@ -249,7 +249,9 @@ func (o *overlay) pass(v table.Version) {
 	}
 }
 
-// reached gives what is acknowledged of a take-down.
+// reached gives what is acknowledged of a take-down. Where a part of one of another
+// epoch is left to its version, it is the version that is served, which acknowledges
+// nothing of that epoch.
 func (a *applier) reached(v table.Version) *linkv1.Version {
 	reached := v
 	if a.down.passed != (table.Version{}) {
@@ -258,7 +260,7 @@ func (a *applier) reached(v table.Version) *linkv1.Version {
 	if a.down.upTo.Epoch != reached.Epoch || later(reached, a.down.upTo) {
 		a.down.upTo = reached
 	}
-	if later(v, a.down.upTo) {
+	if v.Epoch != a.down.upTo.Epoch || later(v, a.down.upTo) {
 		return versionProto(a.down.upTo)
 	}
 	return versionProto(v)

@@ -6,8 +6,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -91,4 +94,48 @@ func TestNothingIsAcknowledgedUntilAllThatIsLeftToItsVersionIsServed(t *testing.
 			}
 		}
 	}
+}
+
+// A new epoch has begun: its take-downs come in the middle of the snapshot that takes
+// the node there.
+func TestTakeDownOfAnotherEpochThatIsLeftToItsVersionIsNotAcknowledged(t *testing.T) {
+	live := &table.Live{}
+	a := newApplier(live, Guard{Floor: 10})
+	s := many(20)
+	for _, f := range s.snapshot(10) {
+		a.take(wire(t, f))
+	}
+	next := func(revision int64) *linkv1.Version { return &linkv1.Version{Epoch: epoch + 1, Revision: revision} }
+	answered := func(want, v *linkv1.Version, left bool, entries ...*feedv1.Entry) {
+		t.Helper()
+		m := takeDown(0, entries...)
+		m.GetTakeDown().Version = v
+		if o := a.take(wire(t, m)); !proto.Equal(o.takenDown, want) || (o.guarded != nil) != left {
+			t.Errorf("%v is answered %v, and left to its version: %v; want %v", v, o.takenDown, o.guarded, want)
+		}
+	}
+	var entries []*feedv1.Entry
+	for path, destination := range s {
+		entries = append(entries, entry(path, destination))
+	}
+	frames := snapshotOf(next(3), entries...)
+	a.take(wire(t, frames[0]))
+	answered(next(4), next(4), false, deleted("/0"))
+	answered(version(10), next(5), true, deleted("/1"), deleted("/2"), deleted("/3"), deleted("/4"), deleted("/5"))
+	answered(version(10), next(6), false, deleted("/0"))
+	for _, f := range frames[1:] {
+		a.take(wire(t, f))
+	}
+	if v := live.Load().Version(); v != versionOf(next(3)) {
+		t.Fatalf("the node is at %v", v)
+	}
+	answered(next(3), next(6), false, deleted("/0"))
+	wantAnswer(t, live, "/0", "", link.ToNotFound)
+	wantAnswer(t, live, "/1", "https://x.test/", link.ToDestination)
+	d := s.delta(3, 5, map[string]string{"/0": "", "/1": "", "/2": "", "/3": "", "/4": "", "/5": ""})
+	d.GetDelta().From, d.GetDelta().To, d.GetDelta().Released = next(3), next(5), true
+	if o := a.take(wire(t, d)); o.applied == nil {
+		t.Fatalf("its version is answered %+v", o.rejection)
+	}
+	answered(next(6), next(6), false, deleted("/0"))
 }

@@ -1410,8 +1410,8 @@ func (x *TakeDown) GetEntries() []*Entry {
 type TakenDown struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The TakeDown's: the node refuses everything that was taken down up to it. An
-	// earlier one where the node's guard leaves some deletions to the version that
-	// holds them.
+	// earlier one, or the one that it serves of another epoch, where some of that is
+	// left to the version that holds it.
 	Version       *v1.Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -89,7 +89,8 @@ func (c *Compiled) Destination(value []byte) []byte { return c.destination.in(va
 
 // The numbers of the fields that the scanner knows.
 const (
-	resourceLink = 1
+	resourceLink   = 1
+	resourcePolicy = 5 // the last one
 
 	linkDomain      = 1
 	linkPath        = 2
@@ -134,17 +135,23 @@ func (c *Compiled) scan(value []byte) *Error {
 		return invalid("", "", "takes %d bytes, and at most %d are allowed", len(value), MaxValue)
 	}
 	var found bool
-	return fields(value, 0, func(num protowire.Number, typ protowire.Type, at span, _ uint64) *Error {
-		if num != resourceLink || typ != protowire.BytesType {
+	err := fields(value, 0, func(num protowire.Number, typ protowire.Type, at span, _ uint64) *Error {
+		switch {
+		case num > resourcePolicy:
+			return nil // of a later release
+		case num != resourceLink || typ != protowire.BytesType:
 			return invalid("", "", "is not a link")
-		}
-		if found {
+		case found:
 			return invalid("", "", "has its link twice")
 		}
 		found = true
 		c.mark = at.off
 		return fields(at.in(value), at.off, c.field)
 	})
+	if err == nil && !found {
+		return invalid("", "", "is not a link")
+	}
+	return err
 }
 
 func (c *Compiled) field(num protowire.Number, typ protowire.Type, at span, n uint64) *Error {

@@ -127,7 +127,8 @@ type testNode struct {
 	entries map[string]string
 	bytes   int // received on this stream
 	downs   []*feedv1.TakeDown
-	silent  bool // does not acknowledge take-downs
+	silent  bool                                                      // does not acknowledge take-downs
+	says    func(*feedv1.SubscribeRequest) []*feedv1.SubscribeRequest // in place of a message; nil: that
 	retry   *feedv1.RetryLater
 	stream  grpc.BidiStreamingClient[feedv1.SubscribeRequest, feedv1.SubscribeResponse]
 	cancel  context.CancelFunc
@@ -153,8 +154,14 @@ func (n *testNode) connect(r *testReplica) *testNode {
 
 func (n *testNode) say(m *feedv1.SubscribeRequest) {
 	n.t.Helper()
-	if err := n.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
-		n.t.Fatal(err)
+	all := []*feedv1.SubscribeRequest{m}
+	if n.says != nil {
+		all = n.says(proto.CloneOf(m))
+	}
+	for _, m := range all {
+		if err := n.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+			n.t.Fatal(err)
+		}
 	}
 }
 

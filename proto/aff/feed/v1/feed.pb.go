@@ -20,6 +20,9 @@
 //
 // A Delta, and a snapshot from Begin to End, is one frame: it is applied whole
 // or not at all, and answered by one Applied or Rejected.
+//
+// Releases differ: either side passes over a field or a whole message that it does
+// not know, and does not answer the latter.
 
 package feedv1
 

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
@@ -90,5 +91,14 @@ func TestControlPlaneTakesTheLimitOfAResource(t *testing.T) {
 	_, err := adminv1.NewLinkServiceClient(conn).Create(t.Context(), &adminv1.CreateRequest{Resource: adminLink("/a", "https://store.example/"+strings.Repeat("x", 300))})
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "--max-entry-bytes") {
 		t.Errorf("it says %v", err)
+	}
+}
+
+func TestErrorNamesALongNameByItsBeginning(t *testing.T) {
+	rig := startAdminOf(t, etcdtest.New(t), 0)
+	name := "links/go.example.com/" + strings.Repeat("x", 3<<20)
+	_, err := rig.Get(t.Context(), &adminv1.GetRequest{Name: name})
+	if got := status.Convert(err); got.Code() != codes.InvalidArgument || proto.Size(got.Proto()) > 4*maxSaid || !strings.Contains(got.Message(), name[:100]) {
+		t.Errorf("got %d bytes: %.300q", proto.Size(got.Proto()), err)
 	}
 }

@@ -92,7 +92,7 @@ func errorInfo(reason string, e *link.Error) *errdetails.ErrorInfo {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain, Metadata: make(map[string]string)}
 	for key, value := range map[string]string{"resource": e.Resource, "hint": e.Hint, "etag": e.Etag} {
 		if value != "" {
-			info.Metadata[key] = strings.ToValidUTF8(value, "\uFFFD")
+			info.Metadata[key] = said(value)
 		}
 	}
 	return info
@@ -106,7 +106,7 @@ func badRequest(problems []*link.Error) *errdetails.BadRequest {
 			continue
 		}
 		all.FieldViolations = append(all.FieldViolations, &errdetails.BadRequest_FieldViolation{
-			Field: p.Field, Description: strings.ToValidUTF8(p.Message, "\uFFFD"),
+			Field: p.Field, Description: said(p.Message),
 		})
 	}
 	if all.FieldViolations == nil {
@@ -121,10 +121,21 @@ const maxMessages = 10
 func errorMessage(problems []*link.Error) string {
 	var lines []string
 	for _, p := range problems[:min(len(problems), maxMessages)] {
-		lines = append(lines, p.Error())
+		lines = append(lines, said(p.Error()))
 	}
 	if len(problems) > maxMessages {
 		lines = append(lines, "and more")
 	}
-	return strings.ToValidUTF8(strings.Join(lines, "; "), "\uFFFD")
+	return strings.Join(lines, "; ")
+}
+
+// maxSaid is how many bytes of a text a status says: it may name what the caller sent,
+// of any length, and comes in headers, of which clients bound the size.
+const maxSaid = 4 << 10
+
+func said(s string) string {
+	if len(s) > maxSaid {
+		s = s[:maxSaid] + "..."
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }

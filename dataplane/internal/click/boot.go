@@ -66,7 +66,7 @@ type boot struct {
 	Identity
 	*marks
 	dir     string   // empty: plain memory
-	durable bool     // the folder is brought to the disk when it is made
+	durable bool     // level fsync: what has to be on the disk is brought there
 	unmade  error    // why there is no folder yet; heal makes it
 	file    *os.File // holds the lock; nil while the folder is unmade
 	mem     []byte   // the page with the marks: of the file, or of what has taken its place

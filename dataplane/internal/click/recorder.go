@@ -68,7 +68,7 @@ func Open(config Config) (*Recorder, error) {
 		r.sent = newSentLog("", config.MaxBytes, config.Retention)
 	}
 	if config.Dir != "" {
-		r.earlier, r.warnings = recoverBoots(config.Dir, r.wakeUp, &r.missed)
+		r.earlier, r.warnings = recoverBoots(config.Dir, config.Level == Fsync, r.wakeUp, &r.missed)
 		r.recoverSent()
 	}
 	id := Identity{Node: config.Node, Region: config.Region, Boot: config.Boot, Address: config.Address}

@@ -32,7 +32,7 @@ const mostAccounts = 4096
 // recoverBoots opens what earlier boots left in the spool, oldest first.
 // Folders that another process holds are passed over; those that cannot be
 // read are reported and, when there are clicks in them, left alone.
-func recoverBoots(spool string, wake func(), missed *counts) (logs []*Log, warnings []error) {
+func recoverBoots(spool string, durable bool, wake func(), missed *counts) (logs []*Log, warnings []error) {
 	folders, err := bootFolders(spool)
 	if err != nil {
 		return nil, []error{fmt.Errorf("read spool: %w", err)}
@@ -52,6 +52,7 @@ func recoverBoots(spool string, wake func(), missed *counts) (logs []*Log, warni
 			warnings = append(warnings, giveUp(dir, err))
 			continue
 		}
+		b.durable = durable
 		l := &Log{boot: b, wake: wake, missed: missed, recovered: true}
 		warnings = append(warnings, l.recover()...)
 		logs = append(logs, l)
@@ -139,7 +140,12 @@ func (l *Log) recover() (warnings []error) {
 	l.last = l.boot.acknowledged.Load()
 	var shift uint64
 	for i, s := range l.segments {
-		s.shift = shift
+		if s.shift == 0 && shift > 0 {
+			s.shift = shift
+			if err := s.keepShift(l.boot.durable); err != nil {
+				warnings = append(warnings, fmt.Errorf("number the clicks of %s for later starts: %w", s.path, err))
+			}
+		}
 		end := uint64(0) // raw sequence behind the segment, 0 when unknown
 		if i+1 < len(l.segments) && l.segments[i+1].number == s.number+1 {
 			end = l.segments[i+1].first.Load()
@@ -148,7 +154,7 @@ func (l *Log) recover() (warnings []error) {
 		if err != nil {
 			warnings = append(warnings, err) // clicks that cannot be read are passed over
 		}
-		shift += uint64(len(s.holes))
+		shift = s.shift + uint64(len(s.holes))
 		if i+1 == len(l.segments) {
 			l.tail = damaged
 			l.last = max(l.last, s.sequence(uint32(s.sealed.Load()-1))-1)

@@ -25,7 +25,10 @@ import (
 //	24  u32  salt of the checksums
 //	28  u32  CRC-32C of the bytes before
 //	32  u64  sequence of the record with index 0; 0 while the segment is spare
-//	40       zeros
+//	40  u64  places of segments before it that were never filled, as recovery found
+//	         them; 0 when there were none, and until then
+//	48  u32  checksum of these 8 bytes, salted as those of the records
+//	52       zeros
 const (
 	segmentMagic   = "AFFSEG\x00\x01"
 	segmentPattern = "*.seg"
@@ -66,7 +69,7 @@ type segment struct {
 	durable atomic.Int64 // offset up to which readers may read; see sync.go
 
 	// What recovery found; see recover.go.
-	shift uint64   // holes in earlier segments
+	shift uint64   // holes in earlier segments, also in those that are gone by now
 	holes []uint32 // indexes that were never answered
 
 	recovered bool // of an earlier boot: damage is possible
@@ -248,7 +251,25 @@ func openSegment(path string, boot uint64) (*segment, error) {
 		recovered: true,
 	}
 	s.first.Store(binary.NativeEndian.Uint64(head[32:]))
+	if le.Uint32(head[48:]) == checksum(s.salt, head[40:48]) {
+		s.shift = le.Uint64(head[40:])
+	}
 	return s, nil
+}
+
+// keepShift writes the shift into the file of a recovered segment, for starts that do not
+// find the segments before it any more.
+func (s *segment) keepShift(durable bool) error {
+	f, err := os.OpenFile(s.path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	b := binary.LittleEndian.AppendUint64(nil, s.shift)
+	_, err = f.WriteAt(binary.LittleEndian.AppendUint32(b, checksum(s.salt, b)), 40)
+	if err == nil && durable {
+		err = syncFile(f)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // mapIn maps a recovered segment, for reading.

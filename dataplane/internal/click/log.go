@@ -176,6 +176,11 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 		}
 	}
 	l.mu.Unlock()
+	if l.boot.durable && most > 0 && slices.ContainsFunc(leaving, func(s *segment) bool { return !s.plain() }) {
+		// What is removed has been acknowledged for a recovery, too. Where the disk
+		// does not take that, clicks that come need the room more.
+		_ = syncMemory(l.boot.mem)
+	}
 	gone := make(map[*segment]bool)
 	for _, s := range leaving {
 		s.mapOut(pause)

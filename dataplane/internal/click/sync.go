@@ -100,7 +100,7 @@ func (s *segment) sync() (synced bool, err error) {
 	if whole {
 		s.durable.Store(allDurable)
 	} else {
-		s.durable.Store(int64(to))
+		s.durable.CompareAndSwap(int64(from), int64(to)) // not where the file was removed meanwhile: see orphan
 	}
 	return true, err
 }

@@ -373,3 +373,28 @@ func TestAFolderThatIsMadeAnewIsUsedOnceItsNameIsOnTheDisk(t *testing.T) {
 		t.Errorf("clicks are in memory: %t, degraded: %v", r.current.Load().plain(), r.Degraded())
 	}
 }
+
+// Nobody syncs a segment whose file is gone: its clicks are as in memory.
+func TestAFolderThatIsRemovedDuringASyncHoldsUpNoClick(t *testing.T) {
+	r := still(t)
+	real := syncMemory
+	defer func() { syncMemory = real }()
+	syncMemory = func(mem []byte) error {
+		syncMemory = real
+		err := real(mem)
+		recordTimes(r, 11, 16)
+		if err := os.RemoveAll(r.log.boot.dir); err != nil {
+			t.Error(err)
+		}
+		r.heal()
+		return err
+	}
+	recordTimes(r, 1, 11)
+	r.sync()
+	recordTimes(r, 16, 21)
+	r.sync()
+	clicks := readAll(t, r.Log(), 0)
+	if len(clicks) != 20 || r.Degraded() != nil {
+		t.Errorf("%d of 20 clicks can be read; degraded: %v", len(clicks), r.Degraded())
+	}
+}

@@ -182,10 +182,14 @@ func openBoot(dir string) (*boot, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &boot{dir: dir}
+	b := &boot{dir: dir, file: f}
 	err = func() error {
+		stepped("open boot: not locked")
 		if err := lock(f); err != nil {
 			return err
+		}
+		if !b.present() { // its process lives, and has given it another file, or has removed it
+			return fmt.Errorf("%s: %w", f.Name(), errBusy)
 		}
 		head := make([]byte, pageSize)
 		if _, err := f.ReadAt(head, 0); errors.Is(err, io.EOF) || err == nil && len(bytes.Trim(head[:marksAt], "\x00")) == 0 {
@@ -206,7 +210,6 @@ func openBoot(dir string) (*boot, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	b.file = f
 	return b, b.mapMarks(f)
 }
 

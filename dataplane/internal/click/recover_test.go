@@ -146,3 +146,19 @@ func TestWhatIsLeftOfABootThatWasNeverMadeIsRemoved(t *testing.T) {
 		t.Errorf("the folder with clicks is told of %d times: %v", told, r.Warnings())
 	}
 }
+
+// A process that gives its boot a new file lets go of the lock of the one before.
+func TestABootThatGetsANewFileWhileItIsFoundIsLeftAlone(t *testing.T) {
+	r := still(t)
+	step = func(name string) {
+		if name == "open boot: not locked" {
+			if err := r.log.boot.restore(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	defer func() { step = nil }()
+	if _, err := openBoot(r.log.boot.dir); !errors.Is(err, errBusy) {
+		t.Errorf("the boot of a living process is not in use: %v", err)
+	}
+}

@@ -148,7 +148,7 @@ func (l *Log) recover() (warnings []error) {
 		}
 		end := uint64(0) // raw sequence behind the segment, 0 when unknown
 		if i+1 < len(l.segments) && l.segments[i+1].number == s.number+1 {
-			end = l.segments[i+1].first.Load()
+			end = s.endsAt(l.segments[i+1].first.Load())
 		}
 		damaged, err := l.scan(s, end)
 		if err != nil {
@@ -164,6 +164,15 @@ func (l *Log) recover() (warnings []error) {
 		l.last, l.tail = cut, 0 // clicks that a reader had seen are gone
 	}
 	return warnings
+}
+
+// endsAt gives a sequence as the one behind a segment, and 0 where it cannot be: the disk
+// may have changed either, for which there is no checksum.
+func (s *segment) endsAt(next uint64) uint64 {
+	if first := s.first.Load(); next < first || next-first > uint64(s.size)/fixedBytes {
+		return 0
+	}
+	return next
 }
 
 // scan finds out how many clicks a segment holds, and which places were never

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -160,5 +161,45 @@ func TestABootThatGetsANewFileWhileItIsFoundIsLeftAlone(t *testing.T) {
 	defer func() { step = nil }()
 	if _, err := openBoot(r.log.boot.dir); !errors.Is(err, errBusy) {
 		t.Errorf("the boot of a living process is not in use: %v", err)
+	}
+}
+
+// Where the next segment says that it begins, thousands of years of clicks ahead, ends none.
+func TestASegmentEndsWhereItCanWhateverTheNextOneSays(t *testing.T) {
+	r := still(t)
+	recorded := 0
+	for range 2 {
+		for current := r.current.Load(); r.current.Load() == current; recorded++ {
+			r.Record(&Event{Time: int64(recorded), UserAgent: make([]byte, 1000)})
+		}
+		r.refill()
+	}
+	dir := killed(t, r.config.Dir)
+	id := r.Log().Identity()
+	paths, err := filepath.Glob(filepath.Join(dir, "*", segmentPattern))
+	if err != nil || len(paths) < 2 {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	slices.Sort(paths)
+	f, err := os.OpenFile(paths[1], os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{0x40}, 32+7); err != nil { // the highest bits of what it begins with
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := still(t, func(c *Config) { c.Dir, c.Boot = dir, id.Boot+1 })
+	logs := next.Earlier()
+	l := logs[slices.IndexFunc(logs, func(l *Log) bool { return l.Identity().Boot == id.Boot })]
+	cursor := l.Cursor(0)
+	defer cursor.Close()
+	var c Click
+	for i := range 100 {
+		if ok, err := cursor.Next(&c); !ok || err != nil || c.Sequence != uint64(i+1) {
+			t.Fatalf("click %d: %v, %v, sequence %d", i+1, ok, err, c.Sequence)
+		}
 	}
 }

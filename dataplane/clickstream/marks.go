@@ -183,7 +183,7 @@ func (b *Batch) lost(upTo, correction int64) int64 {
 // gaps are the missing ranges that are gaps, and how many clicks they hold.
 func (m *Mark) gaps() (ranges []Range, clicks uint64) {
 	ranges = m.Missing
-	if len(ranges) > 0 && ranges[0].From < m.Begin {
+	for len(ranges) > 0 && ranges[0].From < m.Begin { // more than one where some of it has come
 		ranges = ranges[1:]
 	}
 	for _, r := range ranges {

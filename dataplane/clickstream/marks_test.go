@@ -74,6 +74,25 @@ func TestMarksAgreeWithASetUnderRandomBatches(t *testing.T) {
 	}
 }
 
+// A consumer that began in the middle gets some of what came before, which was
+// published again. What is left of that is no gap.
+func TestWhatComesFromBeforeTheBeginningLeavesNoGapThere(t *testing.T) {
+	m := newMarks(nil)
+	handled := func(first uint64, n int, recorded uint64) change {
+		b := batch(first, n)
+		b.Ledger = Ledger{Answered: first + uint64(n) - 1, Recorded: recorded}
+		return m.handled(b)
+	}
+	handled(101, 10, 110)
+	handled(41, 10, 50)
+	if c := handled(116, 5, 115); !cmp.Equal(c.opened, &Range{111, 115}) || !c.explained {
+		t.Errorf("%+v", c)
+	}
+	if gaps, clicks := m[bootKey{"n", 1}].gaps(); !slices.Equal(gaps, []Range{{111, 115}}) || clicks != 5 {
+		t.Error(gaps, clicks)
+	}
+}
+
 func TestMarksAreBoundedAndForgetWhatEnded(t *testing.T) {
 	m := newMarks(nil)
 	now := time.Now()

@@ -122,7 +122,10 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 		a.boots[key] = account
 	}
 	if part == lead {
-		account.Base = Base{mark.High, max(account.Base.Answered, b.Ledger.Answered), b.Ledger.Dropped}
+		account.Base.High = mark.High
+		if b.Ledger.Answered >= account.Base.Answered { // or it is an older message that was published again
+			account.Base.Answered, account.Base.Dropped = b.Ledger.Answered, b.Ledger.Dropped
+		}
 		return
 	}
 	if part == middle {

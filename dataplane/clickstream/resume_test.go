@@ -425,6 +425,30 @@ func TestAnAuditOfAWindowKnowsWhatCameBefore(t *testing.T) {
 	}
 }
 
+// The last message before the window is older than the one before it: it was
+// published again.
+func TestAnAuditOfAWindowTakesTheLatestAccountFromBefore(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	dropped := func(b *clickv1.Batch) {
+		b.Ledger.Answered += 3
+		b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_SPOOL_FULL, Clicks: 3}}
+	}
+	publish(subject, message(t, "n", 1, 1, 5))
+	publish(subject, message(t, "n", 1, 6, 5, dropped))
+	publish(subject, message(t, "n", 1, 1, 5))
+	time.Sleep(20 * time.Millisecond)
+	from := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(subject, message(t, "n", 1, 11, 5, dropped))
+	var audit Audit
+	read(t, js, Options{Start: At(from), Lead: time.Hour, Audit: &audit})
+	if a := audit.Accounts(); len(a) != 1 || !a[0].Closes() || a[0].Answered != 5 || a[0].Lost() != 0 {
+		t.Fatalf("%+v", a)
+	}
+}
+
 func TestAnAuditOfAWholeStreamMissesWhatABootBeganWith(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)

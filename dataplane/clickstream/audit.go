@@ -60,8 +60,10 @@ type Base struct {
 }
 
 // Lost is how many clicks the node counts as dropped.
-func (a *Account) Lost() (n uint64) {
-	for _, clicks := range a.Dropped {
+func (a *Account) Lost() uint64 { return sum(a.Dropped) }
+
+func sum(dropped map[string]uint64) (n uint64) {
+	for _, clicks := range dropped {
 		n += clicks
 	}
 	return n
@@ -123,7 +125,7 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 	}
 	if part == lead {
 		account.Base.High = mark.High
-		if b.Ledger.Answered >= account.Base.Answered { // or it is an older message that was published again
+		if !older(&b.Ledger, account.Base.Answered, account.Base.Dropped) {
 			account.Base.Answered, account.Base.Dropped = b.Ledger.Answered, b.Ledger.Dropped
 		}
 		return
@@ -172,22 +174,22 @@ func (a *Account) middle(b *Batch, mark *Mark) {
 
 // ledger takes the node's own count.
 func (a *Account) ledger(l *Ledger) {
-	sum := l.Recorded
-	for _, clicks := range l.Dropped {
-		sum += clicks
-	}
-	a.Open = a.Open || sum != l.Answered
-	answered := l.Answered - min(l.Answered, a.Base.Answered)
-	if answered < a.Answered {
-		return // an older message that was published again
-	}
-	a.Answered = answered
-	a.Dropped = maps.Clone(l.Dropped)
+	a.Open = a.Open || l.Recorded+sum(l.Dropped) != l.Answered
+	next := Ledger{Answered: l.Answered - min(l.Answered, a.Base.Answered), Dropped: maps.Clone(l.Dropped)}
 	for reason, before := range a.Base.Dropped {
-		if now, ok := a.Dropped[reason]; ok && now > before {
-			a.Dropped[reason] = now - before
+		if now, ok := next.Dropped[reason]; ok && now > before {
+			next.Dropped[reason] = now - before
 		} else if ok {
-			delete(a.Dropped, reason)
+			delete(next.Dropped, reason)
 		}
 	}
+	if !older(&next, a.Answered, a.Dropped) {
+		a.Answered, a.Dropped = next.Answered, next.Dropped
+	}
+}
+
+// older says that a message with this ledger was published again, behind another
+// one's answered and dropped: neither ever gets less.
+func older(l *Ledger, answered uint64, dropped map[string]uint64) bool {
+	return l.Answered < answered || l.Answered == answered && sum(l.Dropped) < sum(dropped)
 }

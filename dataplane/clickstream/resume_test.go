@@ -464,6 +464,25 @@ func TestAnAuditOfAWholeStreamMissesWhatABootBeganWith(t *testing.T) {
 	}
 }
 
+// What a node has answered is the same in both of its accounts.
+func TestAnAuditKeepsWhatWasLostLaterWhenAnOlderMessageComesAgain(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	publish(subject, message(t, "n", 1, 1, 5))
+	publish(subject, message(t, "n", 1, 8, 3)) // 6 and 7 are refused
+	publish(subject, message(t, "n", 1, 11, 0, func(b *clickv1.Batch) {
+		b.Ledger.Recorded = 8
+		b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_TOO_LARGE, Clicks: 2}}
+	}))
+	publish(subject, message(t, "n", 1, 8, 3))
+	var audit Audit
+	read(t, js, Options{Audit: &audit})
+	if a := audit.Accounts(); len(a) != 1 || !a[0].Closes() || a[0].Answered != 10 || a[0].Lost() != 2 {
+		t.Fatalf("%+v", a)
+	}
+}
+
 // A gap at the end of a window is none when its clicks came a little later.
 func TestAnAuditSeesWhatCameLate(t *testing.T) {
 	js := natstest.Start(t).JetStream()

@@ -183,6 +183,10 @@ func (c *consumer) session(ctx context.Context) error {
 			return nil
 		case err != nil:
 			return err
+		case !c.more: // when it was sent; others may have come while it was handled
+			if done, err := c.atEnd(ctx, cons); done || err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -286,9 +290,6 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 		c.unsaved, c.saveAt = true, time.Now().Add(c.options.SaveEvery)
 	}
 	c.acks = append(c.acks, m.Reply())
-	if meta.NumPending == 0 && !c.options.Until.IsZero() && time.Now().After(c.options.end()) {
-		return errEnd
-	}
 	return nil
 }
 

@@ -63,6 +63,26 @@ func TestConsumeEndsWhenAllUntilATimeIsHandled(t *testing.T) {
 	}
 }
 
+// The first message is the last one when it is sent. The second comes before the
+// end, which is over when the first is handled.
+func TestConsumeEndsBehindWhatCameWhileTheHandlerWorked(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
+	until := time.Now().Add(time.Second)
+	var got []uint64
+	err := Consume(t.Context(), js, Options{Until: until, Log: quiet()}, func(_ context.Context, b *Batch) error {
+		if got = append(got, b.First); len(got) == 1 {
+			publish(Subject("eu", "n"), message(t, "n", 1, 2, 1))
+			time.Sleep(time.Until(until) + 10*time.Millisecond)
+		}
+		return nil
+	})
+	if err != nil || !slices.Equal(got, []uint64{1, 2}) {
+		t.Fatal(got, err)
+	}
+}
+
 func TestADurableConsumerGoesOnFromTheMarksInNATS(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)

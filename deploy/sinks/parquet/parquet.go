@@ -37,9 +37,10 @@ type Sink struct {
 	grace time.Duration
 	log   *slog.Logger
 
-	lock  *os.File
-	saved manifest
-	open  map[string]*part // by hour, not saved yet
+	lock   *os.File
+	saved  manifest
+	open   map[string]*part // by hour, not saved yet
+	failed error            // a part may hold half a batch: nothing is saved before Load
 }
 
 // manifest is what state.json holds.
@@ -151,7 +152,12 @@ func (s *Sink) sweep() error {
 
 // Collect writes into parts that do not count before Save.
 func (s *Sink) Collect(_ context.Context, b *clickstream.Batch) error {
-	for clicks := b.Clicks; len(clicks) > 0; {
+	s.failed = s.collect(b.Clicks)
+	return s.failed
+}
+
+func (s *Sink) collect(clicks []clickstream.Click) error {
+	for len(clicks) > 0 {
 		hour := clicks[0].Time.Format(hourForm)
 		n := 1
 		for n < len(clicks) && clicks[n].Time.Format(hourForm) == hour {
@@ -187,6 +193,9 @@ func (s *Sink) part(hour string) (*part, error) {
 // Save makes the open parts durable, and then the state that says so. Then it
 // makes the files of the hours that are over.
 func (s *Sink) Save(_ context.Context, state clickstream.State) error {
+	if s.failed != nil {
+		return s.failed
+	}
 	next := manifest{State: state, Parts: maps.Clone(s.saved.Parts), Next: s.saved.Next + len(s.open)}
 	for hour, p := range s.open {
 		if p.w != nil {
@@ -298,7 +307,7 @@ func (s *Sink) discard() {
 			_ = p.file.Close() // it does not count
 		}
 	}
-	s.open = map[string]*part{}
+	s.open, s.failed = map[string]*part{}, nil
 }
 
 // Close gives the folder free. What was not saved does not count.

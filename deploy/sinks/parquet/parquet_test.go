@@ -171,3 +171,48 @@ func TestAnHourBecomesAFileWhenItIsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A batch lies in two hours, and the second one's part cannot be made.
+func TestABatchThatIsCollectedInPartIsNotSaved(t *testing.T) {
+	folder := t.TempDir()
+	sink, err := New(folder, 0, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	load := func() clickstream.State {
+		t.Helper()
+		state, err := sink.Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state
+	}
+	load()
+	six := time.Date(2026, 11, 21, 6, 0, 0, 0, time.UTC)
+	b := &clickstream.Batch{Clicks: []clickstream.Click{
+		{Node: "n", Sequence: 1, Time: six.Add(-time.Second)}, {Node: "n", Sequence: 2, Time: six},
+	}}
+	if err := os.Mkdir(sink.partPath(2), 0o755); err != nil { // stands in its way
+		t.Fatal(err)
+	}
+	if err := sink.Collect(t.Context(), b); err == nil {
+		t.Fatal("it is collected")
+	}
+	if err := sink.Save(t.Context(), clickstream.State{Next: 7}); err == nil { // the batches before it
+		t.Error("half a batch is saved")
+	}
+	if err := os.Remove(sink.partPath(2)); err != nil {
+		t.Fatal(err)
+	}
+	load()
+	if err := sink.Collect(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	if err := sink.Save(t.Context(), clickstream.State{Next: 8, Stored: six.Add(2 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if rows := readAll(t, folder); len(rows) != 2 {
+		t.Errorf("%d clicks are in the files, want 2", len(rows))
+	}
+}

@@ -117,6 +117,9 @@ func (d *decoder) fields(s string) error {
 			} else {
 				d.raw = append(d.raw, s[at:end])
 			}
+			if d.many() {
+				return errMany
+			}
 			s = s[end:]
 			continue
 		}
@@ -161,9 +164,18 @@ func (d *decoder) fields(s string) error {
 				return err
 			}
 		}
+		if d.many() {
+			return errMany
+		}
 	}
 	return nil
 }
+
+func (d *decoder) many() bool { return len(d.strings) > maxEntries || len(d.raw) > maxEntries }
+
+// maxEntries bounds the clicks of a message, and its strings: nodes put 256 KiB into
+// one before they compress it, and each takes two bytes. In memory it takes hundreds.
+const maxEntries = 128 << 10
 
 // maxUnpacked is more than any node puts into a message, many times.
 const maxUnpacked = 32 << 20
@@ -228,6 +240,12 @@ func (d *decoder) clicks(ranges []Range, filter *Filter) error {
 	}
 	return nil
 }
+
+// The years 1 to 9998, in microseconds: JSON and databases take no others.
+const (
+	minTime = -62135596800 * 1e6
+	maxTime = 253370764800 * 1e6
+)
 
 // clickNumber says which fields of Click are plain numbers; the others are
 // bytes.
@@ -315,6 +333,9 @@ func (d *decoder) click(c *Click, s string) error {
 		if i := strings.IndexByte(c.Link, '/'); i >= 0 {
 			c.Path = c.Link[i:]
 		}
+	}
+	if microseconds < minTime || microseconds >= maxTime {
+		return errTime
 	}
 	c.Address.tell(form)
 	c.Time = time.UnixMicro(microseconds).UTC()

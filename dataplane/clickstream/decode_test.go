@@ -297,6 +297,43 @@ func TestDecodeRefusesWhatIsNoBatch(t *testing.T) {
 	}
 }
 
+// A small message can hold millions of empty clicks and strings, each of which takes
+// hundreds of bytes in memory.
+func TestDecodeRefusesMoreThanANodePutsIntoABatch(t *testing.T) {
+	for _, entry := range [][]byte{{tagClick, 0}, {tagString, 0}, {tagClick | 0x80, 0, 0}} {
+		for n, refused := range map[int]bool{maxEntries: false, maxEntries + 1: true} {
+			entries := bytes.Repeat(entry, n)
+			for _, data := range [][]byte{
+				message(t, "n", 1, 1, 0, func(b *clickv1.Batch) { b.Snappy, b.Strings = snappy.Encode(nil, entries), nil }),
+				append(message(t, "n", 1, 1, 0, func(b *clickv1.Batch) { b.Strings = nil }), entries...),
+			} {
+				if _, err := Decode(data); errors.Is(err, errMany) != refused || err != nil && !refused {
+					t.Errorf("%d times %x: %v", n, entry, err)
+				}
+			}
+		}
+	}
+}
+
+// JSON, PostgreSQL and the names of Parquet files have years of four digits: such a
+// click would hold up a sink for good.
+func TestDecodeRefusesTimesThatNoClockShows(t *testing.T) {
+	for at, refused := range map[int64]bool{
+		minTime: false, minTime - 1: true, maxTime - 1: false, maxTime: true, 1 << 62: true, -1 << 63: true, 0: false,
+	} {
+		b, err := Decode(message(t, "n", 1, 1, 1, func(b *clickv1.Batch) { b.BaseTimeUs = at }))
+		if errors.Is(err, errTime) != refused || errors.Is(err, ErrMalformed) != refused {
+			t.Errorf("%d: %v", at, err)
+		}
+		if err != nil {
+			continue
+		}
+		if _, err := json.Marshal(b.Clicks[0]); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add(message(f, "n", 1, 1, 3))
 	f.Add(message(f, "n", 1, 1, 1, func(b *clickv1.Batch) {

@@ -7,6 +7,8 @@ var (
 	errWire      = errors.New("a field has the wrong wire type")
 	errIndex     = errors.New("an index points behind the strings")
 	errSnappy    = errors.New("what is compressed in it is damaged, or not alone")
+	errMany      = errors.New("it has more clicks or strings than a batch can have")
+	errTime      = errors.New("a click has a time that no clock shows")
 )
 
 // The wire types of protobuf.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // Audit keeps the account of what Consume reads, to prove that nothing is
@@ -111,13 +112,13 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 	if a.boots == nil {
 		a.boots = make(map[bootKey]*Account)
 	}
-	key := bootKey{b.Node, b.Boot}
+	key := bootKey{mark.Node, b.Boot} // b's strings are parts of the message
 	account := a.boots[key]
 	if account == nil {
 		if part == trail {
 			return
 		}
-		account = &Account{Node: b.Node, Region: b.Region, Boot: b.Boot}
+		account = &Account{Node: mark.Node, Region: strings.Clone(b.Region), Boot: b.Boot}
 		if b.First > 1 && part == middle && !a.Whole { // the boot began before
 			account.Base = Base{b.First - 1, b.Ledger.Answered - min(b.Ledger.Answered, b.Count), b.Ledger.Dropped}
 		}

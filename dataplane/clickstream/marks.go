@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -137,7 +138,8 @@ func (m marks) handled(b *Batch) (c change) {
 	key := bootKey{b.Node, b.Boot}
 	mark := m[key]
 	if mark == nil {
-		mark = &Mark{Node: b.Node, Boot: b.Boot, Begin: b.First, High: b.First - 1, Base: b.lost(int64(b.First)-1, -int64(b.Count))}
+		key.node = strings.Clone(b.Node) // which is a part of the message
+		mark = &Mark{Node: key.node, Boot: b.Boot, Begin: b.First, High: b.First - 1, Base: b.lost(int64(b.First)-1, -int64(b.Count))}
 		if b.First > 1 {
 			mark.Missing = []Range{{1, b.First - 1}}
 		}

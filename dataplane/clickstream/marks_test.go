@@ -3,12 +3,15 @@ package clickstream
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
 func batch(first uint64, n int) *Batch {
@@ -91,6 +94,33 @@ func TestWhatComesFromBeforeTheBeginningLeavesNoGapThere(t *testing.T) {
 	if gaps, clicks := m[bootKey{"n", 1}].gaps(); !slices.Equal(gaps, []Range{{111, 115}}) || clicks != 5 {
 		t.Error(gaps, clicks)
 	}
+}
+
+// What is decoded are parts of the message; a mark is kept for a month.
+func TestMarksAndAccountsDoNotKeepMessages(t *testing.T) {
+	const boots, size = 64, 1 << 20
+	m, a, d := newMarks(nil), Audit{}, decoder{}
+	heap := func() uint64 {
+		runtime.GC()
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc
+	}
+	before := heap()
+	for boot := range uint64(boots) {
+		b, err := d.head(message(t, "n", boot, 1, 1, func(b *clickv1.Batch) { b.Strings = [][]byte{nil, make([]byte, size)} }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		news := m.news(b)
+		m.handled(b)
+		a.note(b, news, m[bootKey{b.Node, b.Boot}], middle)
+	}
+	if after := heap(); after > before+boots*size/4 {
+		t.Errorf("%d bytes are kept", after-before)
+	}
+	runtime.KeepAlive(m)
+	runtime.KeepAlive(&a)
 }
 
 func TestMarksAreBoundedAndForgetWhatEnded(t *testing.T) {

@@ -104,3 +104,34 @@ func TestAConsumerFromNowOnOfAStreamThatLostItsEndBeginsThere(t *testing.T) {
 		}
 	}
 }
+
+// What was fetched and not acknowledged is no older than now was.
+func TestAConsumerFromNowOnThatLostItsMarksGoesOnWhereItAcknowledged(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	broken := errors.New("broken")
+	store := &placed{NewKVStore(js, "sink", quiet()), func() {
+		publish(subject, message(t, "n", 1, 1, 1))
+		publish(subject, message(t, "n", 1, 2, 1))
+		publish(subject, message(t, "n", 1, 3, 1))
+	}}
+	n := 0
+	err := Consume(ctx, js, Options{Start: Now(), Durable: "sink", Store: store, Log: quiet(), SaveClicks: 1}, func(_ context.Context, b *Batch) error {
+		if n++; n == 2 {
+			return broken
+		}
+		return nil
+	})
+	if !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	if err := js.DeleteKeyValue(ctx, MarksBucket); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, js, Options{Start: Now(), Durable: "sink"}); !slices.Equal(got, []string{"n/1:2", "n/1:3"}) {
+		t.Fatal(got)
+	}
+}

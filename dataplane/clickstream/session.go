@@ -62,11 +62,17 @@ func (c *consumer) place(ctx context.Context, stream jetstream.Stream, info *jet
 	last := info.State.LastSeq
 	created := info.Created.UTC().Truncate(time.Microsecond)
 	switch {
-	case s.Next == 0:
-		if c.options.Start.now && c.rewind.IsZero() {
-			// Saved before anything is handled, or a restart began at a later now.
+	case s.Next == 0 && c.rewind.IsZero():
+		floor, err := c.floor(ctx, stream)
+		switch {
+		case err != nil:
+			return err
+		case floor > 0: // it was used without marks: nothing below is wanted again
+			s.Next = floor + 1
+		case c.options.Start.now: // saved before anything is handled, or a restart began at a later now
 			s.Next, s.Stored, c.unsaved = last+1, info.State.LastTime, true
 		}
+	case s.Next == 0:
 	case !s.Stream.IsZero() && !s.Stream.Equal(created):
 		log.Warn("the stream of clicks was made anew: it is read from its beginning", "created", created)
 		s.Next = 1
@@ -86,6 +92,21 @@ func (c *consumer) place(ctx context.Context, stream jetstream.Stream, info *jet
 	}
 	s.Stream = created
 	return nil
+}
+
+// floor is up to where the server's consumer has been acknowledged, if it is there.
+func (c *consumer) floor(ctx context.Context, stream jetstream.Stream) (uint64, error) {
+	if c.options.Durable == "" {
+		return 0, nil
+	}
+	cons, err := stream.Consumer(ctx, c.options.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return cons.CachedInfo().AckFloor.Stream, nil
 }
 
 func (c *consumer) lostEnd() {
@@ -140,13 +161,7 @@ func (c *consumer) reuse(ctx context.Context, stream jetstream.Stream, name stri
 		return nil, err
 	}
 	info := cons.CachedInfo()
-	next := &c.state.Next
-	if *next == 0 && c.rewind.IsZero() && info.AckFloor.Stream > 0 {
-		// It was used without marks: nothing below its floor is wanted again.
-		*next = info.AckFloor.Stream + 1
-		config.DeliverPolicy, config.OptStartSeq, config.OptStartTime = jetstream.DeliverByStartSequencePolicy, *next, nil
-	}
-	if info.NumAckPending == 0 && info.Delivered.Consumer > 0 && info.Delivered.Stream < *next &&
+	if info.NumAckPending == 0 && info.Delivered.Consumer > 0 && info.Delivered.Stream < c.state.Next &&
 		info.Config.AckWait == config.AckWait && info.Config.MaxAckPending == config.MaxAckPending &&
 		slices.Equal(info.Config.FilterSubjects, config.FilterSubjects) {
 		c.name, c.expected = info.Name, info.Delivered.Consumer+1

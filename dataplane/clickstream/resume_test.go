@@ -332,6 +332,26 @@ func TestAStreamThatLostItsEndIsReadAgainThere(t *testing.T) {
 	}
 }
 
+func TestAStreamThatLostItsEndIsNotReadFromBeforeTheStart(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	publish(subject, message(t, "n", 1, 1, 5))
+	time.Sleep(20 * time.Millisecond)
+	from := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(subject, message(t, "n", 1, 6, 5))
+	sink := &table{clicks: map[string]int{}, crash: func() bool { return false }}
+	if got := len(read(t, js, Options{Store: sink, Start: At(from)})); got != 5 {
+		t.Fatal(got)
+	}
+	sink.state.Next += 5 // there had been more messages
+	publish(subject, message(t, "n", 1, 11, 1))
+	if got := read(t, js, Options{Store: sink, Start: At(from)}); !slices.Equal(got, []string{"n/1:11"}) {
+		t.Error(got)
+	}
+}
+
 func TestAStreamThatWasMadeAnewIsReadFromItsBeginning(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)

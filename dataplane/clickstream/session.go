@@ -134,7 +134,7 @@ func (c *consumer) config() jetstream.ConsumerConfig {
 		config.FilterSubjects = append(config.FilterSubjects, RegionSubjects(region))
 	}
 	at := o.Start.at.Add(-o.Lead)
-	if !c.rewind.IsZero() {
+	if c.rewind.After(at) { // and what lies before the start is not wanted
 		at = c.rewind
 	}
 	switch {

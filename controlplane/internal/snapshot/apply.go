@@ -44,7 +44,23 @@ func (l *Log) load(ctx context.Context, epochs store.Epochs) error {
 	if err := l.readWords(ctx, v); err != nil {
 		return err
 	}
+	if err := l.sameEpoch(ctx, v.epoch); err != nil {
+		return err
+	}
 	l.begin(v, fresh, held, blind)
+	return nil
+}
+
+// sameEpoch gives errAnother unless the epoch is still this one: what was read may
+// be of the next one, and the watch behind it would not tell.
+func (l *Log) sameEpoch(ctx context.Context, epoch uint64) error {
+	now, err := l.src.Epochs(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read epoch: %w", err)
+	case now.Current != epoch:
+		return errAnother
+	}
 	return nil
 }
 
@@ -84,6 +100,9 @@ func (l *Log) reload(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("read everything: %w", err)
+	}
+	if err := l.sameEpoch(ctx, held.epoch); err != nil {
+		return err
 	}
 	if revision < held.seen {
 		return fmt.Errorf("read everything: %w", l.wentBack(revision, held.seen))

@@ -196,8 +196,8 @@ func (l *Log) Run(ctx context.Context) error {
 		if l.View().seen != before {
 			wait = l.cfg.MinBackoff
 		}
-		if err == nil {
-			continue // it watches from where it has read to
+		if err == nil || errors.Is(err, errAnother) {
+			continue // it watches from where it has read to, or reads the other epoch
 		}
 		level := slog.LevelDebug
 		if l.metrics.following.Swap(false) || time.Since(told) > tellEvery {
@@ -289,7 +289,8 @@ func (l *Log) watch(ctx context.Context) error {
 	return errors.New("ended")
 }
 
-// errAnother ends a watch because there is nothing more to wait for in it.
+// errAnother ends a reading or a watch because there is nothing more to wait for
+// in it.
 var errAnother = errors.New("the fleet has another epoch, or etcd another history")
 
 // attend does, until ctx ends, what others ask for while the source is watched:

@@ -1,0 +1,72 @@
+package snapshot
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/affleet/affleet/controlplane/internal/store"
+)
+
+// meanwhile is a script to which something happens while everything is read:
+// before the reading, or behind it.
+type meanwhile struct {
+	*script
+	before, behind func() // nil: nothing; each is called once
+}
+
+func (m *meanwhile) Load(ctx context.Context, opts store.LoadOptions, each func(store.Object) error) (int64, error) {
+	if f := m.before; f != nil {
+		m.before = nil
+		f()
+	}
+	revision, err := m.script.Load(ctx, opts, each)
+	if f := m.behind; f != nil {
+		m.behind = nil
+		f()
+	}
+	return revision, err
+}
+
+func TestEpochThatBeginsBeforeEverythingIsReadIsNotMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(links(10, "1"))
+		l := start(t, &meanwhile{script: src, before: func() { src.begin(8) }}, Config{})
+		src.write(links(20, "1"))
+		time.Sleep(time.Minute)
+		if head := l.Head(); head != (Version{8, src.revision}) {
+			t.Errorf("the head is %v, want epoch 8 and revision %d", head, src.revision)
+		}
+	})
+}
+
+func TestEpochThatBeginsInWhatIsCompactedIsNotServedAsTheOneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		src.write(links(10, "1"))
+		m := &meanwhile{script: src}
+		l := start(t, m, Config{})
+		before := l.Head()
+		m.before = func() { src.begin(8); src.write(links(20, "1")) }
+		m.behind = func() {
+			go func() { // a head of the epoch before must not come
+				for v := l.View(); v.epoch == 7; v = l.View() {
+					if v.Head() != before {
+						t.Errorf("the head is %v", v.Head())
+					}
+					<-v.Advanced()
+				}
+			}()
+		}
+		src.set(func() { src.broken = true })
+		synctest.Wait()
+		src.write(links(11, "1"))
+		src.set(func() { src.broken, src.compacted = false, src.revision })
+		time.Sleep(time.Minute)
+		if head := l.Head(); head != (Version{8, src.revision}) {
+			t.Errorf("the head is %v, want epoch 8 and revision %d", head, src.revision)
+		}
+	})
+}

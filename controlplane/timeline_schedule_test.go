@@ -256,7 +256,7 @@ func (s *source) Watch(ctx context.Context, after int64) iter.Seq2[store.Batch, 
 	}
 }
 
-func (s *source) Released(context.Context, uint64) (store.Release, error) {
+func (s *source) ReleasedAt(context.Context, uint64, int64) (store.Release, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.release, nil

@@ -65,9 +65,10 @@ func (l *Log) sameEpoch(ctx context.Context, epoch uint64) error {
 }
 
 // readWords reads what operators and other replicas have said about the epoch of
-// a view that is being made.
+// a view that is being made. What was released later than it has seen is left to
+// the watch, which tells it together with what it releases.
 func (l *Log) readWords(ctx context.Context, v *View) (err error) {
-	if v.released, err = l.src.Released(ctx, v.epoch); err != nil {
+	if v.released, err = l.src.ReleasedAt(ctx, v.epoch, v.seen); err != nil {
 		return fmt.Errorf("read what is released: %w", err)
 	}
 	if v.rewind, err = l.src.Rewound(ctx, v.epoch); err != nil {
@@ -117,7 +118,7 @@ func (l *Log) reload(ctx context.Context) error {
 			}
 		}
 	}
-	words := View{epoch: held.epoch}
+	words := View{epoch: held.epoch, seen: revision}
 	if err := l.readWords(ctx, &words); err != nil {
 		return err
 	}

@@ -34,8 +34,8 @@ type Source interface {
 
 // Releases are what replicas tell each other about their guards.
 type Releases interface {
-	// Released reads what is released in an epoch.
-	Released(ctx context.Context, epoch uint64) (store.Release, error)
+	// ReleasedAt reads what was released in an epoch at a revision.
+	ReleasedAt(ctx context.Context, epoch uint64, revision int64) (store.Release, error)
 	// Hold notes that a revision is held back, for replicas that start later.
 	Hold(ctx context.Context, epoch uint64, revision int64) error
 	// Held gives the first revision that is noted so and not released; 0: none.

@@ -70,3 +70,29 @@ func TestEpochThatBeginsInWhatIsCompactedIsNotServedAsTheOneBefore(t *testing.T)
 		}
 	})
 }
+
+func TestReleaseWhileAReplicaStartsLeavesNothingElseHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, _, _ := guarded(t, Config{})
+		bad := src.write(links(1000, ""))
+		synctest.Wait()
+		later := start(t, &meanwhile{script: src, behind: func() { src.free(bad) }}, Config{})
+		src.write(map[string]string{"links/a/new": "1"})
+		serves(t, later, &replicaNode{entries: map[string]string{}}, 1001)
+	})
+}
+
+// TestWritesThatReleaseThemselvesWhileAReplicaStartsPassThere deletes in steps while
+// everything is read: the replica learns of the last release before it sees the first.
+func TestWritesThatReleaseThemselvesWhileAReplicaStartsPassThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, _, _ := guarded(t, Config{})
+		later := start(t, &meanwhile{script: src, behind: func() {
+			for _, n := range []int{700, 1400} {
+				src.set(func() { src.release, src.allow = store.Release{Epoch: 7, Write: src.revision + 1}, true })
+				src.write(links(n, ""))
+			}
+		}}, Config{})
+		serves(t, later, &replicaNode{entries: map[string]string{}}, 600)
+	})
+}

@@ -129,13 +129,15 @@ func (s *script) Load(_ context.Context, opts store.LoadOptions, each func(store
 	return revision, nil
 }
 
-func (s *script) Released(_ context.Context, epoch uint64) (store.Release, error) {
+func (s *script) ReleasedAt(_ context.Context, epoch uint64, revision int64) (r store.Release, _ error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.release.Epoch != epoch {
-		return store.Release{}, nil
+	for _, b := range s.history {
+		if b.Revision <= revision && b.Release.Epoch == epoch {
+			r = r.Merge(b.Release)
+		}
 	}
-	return s.release, nil
+	return r, nil
 }
 
 func (s *script) Hold(_ context.Context, _ uint64, revision int64) error {

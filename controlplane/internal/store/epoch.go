@@ -142,7 +142,12 @@ func (s *Store) Release(ctx context.Context, epoch uint64, upTo int64) error {
 
 // Released reads what is released in an epoch.
 func (s *Store) Released(ctx context.Context, epoch uint64) (Release, error) {
-	got, err := s.get(ctx, releaseKey, clientv3.WithPrefix())
+	return s.ReleasedAt(ctx, epoch, 0)
+}
+
+// ReleasedAt reads what was released in an epoch at a revision; 0 is the current one.
+func (s *Store) ReleasedAt(ctx context.Context, epoch uint64, revision int64) (Release, error) {
+	got, err := s.get(ctx, releaseKey, clientv3.WithPrefix(), clientv3.WithRev(revision))
 	if err != nil {
 		return Release{}, err
 	}

@@ -69,6 +69,9 @@ func TestWatchTellsOfEpochsAndReleasesInTheirRevisions(t *testing.T) {
 	if got, err := s.Released(t.Context(), 7); err != nil || got != (Release{Epoch: 7, UpTo: 5, Write: shrunk}) {
 		t.Fatalf("released is %+v, %v", got, err)
 	}
+	if got, err := s.ReleasedAt(t.Context(), 7, shrunk-1); err != nil || got != (Release{Epoch: 7, UpTo: 5}) {
+		t.Fatalf("before the write, released was %+v, %v", got, err)
+	}
 }
 
 func TestReleaseIsNeverTakenBack(t *testing.T) {

@@ -96,3 +96,29 @@ func TestWritesThatReleaseThemselvesWhileAReplicaStartsPassThere(t *testing.T) {
 		serves(t, later, &replicaNode{entries: map[string]string{}}, 600)
 	})
 }
+
+func TestReplicaThatStartsHoldsBackWhatAnotherHasReadAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, n := guarded(t, Config{})
+		src.set(func() { src.broken = true })
+		synctest.Wait()
+		bad := src.write(links(1000, ""))
+		src.write(map[string]string{"links/b/1": "1"})
+		src.write(map[string]string{"links/b/2": "1"})
+		src.set(func() { src.broken, src.compacted = false, bad })
+		time.Sleep(time.Minute)
+		serves(t, l, n, 2000)
+		later := start(t, src, Config{})
+		f, err := later.Next(t.Context(), Cursor{})
+		if err == nil {
+			t.Fatalf("a new node gets %s with %d links of %d", described(f), f.Entries, 2000)
+		}
+		if h := later.View().Hold(); h == nil {
+			t.Error("nothing is held back")
+		}
+		src.free(l.View().Hold().Revision)
+		serves(t, l, n, 1002)
+		src.free(src.revision)
+		serves(t, later, &replicaNode{entries: map[string]string{}}, 1002)
+	})
+}

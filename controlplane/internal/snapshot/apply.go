@@ -266,6 +266,7 @@ func (l *Log) extend(next *View, s step) {
 	} else if l.judge(next, before, r); next.hold != nil {
 		l.served, l.ahead = s.before(), ahead{guard: l.guard}
 		l.ahead.guard.rebase(r.mark)
+		l.lane.waiting, l.lane.deletes = 0, 0
 	}
 	if down, deletes := takenDown(s.changes, s.olds, r.at); len(down) > 0 {
 		if l.lane.admit(len(down), deletes, next.hold != nil, r.at) {

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,5 +121,42 @@ func TestReplicaThatStartsHoldsBackWhatAnotherHasReadAtOnce(t *testing.T) {
 		serves(t, l, n, 1002)
 		src.free(src.revision)
 		serves(t, later, &replicaNode{entries: map[string]string{}}, 1002)
+	})
+}
+
+func TestLaneTakesAsMuchAtTheSecondVersionThatIsHeldBackAsAtTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, l, _ := guarded(t, Config{Guard: Guard{MaxEntries: 2010}})
+		hold := func(name string) int64 {
+			m := make(map[string]string)
+			for i := range 100 {
+				m[fmt.Sprintf("links/%s/%04d", name, i)] = "1"
+			}
+			return src.write(m)
+		}
+		bad := hold("b")
+		for i := range maxHeldDeletes / 4 {
+			src.write(between(4*i, 4*i+4))
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		src.free(src.revision)
+		synctest.Wait()
+		if h := l.View().Hold(); h != nil || bad == 0 {
+			t.Fatalf("held back is %+v", h)
+		}
+		more := make(map[string]string)
+		for i := range 2000 {
+			more[fmt.Sprintf("links/c/%04d", i)] = "1"
+		}
+		src.write(more)
+		at := src.write(between(1500, 1501))
+		synctest.Wait()
+		if h := l.View().Hold(); h == nil || h.Revision != at-1 {
+			t.Fatalf("held back is %+v", h)
+		}
+		if d := l.View().LastTakeDown(); d.Revision != at {
+			t.Errorf("the last take-down is of revision %d, want %d", d.Revision, at)
+		}
 	})
 }

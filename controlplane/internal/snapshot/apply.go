@@ -305,7 +305,7 @@ func (l *Log) judge(next *View, before mark, r *record) {
 		l.guard.passed(before, r.mark)
 		return
 	}
-	l.hold(next, &Hold{Revision: r.revision, From: r.since + 1, Reason: reason, Since: r.at, after: r.since})
+	l.hold(next, &Hold{Revision: r.revision, From: max(r.since, next.released.UpTo) + 1, Reason: reason, Since: r.at, after: r.since})
 }
 
 // hold holds back a revision, and all behind it, in a view that is being made.

@@ -103,12 +103,17 @@ func TestReplicaThatStartsHoldsBackWhatAnotherHasReadAtOnce(t *testing.T) {
 		src, l, n := guarded(t, Config{})
 		src.set(func() { src.broken = true })
 		synctest.Wait()
+		first := src.write(links(100, ""))
+		src.free(first)
 		bad := src.write(links(1000, ""))
 		src.write(map[string]string{"links/b/1": "1"})
 		src.write(map[string]string{"links/b/2": "1"})
 		src.set(func() { src.broken, src.compacted = false, bad })
 		time.Sleep(time.Minute)
 		serves(t, l, n, 2000)
+		if h := l.View().Hold(); h.From != first+1 {
+			t.Errorf("%d is held back from %d on, want %d: what was before that is released", h.Revision, h.From, first+1)
+		}
 		later := start(t, src, Config{})
 		f, err := later.Next(t.Context(), Cursor{})
 		if err == nil {

@@ -197,10 +197,20 @@ func (c *CapClaim) apply(used *uint64, limit uint64) uint64 {
 }
 
 // SweepCaps removes the counters of periods that are over and of links that do
-// not exist any more.
+// not exist any more. Where nothing has been leased of the present period, the
+// clock may be ahead, and counters of periods stay.
 func (s *Store) SweepCaps(ctx context.Context) error {
 	for prefix, seconds := range map[string]int64{capHours: 3600, capDays: 86400} {
-		past := fmt.Sprintf("%s%010d/", prefix, s.now().Unix()/seconds-capDepth)
+		present := s.now().Unix() / seconds
+		from := func(number int64) string { return fmt.Sprintf("%s%010d/", prefix, number) }
+		got, err := s.get(ctx, from(present), clientv3.WithRange(from(present+1)), clientv3.WithLimit(1), clientv3.WithKeysOnly())
+		if err != nil {
+			return err
+		}
+		if len(got.Kvs) == 0 {
+			continue
+		}
+		past := from(present - capDepth)
 		if _, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(prefix, clientv3.WithRange(past))}, nil); err != nil {
 			return err
 		}

@@ -104,6 +104,7 @@ func TestEachPeriodHasItsOwnCount(t *testing.T) {
 	// The clock goes on: counters of the past go, those of the present stay.
 	now := s.now()
 	s.now = func() time.Time { return now.Add(3 * time.Hour) }
+	lease("/h", perHour, s.hour())
 	if err := s.SweepCaps(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -111,8 +112,8 @@ func TestEachPeriodHasItsOwnCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Kvs) != 2 {
-		t.Errorf("left are %v, want the day's and the one in all", got.Kvs)
+	if len(got.Kvs) != 3 {
+		t.Errorf("left are %v, want the new hour's, the day's and the one in all", got.Kvs)
 	}
 }
 
@@ -211,5 +212,22 @@ func TestACounterThatNobodyHereHasWrittenIsZero(t *testing.T) {
 	}
 	if g := s.mustLease(t, CapClaim{Link: capped("/t"), Period: perLife, Wanted: 4})[0]; g != 1 {
 		t.Errorf("leased %d, want 1", g)
+	}
+}
+
+func TestReplicaWhoseClockIsAheadDoesNotSweepThePresentHour(t *testing.T) {
+	s := start(t)
+	s.putCapped(t, "/h", 1, perHour)
+	claim := CapClaim{Link: capped("/h"), Period: perHour, Number: s.hour(), Wanted: 1}
+	if s.mustLease(t, claim)[0] != 1 {
+		t.Fatal("want one lease")
+	}
+	ahead := New(s.client)
+	ahead.now = func() time.Time { return s.now().Add(5 * time.Hour) }
+	if err := ahead.SweepCaps(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if g := s.mustLease(t, claim)[0]; g != 0 {
+		t.Errorf("%d more clicks of the same hour were leased, and the cap is 1", g)
 	}
 }

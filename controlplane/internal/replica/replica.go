@@ -195,11 +195,16 @@ func (d *Directory) watch(ctx context.Context) error {
 	defer cancel()
 	call, stop := context.WithTimeout(ctx, d.cfg.TTL)
 	defer stop()
+	known := d.Revision()
 	list, revision, err := d.read(call)
 	if err != nil {
 		return err
 	}
-	d.restart(list, revision)
+	if revision < known {
+		d.restart(list, revision)
+	} else {
+		d.set(list, revision) // unless Refresh has read a later one meanwhile
+	}
 	events := d.client.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
 	for answer := range events {
 		if err := answer.Err(); err != nil {
@@ -218,7 +223,7 @@ func (d *Directory) watch(ctx context.Context) error {
 	return errors.New("watch: ended")
 }
 
-// restart makes list the peers, also when etcd has gone back.
+// restart makes list the peers when etcd has gone back.
 func (d *Directory) restart(list map[string]string, revision int64) {
 	d.mu.Lock()
 	d.revision = 0

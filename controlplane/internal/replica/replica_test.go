@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -132,4 +133,59 @@ func TestReplicaNeedsAnIDAndAnAddress(t *testing.T) {
 			t.Errorf("%+v was taken", cfg)
 		}
 	}
+}
+
+// slow is a client of etcd whose first answer to a reading comes late.
+type slow struct {
+	clientv3.KV
+	clientv3.Watcher
+	begun           atomic.Bool
+	read, answer    chan struct{} // closed when it is there, and when it may come
+	watched, events chan struct{} // closed when a watch begins, and when it may
+}
+
+func (s *slow) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	got, err := s.KV.Get(ctx, key, opts...)
+	if !s.begun.Swap(true) {
+		close(s.read)
+		<-s.answer
+	}
+	return got, err
+}
+
+func (s *slow) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	close(s.watched)
+	<-s.events
+	return s.Watcher.Watch(ctx, key, opts...)
+}
+
+func TestWatchThatBeginsDoesNotForgetAReplicaThatRefreshHasFound(t *testing.T) {
+	server := etcdtest.New(t)
+	client := server.Client()
+	s := &slow{
+		KV: client.KV, Watcher: client.Watcher,
+		read: make(chan struct{}), answer: make(chan struct{}), watched: make(chan struct{}), events: make(chan struct{}),
+	}
+	client.KV, client.Watcher = s, s
+	a, err := New(client, Config{ID: "a", Address: "a:7070"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() { _ = a.watch(ctx) })
+	defer watching.Wait()
+	defer cancel()
+	<-s.read
+	b, _ := start(t, server.Client(), "b")
+	<-b.Listed()
+	if err := a.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	close(s.answer)
+	<-s.watched
+	if len(a.Peers()) != 1 {
+		t.Errorf("known are %v, and b was listed before the refresh", a.Peers())
+	}
+	close(s.events)
 }

@@ -10,13 +10,15 @@ import (
 // A file's removal may be on the disk before a page that was written sooner.
 func TestAtLevelFsyncNoClicksAreRemovedBeforeTheirAcknowledgementIsOnTheDisk(t *testing.T) {
 	for _, earlier := range []bool{false, true} {
-		r := backlog(t, Fsync)
+		r := filled(t, Fsync)
+		last := r.Last()
 		l := r.log
 		if earlier {
 			dir := killed(t, r.config.Dir)
 			r = still(t, func(c *Config) { c.Dir = dir })
 			l = r.Earlier()[0]
 		}
+		l.Acknowledge(last)
 		real := syncMemory
 		defer func() { syncMemory, step = real, nil }()
 		var onDisk uint64

@@ -10,6 +10,14 @@ import (
 // backlog makes a log of segments that are over, of which nobody removes any.
 func backlog(t *testing.T, level Level, change ...func(*Config)) *Recorder {
 	t.Helper()
+	r := filled(t, level, change...)
+	r.Log().Acknowledge(r.Last())
+	return r
+}
+
+// filled has segments of which nothing is acknowledged.
+func filled(t *testing.T, level Level, change ...func(*Config)) *Recorder {
+	t.Helper()
 	set := func(c *Config) { c.Level, c.SegmentBytes, c.MaxBytes = level, minSegment, 64*minSegment }
 	r := open(t, append([]func(*Config){set}, change...)...)
 	close(r.stop) // what follows does maintain's work
@@ -22,7 +30,6 @@ func backlog(t *testing.T, level Level, change ...func(*Config)) *Recorder {
 		}
 		r.refill()
 	}
-	r.Log().Acknowledge(r.Last())
 	return r
 }
 

@@ -34,13 +34,13 @@ func randomClick(rnd *rand.Rand, sequence uint64) click.Click {
 		return b
 	}
 	c := click.Click{
-		Sequence: sequence, Time: rnd.Int64(), Revision: rnd.Int64(), Epoch: 77,
+		Sequence: sequence, Time: rnd.Int64N(time.Date(9998, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()), Revision: rnd.Int64(), Epoch: 77,
 		Link: text(8), Affiliate: text(4), Campaign: text(4), Variant: text(2), Destination: text(300), UserAgent: text(1024),
 		Referrer: text(2048), Languages: text(256), Host: text(255), Path: text(2048), Address: text(1),
 		Rule: rnd.Uint32(), Status: uint16(rnd.Uint32()), Outcome: uint8(rnd.IntN(10)), Head: rnd.IntN(2) == 0,
 	}
 	if rnd.IntN(4) == 0 {
-		c.Time, c.Revision, c.Rule, c.Status = math.MaxInt64, math.MinInt64, math.MaxUint32, math.MaxUint16
+		c.Time, c.Revision, c.Rule, c.Status = time.Date(9998, 12, 31, 0, 0, 0, 0, time.UTC).UnixMicro(), math.MinInt64, math.MaxUint32, math.MaxUint16
 	}
 	if rnd.IntN(2) == 0 {
 		c.Address = bytes.Repeat([]byte{byte(rnd.Uint32())}, 4+12*rnd.IntN(2))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -46,6 +47,25 @@ func TestNodeIsReadyOnceItServesTheHeadThatItWasTold(t *testing.T) {
 	p.send(s.delta(10, 12, map[string]string{"/b": "https://x.test/b"}))
 	p.wantApplied(12)
 	<-n.Ready()
+}
+
+func TestNodeIsReadyInAnEpochThatBeginsBeforeItHasCaughtUp(t *testing.T) {
+	c := startControl(t)
+	n := startNode(t, "", c.address)
+	p := c.accept()
+	s := state{"/a": "https://x.test/a"}
+	p.send(heartbeat(12, time.Second))
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	next := &linkv1.Version{Epoch: epoch + 1, Revision: 3}
+	p.send(snapshotOf(next, entry("/a", "https://x.test/a"))...)
+	p.wantApplied(3)
+	p.send(&feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_Heartbeat{Heartbeat: &feedv1.Heartbeat{Head: next}}})
+	select {
+	case <-n.Ready():
+	case <-time.After(20 * time.Second):
+		t.Fatal("it is not ready with the newest state of the new epoch")
+	}
 }
 
 func TestNodeResumesWithWhatItHolds(t *testing.T) {

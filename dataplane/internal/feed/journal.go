@@ -175,25 +175,27 @@ func (j *journal) open() error {
 }
 
 // saved drops what a new file holds, and everything if the file is of another
-// epoch or what follows it is not there.
-func (j *journal) saved(v table.Version) {
+// epoch or what follows it is not there. It says whether that may be so: another
+// file is to come soon, which the journal follows.
+func (j *journal) saved(v table.Version) (lacks bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.path == "" {
-		return
+		return false
 	}
 	keep := 0 // how many of the last records
 	for keep < len(j.records) && later(j.records[len(j.records)-1-keep].to, v) {
 		keep++
 	}
-	if j.broken {
+	if lacks = j.broken; lacks {
 		keep = 0 // some are missing
 	}
 	if err := j.cut(len(j.records) - keep); err != nil {
 		j.fail(err)
-		return
+		return lacks
 	}
 	j.broken = false
+	return lacks
 }
 
 // cut drops the first n records.

@@ -203,7 +203,9 @@ func (k *keeper) save() time.Duration {
 		k.failed = time.Time{}
 		k.log.Info("last known good state is written again", "revision", t.Version().Revision)
 	}
-	k.tail.saved(t.Version())
+	if k.tail.saved(t.Version()) {
+		raise(k.soon)
+	}
 	k.tail.follows(k.current())
 	k.metrics.saves.Add(1) // of the file with its journal
 	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true

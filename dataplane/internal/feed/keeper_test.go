@@ -156,3 +156,23 @@ func TestJournalIsUsedWhereItFollowsThePreviousFile(t *testing.T) {
 		t.Errorf("the log says\n%s", strings.Join(lines, ""))
 	}
 }
+
+// What came while the file was written is in no journal, and until the next file a start
+// would go back to this one.
+func TestAnotherFileComesSoonBehindAJournalThatLacksSomething(t *testing.T) {
+	live := new(table.Live)
+	k := newKeeper(t.TempDir(), time.Hour, live, newMetrics(live, nil), slog.New(slog.DiscardHandler))
+	k.tail = &journal{path: k.journal(), log: k.log}
+	for revision, lacks := range []bool{true, false} {
+		live.Store(heldTableAt(t, state{"/a": "https://x.test/a"}, int64(revision+10)))
+		k.tail.broken = lacks
+		k.save()
+		if soon := len(k.soon) > 0; soon != lacks || k.tail.broken {
+			t.Errorf("where the journal lacks something (%t), another file comes soon: %t", lacks, soon)
+		}
+		select {
+		case <-k.soon:
+		default:
+		}
+	}
+}

@@ -230,7 +230,7 @@ func (s *session) heartbeat(h *feedv1.Heartbeat) {
 	if d := h.GetInterval().AsDuration(); d > 0 {
 		s.patience = 3 * min(max(d, 10*time.Millisecond), maxInterval)
 	}
-	if s.goal == nil {
+	if s.goal == nil || s.goal.GetEpoch() != h.GetHead().GetEpoch() { // of an epoch that is over, nothing comes any more
 		s.goal = h.GetHead()
 	}
 	s.caughtUp()

@@ -92,6 +92,49 @@ func TestConnectionsThatAreReadTogetherGetTheirOwnAnswers(t *testing.T) {
 	expect(all[1], 1)
 }
 
+// A connection whose deadline has passed is looked at before those that have input, of
+// which it may be one: what it is answered then must not be held when others end.
+func TestConnectionsThatAreLookedAtEarlyAndResetEndNothingElse(t *testing.T) {
+	const headTimeout = 100 * time.Millisecond
+	caps := &gate{make(chan bool), make(chan bool)}
+	n := startNode(t, time.Second, oneLoop, func(c *Config) {
+		c.Caps, c.HeadTimeout = caps, headTimeout
+		c.Live.Store(samples(t, aLink("*", "/a", "https://store.example/"), aLink("*", "/capped", "https://store.example/", func(l *linkv1.Link) {
+			l.Cap, l.Fallback = &linkv1.Cap{Clicks: 1}, "https://store.example/full"
+		})))
+	})
+	holder := n.dial(t)
+	for range 3 {
+		var all []*client
+		for range 4 {
+			c := n.dial(t)
+			c.send(getA[:9]) // the deadline is that of a head
+			all = append(all, c)
+		}
+		time.Sleep(headTimeout / 5)
+		for _, c := range all {
+			c.send(getA[9:])
+			c.expect(302)
+		}
+		holder.send("GET /capped HTTP/1.1\r\nHost: x.example\r\n\r\n")
+		<-caps.in
+		time.Sleep(2 * headTimeout) // the deadlines pass before anything comes
+		for _, c := range all {
+			c.send(getA)
+			if err := c.Conn.(*net.TCPConn).SetLinger(0); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Close()
+		}
+		caps.out <- true
+		holder.expect(302)
+	}
+	n.awaitOpen(1)
+	if st := n.Stats(); st.Panics != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
 func TestGlimpse(t *testing.T) {
 	for head, want := range map[string][2]string{
 		"GET /a HTTP/1.1\r\nHost: x.example\r\n\r\n":          {"x.example", "/a"},

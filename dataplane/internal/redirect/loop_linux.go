@@ -233,6 +233,7 @@ func (l *loop) handle(events []unix.EpollEvent) (done int) {
 		l.expire()
 	default: // a connection that has ended since, or the listener, of which no more is heard
 	}
+	l.sendHeld() // connections that were looked at may be among the next: see serveAll
 	return 1
 }
 

@@ -222,7 +222,6 @@ func (p *Publisher) Run(ctx context.Context) error {
 			if p.nc.IsClosed() {
 				return fmt.Errorf("connection to NATS was closed: %w", p.nc.LastError())
 			}
-			p.reconnected()
 		case s := <-p.setups:
 			p.settled(s)
 		case c := <-p.checks:
@@ -363,7 +362,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 	if now.Before(p.pauseEnd) || !p.nc.IsConnected() {
 		return
 	}
-	if n := p.nc.Stats().Reconnects; n != p.reconnects { // its handler may come late
+	if n := p.nc.Stats().Reconnects; n != p.reconnects { // before anything is sent: its handler may come late
 		p.reconnects = n
 		p.reconnected()
 	}

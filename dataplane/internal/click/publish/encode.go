@@ -140,13 +140,14 @@ func (e *encoder) add(c *click.Click) bool {
 	// A string is written when it is seen first.
 	known := len(e.strings)
 	link := e.index(c.Link)
-	to := e.targets[link]
-	switch {
-	case int(link) == known: // where it is new, its destination is
-		to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.write(c.Destination)}
-		e.targets[link] = to
-	case !e.leadsTo(to, c):
-		to = target{e.index(c.Affiliate), e.index(c.Campaign), e.index(c.Variant), e.index(c.Destination)}
+	to, fresh := e.targets[link], int(link) == known
+	if fresh || !e.leadsTo(to, c) {
+		to = target{affiliate: e.index(c.Affiliate), campaign: e.index(c.Campaign), variant: e.index(c.Variant)}
+		if fresh { // and so is where it leads
+			to.destination = e.write(c.Destination)
+		} else {
+			to.destination = e.index(c.Destination)
+		}
 		e.targets[link] = to
 	}
 	agent, referrer, languages := e.index(c.UserAgent), e.index(c.Referrer), e.index(c.Languages)

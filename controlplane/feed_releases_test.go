@@ -5,46 +5,23 @@ import (
 	"slices"
 	"testing"
 
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/reflect/protoreflect"
-
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	"github.com/affleet/affleet/proto/aff/afftest"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
-
-// grow adds fields of a later release, of each wire type, to a message and to all that
-// is in it.
-func grow(m protoreflect.Message) {
-	b := protowire.AppendVarint(protowire.AppendTag(nil, 900, protowire.VarintType), 1<<40)
-	b = protowire.AppendFixed64(protowire.AppendTag(b, 901, protowire.Fixed64Type), 2)
-	b = protowire.AppendBytes(protowire.AppendTag(b, 902, protowire.BytesType), []byte("later"))
-	m.SetUnknown(protowire.AppendFixed32(protowire.AppendTag(b, 903, protowire.Fixed32Type), 3))
-	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case field.IsMap() || field.Message() == nil:
-		case field.IsList():
-			for i := range v.List().Len() {
-				grow(v.List().Get(i).Message())
-			}
-		default:
-			grow(v.Message())
-		}
-		return true
-	})
-}
 
 // releases are nodes of other releases than this one.
 var releases = map[string]func(*testNode){
 	// It says more in each message, and says something else before each.
 	"a later one": func(n *testNode) {
 		n.says = func(m *feedv1.SubscribeRequest) []*feedv1.SubscribeRequest {
-			grow(m.ProtoReflect())
+			afftest.Grow(m.ProtoReflect())
 			if m.GetHello() != nil {
 				return []*feedv1.SubscribeRequest{m}
 			}
 			more := &feedv1.SubscribeRequest{}
-			grow(more.ProtoReflect())
+			afftest.Grow(more.ProtoReflect())
 			return []*feedv1.SubscribeRequest{more, m}
 		}
 	},

@@ -5,40 +5,14 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/s2"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/affleet/affleet/proto/aff/afftest"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
 )
-
-// unknown are fields of a later release, of each wire type.
-func unknown() (b []byte) {
-	b = protowire.AppendVarint(protowire.AppendTag(b, 900, protowire.VarintType), 1<<40)
-	b = protowire.AppendFixed64(protowire.AppendTag(b, 901, protowire.Fixed64Type), 2)
-	b = protowire.AppendBytes(protowire.AppendTag(b, 902, protowire.BytesType), []byte("later"))
-	return protowire.AppendFixed32(protowire.AppendTag(b, 903, protowire.Fixed32Type), 3)
-}
-
-// grow adds fields of a later release to a message and to all that is in it.
-func grow(m protoreflect.Message) {
-	m.SetUnknown(unknown())
-	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case field.IsMap() || field.Message() == nil:
-		case field.IsList():
-			for i := range v.List().Len() {
-				grow(v.List().Get(i).Message())
-			}
-		default:
-			grow(v.Message())
-		}
-		return true
-	})
-}
 
 // grown is a frame as a later release may send it, also within what it compresses.
 func grown(t *testing.T, frames ...*feedv1.SubscribeResponse) []*feedv1.SubscribeResponse {
@@ -53,13 +27,13 @@ func grown(t *testing.T, frames ...*feedv1.SubscribeResponse) []*feedv1.Subscrib
 			if err := proto.Unmarshal(plain, &inner); err != nil {
 				t.Fatal(err)
 			}
-			grow(inner.ProtoReflect())
+			afftest.Grow(inner.ProtoReflect())
 			if plain, err = proto.Marshal(&inner); err != nil {
 				t.Fatal(err)
 			}
 			chunk.Compressed = s2.Encode(nil, plain)
 		}
-		grow(f.ProtoReflect())
+		afftest.Grow(f.ProtoReflect())
 	}
 	return frames
 }
@@ -68,7 +42,7 @@ func grown(t *testing.T, frames ...*feedv1.SubscribeResponse) []*feedv1.Subscrib
 func grownEntry(t *testing.T, r *linkv1.Resource) *feedv1.Entry {
 	t.Helper()
 	e := resource(t, r)
-	grow(r.ProtoReflect())
+	afftest.Grow(r.ProtoReflect())
 	value, err := proto.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
@@ -163,8 +137,8 @@ func TestNodeServesResourcesThatALaterReleaseHasWritten(t *testing.T) {
 		entries = append(entries, grownEntry(t, r))
 	}
 	entries = append(entries,
-		&feedv1.Entry{Key: "campaigns/summer", Value: unknown()},      // a kind that this release does not know
-		&feedv1.Entry{Key: "links/go.test/strange", Value: unknown()}, // of one, under the name of a link
+		&feedv1.Entry{Key: "campaigns/summer", Value: afftest.Unknown()},      // a kind that this release does not know
+		&feedv1.Entry{Key: "links/go.test/strange", Value: afftest.Unknown()}, // of one, under the name of a link
 	)
 	const kinds = 2
 	c := startControl(t)
@@ -195,7 +169,7 @@ func TestNodeServesResourcesThatALaterReleaseHasWritten(t *testing.T) {
 
 	off := ruledLink("/a")
 	off.GetLink().Disabled = true
-	p.send(grown(t, takeDown(12, grownEntry(t, off), &feedv1.Entry{Key: "campaigns/winter", Value: unknown()}))...)
+	p.send(grown(t, takeDown(12, grownEntry(t, off), &feedv1.Entry{Key: "campaigns/winter", Value: afftest.Unknown()}))...)
 	p.wantTakenDown(12)
 	if _, o := decide(n.live, "go.test", "/a"); o == link.ToDestination {
 		t.Error("a link that was taken down is served")

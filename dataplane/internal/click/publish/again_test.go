@@ -3,7 +3,6 @@ package publish
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -310,16 +309,7 @@ func TestWhatAStreamWasToldToForgetIsNotPublishedAgain(t *testing.T) {
 func connected(t *testing.T, s *natstest.Server, bursts int) (p *Publisher, r *click.Recorder) {
 	t.Helper()
 	r = openRecorder(t)
-	p, err := New(Config{URL: s.URL(), Recorder: r, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.connect(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.nc.Close)
-	p.openSources()
-	t.Cleanup(p.closeSources)
+	p = byHand(t, Config{URL: s.URL(), Recorder: r})
 	settle(t, p)
 	for range bursts {
 		r.Record(event(0))

@@ -74,15 +74,7 @@ func TestALostAcknowledgementBeforeARestartCostsAndDoublesNothing(t *testing.T) 
 func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testing.T) {
 	s := natstest.Start(t)
 	r := openRecorder(t)
-	p, err := New(Config{URL: s.URL(), Recorder: r, Timeout: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.connect(); err != nil {
-		t.Fatal(err)
-	}
-	defer p.nc.Close()
-	p.openSources()
+	p := byHand(t, Config{URL: s.URL(), Recorder: r, Timeout: 200 * time.Millisecond})
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	settle := func() {
@@ -123,15 +115,7 @@ func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testin
 func unanswered(t *testing.T, s *natstest.Server, r *click.Recorder, clicks int) *Publisher {
 	t.Helper()
 	const window = 200 * time.Millisecond
-	p, err := New(Config{URL: s.URL(), Recorder: r, Timeout: time.Second, Log: slog.New(slog.DiscardHandler), Stream: StreamLimits{Duplicates: window}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.connect(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.nc.Close)
-	p.openSources()
+	p := byHand(t, Config{URL: s.URL(), Recorder: r, Timeout: time.Second, Stream: StreamLimits{Duplicates: window}})
 	settle(t, p)
 	for i := range clicks {
 		r.Record(event(i))
@@ -143,6 +127,23 @@ func unanswered(t *testing.T, s *natstest.Server, r *click.Recorder, clicks int)
 	for time.Since(stored) < 4*window {
 		time.Sleep(window)
 	}
+	return p
+}
+
+// byHand is a connected publisher whose loop is the test.
+func byHand(t *testing.T, config Config) *Publisher {
+	t.Helper()
+	config.Log = slog.New(slog.DiscardHandler)
+	p, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.connect(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.nc.Close)
+	p.openSources()
+	t.Cleanup(func() { p.closeSources() })
 	return p
 }
 
@@ -172,16 +173,7 @@ func TestBatchesThatAreCutAnewBehindWhatTheStreamHasGetIDsOfTheirOwn(t *testing.
 		t.Fatal(err)
 	}
 	r := openRecorder(t)
-	p, err := New(Config{URL: s.URL(), Recorder: r, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.connect(); err != nil {
-		t.Fatal(err)
-	}
-	defer p.nc.Close()
-	p.openSources()
-	defer func() { p.closeSources() }()
+	p := byHand(t, Config{URL: s.URL(), Recorder: r})
 	settle(t, p)
 	cut := func() *batch {
 		for i := range 10 {

@@ -1,0 +1,132 @@
+package clickstream
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
+)
+
+func TestAnAuditOfAWindowKnowsWhatCameBefore(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	dropped := func(answered, n uint64) func(*clickv1.Batch) {
+		return func(b *clickv1.Batch) {
+			b.Ledger.Answered = answered
+			b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_SPOOL_FULL, Clicks: n}}
+		}
+	}
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5, dropped(8, 3)))
+	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3, dropped(13, 3))) // 6 and 7 come late
+	publish(Subject("eu", "old"), message(t, "old", 1, 1, 5))
+	time.Sleep(20 * time.Millisecond)
+	from := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(Subject("eu", "n"), message(t, "n", 1, 4, 10, dropped(20, 7))) // 6, 7 and 11 to 13 are new
+	publish(Subject("eu", "m"), message(t, "m", 1, 101, 10, dropped(111, 1)))
+	var audit Audit
+	got := strings.Join(read(t, js, Options{Start: At(from), Lead: time.Hour, Audit: &audit}), " ")
+	if !strings.HasPrefix(got, "n/1:6 n/1:7 n/1:11 n/1:12 n/1:13 m/1:101 ") {
+		t.Fatal(got)
+	}
+	a := audit.Accounts()
+	if len(a) != 2 || !a[0].Closes() || !a[1].Closes() {
+		t.Fatalf("%+v", a)
+	}
+	if m := a[0]; m.Answered != 10 || m.Clicks != 10 || m.Lost() != 0 {
+		t.Errorf("%+v", m)
+	}
+	if n := a[1]; n.Answered != 7 || n.Clicks != 3 || n.Late != 2 || n.Lost() != 4 || n.Duplicates != 5 {
+		t.Errorf("%+v", n)
+	}
+}
+
+// The last message before the window is older than the one before it: it was
+// published again.
+func TestAnAuditOfAWindowTakesTheLatestAccountFromBefore(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	dropped := func(b *clickv1.Batch) {
+		b.Ledger.Answered += 3
+		b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_SPOOL_FULL, Clicks: 3}}
+	}
+	publish(subject, message(t, "n", 1, 1, 5))
+	publish(subject, message(t, "n", 1, 6, 5, dropped))
+	publish(subject, message(t, "n", 1, 1, 5))
+	time.Sleep(20 * time.Millisecond)
+	from := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(subject, message(t, "n", 1, 11, 5, dropped))
+	var audit Audit
+	read(t, js, Options{Start: At(from), Lead: time.Hour, Audit: &audit})
+	if a := audit.Accounts(); len(a) != 1 || !a[0].Closes() || a[0].Answered != 5 || a[0].Lost() != 0 {
+		t.Fatalf("%+v", a)
+	}
+}
+
+func TestAnAuditOfAWholeStreamMissesWhatABootBeganWith(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 6, 5))
+	publish(Subject("eu", "n"), message(t, "n", 1, 11, 0))
+	for whole, missing := range map[bool]int64{true: 5, false: 0} {
+		audit := Audit{Whole: whole}
+		read(t, js, Options{Audit: &audit})
+		a := audit.Accounts()
+		if len(a) != 1 || a[0].Difference() != missing || a[0].Closes() == whole || whole && !slices.Equal(a[0].Missing, []Range{{1, 5}}) {
+			t.Errorf("%t: %+v", whole, a)
+		}
+	}
+}
+
+// What a node has answered is the same in both of its accounts.
+func TestAnAuditKeepsWhatWasLostLaterWhenAnOlderMessageComesAgain(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	publish(subject, message(t, "n", 1, 1, 5))
+	publish(subject, message(t, "n", 1, 8, 3)) // 6 and 7 are refused
+	publish(subject, message(t, "n", 1, 11, 0, func(b *clickv1.Batch) {
+		b.Ledger.Recorded = 8
+		b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_TOO_LARGE, Clicks: 2}}
+	}))
+	publish(subject, message(t, "n", 1, 8, 3))
+	var audit Audit
+	read(t, js, Options{Audit: &audit})
+	if a := audit.Accounts(); len(a) != 1 || !a[0].Closes() || a[0].Answered != 10 || a[0].Lost() != 2 {
+		t.Fatalf("%+v", a)
+	}
+}
+
+// A gap at the end of a window is none when its clicks came a little later.
+func TestAnAuditSeesWhatCameLate(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5))
+	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3))
+	time.Sleep(20 * time.Millisecond)
+	until := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	publish(Subject("eu", "n"), message(t, "n", 1, 6, 2))
+	publish(Subject("eu", "n"), message(t, "n", 1, 20, 2)) // all that is beyond the window
+	publish(Subject("eu", "m"), message(t, "m", 1, 1, 2))
+	for trail, missing := range map[time.Duration]int64{0: 2, 100 * time.Millisecond: 0} {
+		var audit Audit
+		clicks := 0
+		if err := Consume(t.Context(), js, Options{Until: until, Trail: trail, Audit: &audit, Log: quiet()}, func(_ context.Context, b *Batch) error {
+			clicks += len(b.Clicks)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		a := audit.Accounts()
+		if len(a) != 1 || a[0].Difference() != missing || a[0].Closes() != (missing == 0) || clicks != 8 {
+			t.Errorf("%s: %d clicks, %+v", trail, clicks, a)
+		}
+	}
+}

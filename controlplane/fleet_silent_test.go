@@ -162,6 +162,7 @@ func TestWaitGoesOnUntilASilentReplicaIsNotListedAnyMore(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = ln.Close() })
 	off := list(t, client, "b", ln.Addr().String())
+	waitPeers(t, a, 1)
 	v = a.write(map[string]string{"/one": dest(2)})
 	done := waitFor(t, a, patience, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 1})
 	near.until(v)
@@ -196,6 +197,7 @@ func TestReplicaThatRefusesConnectionsCountsAsGoneOnlyWhereItHasAnswered(t *test
 	off()
 	waitPeers(t, a, 0)
 	list(t, client, "c", address) // perhaps alive, behind a wall
+	waitPeers(t, a, 1)
 	got = <-waitFor(t, a, 4*time.Second, &adminv1.WaitForVersionRequest{Version: v, MinNodes: 1})
 	got.names(t, "c", address)
 }

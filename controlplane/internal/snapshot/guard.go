@@ -63,6 +63,8 @@ type watchman struct {
 // replicas measure alike.
 func (w *watchman) passed(before, after mark) {
 	switch age := after.at.Sub(w.since); {
+	case age < 0: // the clock was put back: what was seen counts for as long as if it were new
+		w.since = after.at.Truncate(w.Window)
 	case age >= 2*w.Window:
 		w.since, w.recent, w.older = after.at.Truncate(w.Window), 0, 0
 	case age >= w.Window:

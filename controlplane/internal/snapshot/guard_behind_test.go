@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,6 +64,38 @@ func TestAQuietTimeDoesNotLetMoreLinksGo(t *testing.T) {
 				t.Errorf("after %s without a write, held back is %+v", quiet, h)
 			}
 		})
+	}
+}
+
+func TestAClockThatIsPutBackMakesTheWindowNoLonger(t *testing.T) {
+	w := watchman{Guard: Guard{Shrink: 0.2, Floor: 1, Window: time.Minute}}
+	now, links := time.Now(), int64(2000)
+	w.rebase(mark{at: now, links: links})
+	remove := func(n int64) string {
+		before := mark{at: now, links: links}
+		r := &record{mark: mark{at: now, links: links - n}, changes: slices.Repeat([]change{{key: linkPrefix + "a/1", had: true}}, int(n))}
+		reason := w.check(before, r)
+		if reason == "" {
+			w.passed(before, r.mark)
+			links -= n
+		}
+		return reason
+	}
+	if reason := remove(300); reason != "" {
+		t.Fatal(reason)
+	}
+	now = now.Add(-time.Hour)
+	if remove(300) == "" {
+		t.Error("30% went at once, with the clock put back in between")
+	}
+	for range 3 { // a window has two halves
+		now = now.Add(time.Minute)
+		if reason := remove(1); reason != "" {
+			t.Fatal(reason)
+		}
+	}
+	if reason := remove(300); reason != "" {
+		t.Errorf("three minutes later: %s", reason)
 	}
 }
 

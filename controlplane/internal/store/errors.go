@@ -57,6 +57,8 @@ func unavailable(err error) bool {
 	switch code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
 		return true
+	case codes.Internal: // etcd has none: a connection ended within an answer
+		return true
 	}
 	return errors.Is(err, rpctypes.ErrTooManyRequests)
 }

@@ -36,7 +36,7 @@ type capCall struct {
 }
 
 type capAnswer struct {
-	granted []uint64
+	granted []store.CapGrant
 	err     error
 }
 
@@ -54,7 +54,7 @@ func (c *caps) Lease(ctx context.Context, req *feedv1.LeaseRequest) (*feedv1.Lea
 	for _, claim := range req.GetClaims() {
 		call.claims = append(call.claims, store.CapClaim{
 			Link: claim.GetLink(), Period: claim.GetPeriod(), Number: claim.GetNumber(),
-			Owed: claim.GetOwed(), Returned: claim.GetReturned(), Wanted: claim.GetWanted(),
+			Owed: claim.GetOwed(), Returned: claim.GetReturned(), Wanted: claim.GetWanted(), Creation: claim.GetCreation(),
 		})
 	}
 	select {
@@ -68,8 +68,8 @@ func (c *caps) Lease(ctx context.Context, req *feedv1.LeaseRequest) (*feedv1.Lea
 			return nil, grpcError(a.err)
 		}
 		resp := &feedv1.LeaseResponse{}
-		for _, n := range a.granted {
-			resp.Grants = append(resp.Grants, &feedv1.CapGrant{Granted: n})
+		for _, g := range a.granted {
+			resp.Grants = append(resp.Grants, &feedv1.CapGrant{Granted: g.Clicks, Creation: g.Creation})
 		}
 		return resp, nil
 	case <-ctx.Done():

@@ -39,6 +39,13 @@ type CapClaim struct {
 	Period                 linkv1.CapPeriod
 	Number                 int64
 	Owed, Returned, Wanted uint64
+	Creation               int64 // that Owed and Returned are of; 0: whichever there is
+}
+
+// CapGrant answers a CapClaim.
+type CapGrant struct {
+	Clicks   uint64 // that are leased
+	Creation int64  // the revision at which their link was created; 0: there is none
 }
 
 // maxCapLinks is how many links one transaction reads with their counters: etcd
@@ -51,8 +58,8 @@ const capDepth = 1
 
 // LeaseCaps gives for each claim how many clicks are leased. All leases of a
 // link and period together, less what was returned, are never more than its cap.
-func (s *Store) LeaseCaps(ctx context.Context, claims []CapClaim) ([]uint64, error) {
-	granted := make([]uint64, len(claims))
+func (s *Store) LeaseCaps(ctx context.Context, claims []CapClaim) ([]CapGrant, error) {
+	granted := make([]CapGrant, len(claims))
 	places := map[string][]int{} // the claims of each counter
 	var keys []string
 	for i := range claims {
@@ -106,7 +113,7 @@ func (c *CapClaim) key(now time.Time) string {
 }
 
 // leaseCaps answers the claims of some counters in one transaction.
-func (s *Store) leaseCaps(ctx context.Context, claims []CapClaim, keys []string, places map[string][]int, granted []uint64) error {
+func (s *Store) leaseCaps(ctx context.Context, claims []CapClaim, keys []string, places map[string][]int, granted []CapGrant) error {
 	reads := make([]clientv3.Op, 0, 2*len(keys))
 	for _, key := range keys {
 		name := claims[places[key][0]].Link
@@ -121,12 +128,12 @@ func (s *Store) leaseCaps(ctx context.Context, claims []CapClaim, keys []string,
 	for i, key := range keys {
 		record := got.Responses[2*i].GetResponseRange().Kvs
 		stored := got.Responses[2*i+1].GetResponseRange().Kvs
-		used, ok := readCounter(record, stored)
+		used, creation := readCounter(record, stored)
 		was := used
 		limit := capLimit(record, claims[places[key][0]].Period)
 		for _, at := range places[key] {
-			if granted[at] = 0; ok {
-				granted[at] = claims[at].apply(&used, limit)
+			if granted[at] = (CapGrant{Creation: creation}); creation != 0 {
+				granted[at].Clicks = claims[at].apply(&used, limit, creation)
 			}
 		}
 		if used != was {
@@ -135,7 +142,7 @@ func (s *Store) leaseCaps(ctx context.Context, claims []CapClaim, keys []string,
 				revision = stored[0].ModRevision
 			}
 			same = append(same, unchangedSince(key, revision))
-			writes = append(writes, clientv3.OpPut(key, fmt.Sprintf("%d %d", record[0].CreateRevision, used)))
+			writes = append(writes, clientv3.OpPut(key, fmt.Sprintf("%d %d", creation, used)))
 		}
 	}
 	if len(writes) == 0 {
@@ -148,18 +155,20 @@ func (s *Store) leaseCaps(ctx context.Context, claims []CapClaim, keys []string,
 	return err
 }
 
-// readCounter reads how much of a link's cap is used; false if there is no link.
-func readCounter(record, stored []*mvccpb.KeyValue) (used uint64, ok bool) {
+// readCounter reads how much of a link's cap is used, and at which revision the
+// link was created, 0 if there is no link.
+func readCounter(record, stored []*mvccpb.KeyValue) (used uint64, creation int64) {
 	if len(record) == 0 {
-		return 0, false
+		return 0, 0
 	}
+	creation = record[0].CreateRevision
 	if len(stored) > 0 {
 		revision, count, _ := strings.Cut(string(stored[0].Value), " ")
-		if revision == strconv.FormatInt(record[0].CreateRevision, 10) {
+		if revision == strconv.FormatInt(creation, 10) {
 			used, _ = strconv.ParseUint(count, 10, 64) // 0 for what nobody here has written
 		}
 	}
-	return used, true
+	return used, creation
 }
 
 // capLimit is a stored link's cap, 0 if it has none for that period.
@@ -183,10 +192,13 @@ func capLimit(record []*mvccpb.KeyValue, period linkv1.CapPeriod) uint64 {
 }
 
 // apply settles a claim with a counter and gives what is leased: the less there
-// is left, the smaller the share, so that no node has what others need.
-func (c *CapClaim) apply(used *uint64, limit uint64) uint64 {
-	*used += min(c.Owed, ^*used)
-	*used -= min(c.Returned, *used)
+// is left, the smaller the share, so that no node has what others need. What is
+// of a link that was there before, under the same key, is not this one's.
+func (c *CapClaim) apply(used *uint64, limit uint64, creation int64) uint64 {
+	if c.Creation == 0 || c.Creation == creation {
+		*used += min(c.Owed, ^*used)
+		*used -= min(c.Returned, *used)
+	}
 	if *used >= limit {
 		return 0
 	}

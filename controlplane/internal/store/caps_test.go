@@ -38,7 +38,11 @@ func (s *Store) mustLease(t *testing.T, claims ...CapClaim) []uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return granted
+	clicks := make([]uint64, len(granted))
+	for i, g := range granted {
+		clicks[i] = g.Clicks
+	}
+	return clicks
 }
 
 func (s *Store) hour() int64 { return s.now().Unix() / 3600 }
@@ -181,8 +185,8 @@ func TestCompetingReplicasNeverLeaseMoreThanTheCap(t *testing.T) {
 					return
 				}
 				for i, g := range granted {
-					mine[i] += g
-					if n := held[i].Add(int64(g)); n > clicks {
+					mine[i] += g.Clicks
+					if n := held[i].Add(int64(g.Clicks)); n > clicks {
 						t.Errorf("link %d: %d are held, and the cap is %d", i, n, clicks)
 					}
 				}

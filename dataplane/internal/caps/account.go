@@ -21,6 +21,8 @@ type account struct {
 	retry  atomic.Int64 // until then, in µs since 1970, it is no use to ask
 	queued atomic.Bool  // Run knows that it is due
 
+	creation int64 // of the link, by the last grant; 0: not known
+
 	allowed int64 // all that was ever put into left, less what was taken back
 	granted int64 // all that was leased or settled, less what was given back
 	goal    int64 // clicks that it should have after a lease
@@ -47,6 +49,7 @@ type claim struct {
 	*account
 	owed, returned, wanted int64
 	used                   int64
+	anew                   bool // the answer said that the link was made anew
 }
 
 func (a *account) used() int64 { return a.allowed - a.left.Load() }
@@ -94,15 +97,22 @@ func (a *account) giveBack(surplus int64) *claim {
 func (c *claim) message() *feedv1.CapClaim {
 	return &feedv1.CapClaim{
 		Link: c.domain + c.path, Period: linkv1.CapPeriod(c.period), Number: c.number,
-		Owed: uint64(c.owed), Returned: uint64(c.returned), Wanted: uint64(c.wanted),
+		Owed: uint64(c.owed), Returned: uint64(c.returned), Wanted: uint64(c.wanted), Creation: c.creation,
 	}
 }
 
 // apply puts a grant into the account, and gives it. From then on only what was
 // leased may be sent on, less than a moment ago if the cap is used up.
-func (c *claim) apply(grant uint64, now time.Time) uint64 {
+func (c *claim) apply(grant *feedv1.CapGrant, now time.Time) uint64 {
 	a := c.account
-	n := int64(min(grant, uint64(c.wanted)))
+	n := int64(min(grant.GetGranted(), uint64(c.wanted)))
+	if creation := grant.GetCreation(); creation != 0 {
+		c.anew = a.creation != 0 && a.creation != creation
+		a.creation = creation
+	}
+	if c.anew {
+		c.beginAnew()
+	}
 	a.granted += c.owed + n - c.returned
 	a.left.Add(a.granted - a.allowed)
 	a.allowed = a.granted
@@ -118,6 +128,17 @@ func (c *claim) apply(grant uint64, now time.Time) uint64 {
 	}
 	a.queued.Store(false)
 	return uint64(n)
+}
+
+// beginAnew makes the account that of the link that was made anew: it has used
+// what was sent on since the claim, and nothing of it is leased.
+func (c *claim) beginAnew() {
+	a := c.account
+	a.allowed -= c.used
+	a.swept -= c.used
+	a.granted, a.before, a.vain = 0, 0, 0
+	a.retry.Store(0)
+	c.owed, c.returned, c.used = 0, 0, 0
 }
 
 // fail leaves the account as it is. What was to be given back is lost: the

@@ -6,7 +6,7 @@
 // # How exact it is
 //
 // Leases are never over-granted: what all nodes have leased is within the cap.
-// Two things make the number of clicks differ from it:
+// Three things make the number of clicks differ from it:
 //
 //   - An account that is new in a period may send some clicks on before the
 //     first lease answers: a 200th of the cap, at least 1 and at most 32. They
@@ -18,6 +18,9 @@
 //     above, and a node that ends gives back all. What a node held that was
 //     killed is lost until the period is over; it holds about as many clicks as
 //     it sends on in a second, and never more than a quarter of what was left.
+//   - A node learns that a link was deleted and made anew when it leases next.
+//     What it had leased of the old one is void from then on, and does not count
+//     for the new one; what it has sent on of it until then is beyond the cap.
 //
 // Without a control plane the node uses up what it has; then the link is as if
 // its cap were reached.
@@ -252,8 +255,11 @@ func (l *Leases) lease(ctx context.Context, claims []*claim) bool {
 			c.fail(now)
 			continue
 		}
-		l.leased.Add(c.apply(grants[i].GetGranted(), now))
+		l.leased.Add(c.apply(grants[i], now))
 		l.returned.Add(uint64(c.returned))
+		if c.anew && c.wanted == 0 { // it holds nothing now
+			l.ask(c.account, now.UnixMicro())
+		}
 	}
 	if err == nil {
 		l.told = time.Time{}

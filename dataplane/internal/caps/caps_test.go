@@ -26,6 +26,7 @@ type ledger struct {
 	mu    sync.Mutex
 	limit uint64
 	used  map[string]uint64
+	anew  int64 // how often all links were made anew
 	calls int
 	err   error
 }
@@ -40,17 +41,20 @@ func (l *ledger) Lease(_ context.Context, req *feedv1.LeaseRequest) (*feedv1.Lea
 	resp := &feedv1.LeaseResponse{}
 	for _, c := range req.Claims {
 		key := fmt.Sprintf("%s %v %d", c.Link, c.Period, c.Number)
-		used := l.used[key] + c.Owed
-		if c.Returned > used {
-			panic("more was given back than leased")
+		used, creation := l.used[key], 1+l.anew
+		if c.Creation == 0 || c.Creation == creation {
+			used += c.Owed
+			if c.Returned > used {
+				panic("more was given back than leased")
+			}
+			used -= c.Returned
 		}
-		used -= c.Returned
 		var grant uint64
 		if used < l.limit {
 			grant = min(c.Wanted, max(1, (l.limit-used)/4))
 		}
 		l.used[key] = used + grant
-		resp.Grants = append(resp.Grants, &feedv1.CapGrant{Granted: grant})
+		resp.Grants = append(resp.Grants, &feedv1.CapGrant{Granted: grant, Creation: creation})
 	}
 	return resp, nil
 }
@@ -59,6 +63,14 @@ func (l *ledger) set(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.err = err
+}
+
+// remake deletes all links and makes them anew.
+func (l *ledger) remake() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.anew++
+	clear(l.used)
 }
 
 func (l *ledger) total() (n uint64) {

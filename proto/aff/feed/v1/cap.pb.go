@@ -92,7 +92,10 @@ type CapClaim struct {
 	// Clicks that were leased and are not needed.
 	Returned uint64 `protobuf:"varint,5,opt,name=returned,proto3" json:"returned,omitempty"`
 	// More clicks that are wanted, at most.
-	Wanted        uint64 `protobuf:"varint,6,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Wanted uint64 `protobuf:"varint,6,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// The creation of the last grant that had one. If the link was made anew since,
+	// owed and returned are of the one before, and do not count. 0: they count.
+	Creation      int64 `protobuf:"varint,7,opt,name=creation,proto3" json:"creation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -169,6 +172,13 @@ func (x *CapClaim) GetWanted() uint64 {
 	return 0
 }
 
+func (x *CapClaim) GetCreation() int64 {
+	if x != nil {
+		return x.Creation
+	}
+	return 0
+}
+
 // LeaseResponse answers a LeaseRequest.
 type LeaseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -220,7 +230,10 @@ type CapGrant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Clicks that the node may send on, in addition to what it has; 0 when the cap
 	// is used up, or when the link does not exist or has no such cap.
-	Granted       uint64 `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	Granted uint64 `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	// The revision at which the link was created that the clicks are of; 0 when it
+	// does not exist. What was granted of another creation is void.
+	Creation      int64 `protobuf:"varint,2,opt,name=creation,proto3" json:"creation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +275,13 @@ func (x *CapGrant) GetGranted() uint64 {
 	return 0
 }
 
+func (x *CapGrant) GetCreation() int64 {
+	if x != nil {
+		return x.Creation
+	}
+	return 0
+}
+
 var File_aff_feed_v1_cap_proto protoreflect.FileDescriptor
 
 const file_aff_feed_v1_cap_proto_rawDesc = "" +
@@ -269,18 +289,20 @@ const file_aff_feed_v1_cap_proto_rawDesc = "" +
 	"\x15aff/feed/v1/cap.proto\x12\vaff.feed.v1\x1a\x16aff/link/v1/link.proto\"Q\n" +
 	"\fLeaseRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12-\n" +
-	"\x06claims\x18\x02 \x03(\v2\x15.aff.feed.v1.CapClaimR\x06claims\"\xae\x01\n" +
+	"\x06claims\x18\x02 \x03(\v2\x15.aff.feed.v1.CapClaimR\x06claims\"\xca\x01\n" +
 	"\bCapClaim\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12.\n" +
 	"\x06period\x18\x02 \x01(\x0e2\x16.aff.link.v1.CapPeriodR\x06period\x12\x16\n" +
 	"\x06number\x18\x03 \x01(\x03R\x06number\x12\x12\n" +
 	"\x04owed\x18\x04 \x01(\x04R\x04owed\x12\x1a\n" +
 	"\breturned\x18\x05 \x01(\x04R\breturned\x12\x16\n" +
-	"\x06wanted\x18\x06 \x01(\x04R\x06wanted\">\n" +
+	"\x06wanted\x18\x06 \x01(\x04R\x06wanted\x12\x1a\n" +
+	"\bcreation\x18\a \x01(\x03R\bcreation\">\n" +
 	"\rLeaseResponse\x12-\n" +
-	"\x06grants\x18\x01 \x03(\v2\x15.aff.feed.v1.CapGrantR\x06grants\"$\n" +
+	"\x06grants\x18\x01 \x03(\v2\x15.aff.feed.v1.CapGrantR\x06grants\"@\n" +
 	"\bCapGrant\x12\x18\n" +
-	"\agranted\x18\x01 \x01(\x04R\agranted2L\n" +
+	"\agranted\x18\x01 \x01(\x04R\agranted\x12\x1a\n" +
+	"\bcreation\x18\x02 \x01(\x03R\bcreation2L\n" +
 	"\n" +
 	"CapService\x12>\n" +
 	"\x05Lease\x12\x19.aff.feed.v1.LeaseRequest\x1a\x1a.aff.feed.v1.LeaseResponseB5Z3github.com/affleet/affleet/proto/aff/feed/v1;feedv1b\x06proto3"

@@ -31,6 +31,7 @@ type caps struct {
 
 // capCall is a call that waits.
 type capCall struct {
+	ctx    context.Context // of who waits
 	claims []store.CapClaim
 	answer chan capAnswer // holds one
 }
@@ -50,7 +51,7 @@ func (c *caps) Lease(ctx context.Context, req *feedv1.LeaseRequest) (*feedv1.Lea
 	if len(req.GetClaims()) > maxClaims {
 		return nil, status.Errorf(codes.InvalidArgument, "%d claims in one call, and at most %d are allowed", len(req.GetClaims()), maxClaims)
 	}
-	call := &capCall{answer: make(chan capAnswer, 1)}
+	call := &capCall{ctx: ctx, answer: make(chan capAnswer, 1)}
 	for _, claim := range req.GetClaims() {
 		call.claims = append(call.claims, store.CapClaim{
 			Link: claim.GetLink(), Period: claim.GetPeriod(), Number: claim.GetNumber(),
@@ -111,10 +112,18 @@ func (c *caps) gather(first *capCall) []*capCall {
 	return calls
 }
 
+// answer answers calls with what one write leases. Of a call that nobody waits
+// for any more only what is given back counts: the node asks for the rest again.
 func (c *caps) answer(ctx context.Context, calls []*capCall) {
 	var all []store.CapClaim
 	for _, call := range calls {
-		all = append(all, call.claims...)
+		gone := call.ctx.Err() != nil
+		for _, claim := range call.claims {
+			if gone {
+				claim.Owed, claim.Wanted = 0, 0
+			}
+			all = append(all, claim)
+		}
 	}
 	granted, err := c.store.LeaseCaps(ctx, all)
 	for _, call := range calls {

@@ -1,8 +1,15 @@
 package controlplane
 
 import (
+	"context"
+	"log/slog"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/affleet/affleet/controlplane/internal/etcdtest"
+	"github.com/affleet/affleet/controlplane/internal/store"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
@@ -46,6 +53,51 @@ func TestLeasesOfALinkMadeAnewAreToldFromThoseOfTheOneBefore(t *testing.T) {
 	if old.GetCreation() == 0 || last.GetCreation() <= old.GetCreation() {
 		t.Errorf("the creations are %d and %d", old.GetCreation(), last.GetCreation())
 	}
+}
+
+// TestCallsThatNobodyWaitsForAnyMoreTakeNothing: while etcd does not answer, nodes
+// give up and ask again, and all their calls wait. What comes back in them counts.
+func TestCallsThatNobodyWaitsForAnyMoreTakeNothing(t *testing.T) {
+	resources := store.New(etcdtest.Start(t))
+	if _, _, err := resources.Write(t.Context(), "", []store.Write{{Verb: store.Create, Resource: cappedLink("/a", 80)}}, false); err != nil {
+		t.Fatal(err)
+	}
+	service := newCaps(resources, slog.New(slog.DiscardHandler))
+	lease := func(ctx context.Context, claim *feedv1.CapClaim) (uint64, error) {
+		claim.Link, claim.Period = "go.test/a", linkv1.CapPeriod_CAP_PERIOD_TOTAL
+		resp, err := service.Lease(ctx, &feedv1.LeaseRequest{Node: "n", Claims: []*feedv1.CapClaim{claim}})
+		if err != nil {
+			return 0, err
+		}
+		return resp.GetGrants()[0].GetGranted(), nil
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	run := func() { ended <- service.run(ctx) }
+	go run()
+	if g, err := lease(t.Context(), &feedv1.CapClaim{Wanted: 20}); g != 20 || err != nil {
+		t.Fatalf("%d clicks were leased: %v", g, err)
+	}
+	stop()
+	<-ended // etcd does not answer
+
+	gone, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	for range 20 {
+		if _, err := lease(gone, &feedv1.CapClaim{Owed: 3, Wanted: 20}); status.Code(err) != codes.Canceled {
+			t.Fatalf("a call that was given up: %v", err)
+		}
+	}
+	if _, err := lease(gone, &feedv1.CapClaim{Returned: 20}); status.Code(err) != codes.Canceled {
+		t.Fatalf("a call that was given up: %v", err)
+	}
+	ctx, stop = context.WithCancel(t.Context())
+	go run()
+	if g, err := lease(t.Context(), &feedv1.CapClaim{Wanted: 80}); g != 20 || err != nil {
+		t.Errorf("%d clicks were leased, want a quarter of all 80: %v", g, err)
+	}
+	stop()
+	<-ended
 }
 
 // cappedLink is a link of which that many clicks in all are sent on.

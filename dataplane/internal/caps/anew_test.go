@@ -4,9 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -21,12 +18,7 @@ type byHand struct {
 // newByHand has an account of which one click was sent on.
 func newByHand(t *testing.T, addr string, clicks uint64) *byHand {
 	t.Helper()
-	l, err := New(Config{Targets: []string{addr}, Node: "n", Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.conn.Close() })
-	n := &byHand{Leases: l, limit: link.Cap{Clicks: clicks, Period: link.PerLife}, t: t}
+	n := &byHand{Leases: newIdle(t, addr), limit: link.Cap{Clicks: clicks, Period: link.PerLife}, t: t}
 	if !n.take() {
 		t.Fatal("the first click is refused")
 	}

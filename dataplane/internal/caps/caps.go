@@ -152,8 +152,10 @@ func (l *Leases) ask(a *account, unixMicro int64) {
 }
 
 // Run leases until ctx ends, and then gives back what is left. It waits for an
-// account that is due, the time to look at all accounts, or the end.
+// account that is due, the time to look at all accounts, or the end. A call that
+// is under way then is waited for: what it leases is given back, too.
 func (l *Leases) Run(ctx context.Context) error {
+	calls := context.WithoutCancel(ctx)
 	defer func() {
 		if l.conn != nil {
 			_ = l.conn.Close()
@@ -165,7 +167,7 @@ func (l *Leases) Run(ctx context.Context) error {
 	for {
 		select {
 		case a := <-l.due:
-			if l.lease(ctx, l.gather(a)) {
+			if l.lease(calls, l.gather(a)) {
 				failures = 0
 				continue
 			}
@@ -177,7 +179,10 @@ func (l *Leases) Run(ctx context.Context) error {
 		case <-sweep.C:
 			l.sweep(ctx, time.Now())
 		case <-ctx.Done():
-			end, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			for len(l.due) > 0 {
+				(<-l.due).queued.Store(false)
+			}
+			end, done := context.WithTimeout(calls, time.Second)
 			defer done()
 			l.giveBack(end, func(a *account) int64 { return a.left.Load() })
 			return nil
@@ -211,8 +216,8 @@ func (l *Leases) sweep(ctx context.Context, now time.Time) {
 		}
 	}
 	if now.Sub(l.failed) > keepAfter {
-		l.giveBack(ctx, func(a *account) int64 {
-			if !a.idle() {
+		l.giveBack(context.WithoutCancel(ctx), func(a *account) int64 {
+			if !a.idle() || l.failed.After(now) || ctx.Err() != nil { // a call failed meanwhile, or the node ends
 				return 0
 			}
 			return a.left.Load() - a.ahead

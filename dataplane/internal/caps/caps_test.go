@@ -27,14 +27,15 @@ type ledger struct {
 	limit uint64
 	used  map[string]uint64
 	anew  int64 // how often all links were made anew
-	calls int
 	err   error
+
+	arrived atomic.Int64 // calls, also those that wait for mu
 }
 
 func (l *ledger) Lease(_ context.Context, req *feedv1.LeaseRequest) (*feedv1.LeaseResponse, error) {
+	l.arrived.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.calls++
 	if l.err != nil {
 		return nil, l.err
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"log/slog"
 	"testing"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -98,6 +100,76 @@ func TestCallsThatNobodyWaitsForAnyMoreTakeNothing(t *testing.T) {
 	}
 	stop()
 	<-ended
+}
+
+// TestAControlPlaneThatStopsAnswersTheCallsForLeasesThatWait: what they give back
+// would be lost with them.
+func TestAControlPlaneThatStopsAnswersTheCallsForLeasesThatWait(t *testing.T) {
+	between := startNetwork(t, etcdtest.New(t).Endpoint())
+	metrics := prometheus.NewRegistry()
+	s, err := New(Config{
+		Etcd: []string{"http://" + between.ln.Addr().String()}, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Registerer: metrics,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.grace = patience
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	conn := dialServer(t, s)
+	<-s.Ready()
+	if _, err := adminv1.NewLinkServiceClient(conn).Create(t.Context(), &adminv1.CreateRequest{Resource: cappedLink("/a", 8)}); err != nil {
+		t.Fatal(err)
+	}
+	between.slow.Lock()
+	const calls = 10
+	answers := make(chan error, calls)
+	for range calls {
+		go func() {
+			claim := &feedv1.CapClaim{Link: "go.test/a", Period: linkv1.CapPeriod_CAP_PERIOD_TOTAL, Wanted: 1}
+			_, err := feedv1.NewCapServiceClient(conn).Lease(t.Context(), &feedv1.LeaseRequest{Node: "n", Claims: []*feedv1.CapClaim{claim}})
+			answers <- err
+		}()
+	}
+	for deadline := time.Now().Add(patience); started(t, metrics, "Lease") < calls; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Error("the calls for leases do not come")
+			break
+		}
+	}
+	stop()
+	between.slow.Unlock()
+	for range calls {
+		if err := <-answers; err != nil {
+			t.Errorf("a call for leases while the control plane stops: %v", err)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// started is how many calls of a method have come.
+func started(t *testing.T, metrics prometheus.Gatherer, method string) (n float64) {
+	t.Helper()
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != "grpc_server_started_total" {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			for _, label := range m.GetLabel() {
+				if label.GetName() == "grpc_method" && label.GetValue() == method {
+					n += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return n
 }
 
 // cappedLink is a link of which that many clicks in all are sent on.

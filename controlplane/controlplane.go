@@ -133,6 +133,7 @@ type Server struct {
 	caps     *caps
 	grpc     *grpc.Server
 	health   *health.Server
+	grace    time.Duration // of calls, when it stops
 }
 
 // New opens the address. Nothing is answered before Run; a server that is not
@@ -147,7 +148,7 @@ func New(cfg Config) (_ *Server, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	s := &Server{cfg: cfg, health: health.NewServer()}
+	s := &Server{cfg: cfg, health: health.NewServer(), grace: 500 * time.Millisecond}
 	if s.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, err
 	}
@@ -346,7 +347,8 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	parts.Go(func() error { return s.replicas.Run(ctx) })
-	parts.Go(func() error { return s.caps.run(ctx) })
+	answering, answered := context.WithCancel(context.WithoutCancel(ctx)) // calls for leases, until there are none
+	parts.Go(func() error { return s.caps.run(answering) })
 	parts.Go(func() error {
 		s.feed.run(ctx)
 		return nil
@@ -364,6 +366,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.cfg.Log.Info("control plane stops")
 		s.health.Shutdown()
 		s.stopGRPC()
+		answered()
 		return nil
 	})
 	parts.Go(func() error { return s.grpc.Serve(s.doors()) })
@@ -388,8 +391,7 @@ func (s *Server) doors() net.Listener {
 // stopGRPC lets calls end for a moment. Streams of nodes do not end by
 // themselves: they are cut, and the nodes go to another replica.
 func (s *Server) stopGRPC() {
-	const patience = 500 * time.Millisecond
-	cut := time.AfterFunc(patience, s.grpc.Stop)
+	cut := time.AfterFunc(s.grace, s.grpc.Stop)
 	defer cut.Stop()
 	s.grpc.GracefulStop()
 }

@@ -24,6 +24,7 @@ import (
 type network struct {
 	ln    net.Listener
 	drops atomic.Bool
+	slow  sync.RWMutex // while it is held, nothing arrives
 	tasks sync.WaitGroup
 }
 
@@ -72,7 +73,9 @@ func (n *network) carry(from, to net.Conn) {
 			_ = to.Close()
 			return
 		default:
+			n.slow.RLock()
 			_, _ = to.Write(b[:size]) // if it fails, so does the other way
+			n.slow.RUnlock()
 		}
 	}
 }

@@ -16,14 +16,16 @@
 //   - What a node holds and does not use is missing elsewhere. An account that
 //     nobody takes from for two seconds gives back all but as many clicks as
 //     above, and a node that ends gives back all. What a node held that was
-//     killed is lost until the period is over; it holds about as many clicks as
-//     it sends on in a second, and never more than a quarter of what was left.
+//     killed is lost until the period is over, and for good where the cap is for
+//     the link's life; it holds about as many clicks as it sends on in a second,
+//     and never more than a quarter of what was left.
 //   - A node learns that a link was deleted and made anew when it leases next.
 //     What it had leased of the old one is void from then on, and does not count
 //     for the new one; what it has sent on of it until then is beyond the cap.
 //
 // Without a control plane the node uses up what it has; then the link is as if
-// its cap were reached.
+// its cap were reached. So is one that finds no account free: a node has about a
+// million, and those of caps for the life of a link are not freed before it ends.
 //
 // # When not to use it
 //

@@ -49,6 +49,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -181,13 +182,26 @@ func (l *Leases) Run(ctx context.Context) error {
 		case <-sweep.C:
 			l.sweep(ctx, time.Now())
 		case <-ctx.Done():
-			for len(l.due) > 0 {
-				(<-l.due).queued.Store(false)
-			}
-			end, done := context.WithTimeout(calls, time.Second)
-			defer done()
-			l.giveBack(end, func(a *account) int64 { return a.left.Load() })
+			l.end(calls)
 			return nil
+		}
+	}
+}
+
+// end gives back what is left, to whoever can be reached within a second.
+func (l *Leases) end(ctx context.Context) {
+	ctx, done := context.WithTimeout(ctx, time.Second)
+	defer done()
+	for len(l.due) > 0 {
+		(<-l.due).queued.Store(false)
+	}
+	if l.index.Load().n.Load() == 0 {
+		return
+	}
+	for range l.cfg.Targets {
+		if l.reach(ctx) {
+			l.giveBack(ctx, func(a *account) int64 { return a.left.Load() })
+			return
 		}
 	}
 }
@@ -219,10 +233,14 @@ func (l *Leases) sweep(ctx context.Context, now time.Time) {
 	}
 	if now.Sub(l.failed) > keepAfter {
 		l.giveBack(context.WithoutCancel(ctx), func(a *account) int64 {
-			if !a.idle() || l.failed.After(now) || ctx.Err() != nil { // a call failed meanwhile, or the node ends
+			surplus := a.left.Load() - a.ahead
+			switch {
+			case !a.idle(), l.failed.After(now), ctx.Err() != nil: // a call failed meanwhile, or the node ends
+				return 0
+			case surplus > 0 && !l.reach(ctx):
 				return 0
 			}
-			return a.left.Load() - a.ahead
+			return surplus
 		})
 	}
 }
@@ -282,13 +300,42 @@ func (l *Leases) lease(ctx context.Context, claims []*claim) bool {
 	return false
 }
 
-func (l *Leases) call(ctx context.Context, claims []*claim) ([]*feedv1.CapGrant, error) {
-	if l.conn == nil {
-		conn, err := grpc.NewClient(l.cfg.Targets[l.target%len(l.cfg.Targets)], l.cfg.Dial...)
-		if err != nil {
-			return nil, fmt.Errorf("dial: %w", err)
+// reach says whether there is a connection to a control plane, and else goes to
+// another one: what is given back over none is lost.
+func (l *Leases) reach(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if l.dial() == nil {
+		l.conn.Connect()
+		state := l.conn.GetState()
+		for state != connectivity.Ready && state != connectivity.TransientFailure && l.conn.WaitForStateChange(ctx, state) {
+			state = l.conn.GetState()
 		}
-		l.conn = conn
+		if state == connectivity.Ready {
+			return true
+		}
+	}
+	l.failed = time.Now()
+	l.next()
+	return false
+}
+
+// dial sees to it that there is a conn. It does not wait for it to connect.
+func (l *Leases) dial() error {
+	if l.conn != nil {
+		return nil
+	}
+	conn, err := grpc.NewClient(l.cfg.Targets[l.target%len(l.cfg.Targets)], l.cfg.Dial...)
+	if err != nil {
+		return fmt.Errorf("dial: %w", err)
+	}
+	l.conn = conn
+	return nil
+}
+
+func (l *Leases) call(ctx context.Context, claims []*claim) ([]*feedv1.CapGrant, error) {
+	if err := l.dial(); err != nil {
+		return nil, err
 	}
 	req := &feedv1.LeaseRequest{Node: l.cfg.Node}
 	for _, c := range claims {

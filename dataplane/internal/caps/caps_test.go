@@ -87,7 +87,14 @@ func (l *ledger) total() (n uint64) {
 func serve(t *testing.T, limit uint64) (*ledger, string) {
 	t.Helper()
 	l := &ledger{limit: limit, used: map[string]uint64{}}
-	server := grpc.NewServer()
+	_, addr := l.serve(t)
+	return l, addr
+}
+
+// serve serves the ledger at one more address.
+func (l *ledger) serve(t *testing.T) (server *grpc.Server, addr string) {
+	t.Helper()
+	server = grpc.NewServer()
 	feedv1.RegisterCapServiceServer(server, l)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -101,7 +108,7 @@ func serve(t *testing.T, limit uint64) (*ledger, string) {
 			t.Error(err)
 		}
 	})
-	return l, ln.Addr().String()
+	return server, ln.Addr().String()
 }
 
 // start runs the leases of a node; stop ends them.

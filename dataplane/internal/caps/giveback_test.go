@@ -8,15 +8,16 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/affleet/affleet/proto/link"
 )
 
 // newIdle is a node that nobody runs yet.
-func newIdle(t *testing.T, addr string) *Leases {
+func newIdle(t *testing.T, targets ...string) *Leases {
 	t.Helper()
-	l, err := New(Config{Targets: []string{addr}, Node: "n", Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}})
+	l, err := New(Config{Targets: targets, Node: "n", Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +74,50 @@ func TestANodeThatEndsGivesBackAlsoWhatIsOfAccountsThatAreDue(t *testing.T) {
 		}
 		if got := l.total() - before; got != sent {
 			t.Errorf("node %d: the ledger says %d, and %d were sent on", i, got, sent)
+		}
+	}
+}
+
+// TestANodeLosesNothingByAControlPlaneThatIsGone: it gives back to another one,
+// and until there is one keeps what it has.
+func TestANodeLosesNothingByAControlPlaneThatIsGone(t *testing.T) {
+	for what, giveBack := range map[string]func(*Leases){
+		"idle": func(node *Leases) {
+			for range idleSweeps + 1 {
+				node.sweep(t.Context(), time.Now())
+			}
+			node.failed = time.Time{} // ten seconds later
+			node.sweep(t.Context(), time.Now())
+		},
+		"ends": func(node *Leases) {
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := node.Run(ended); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		l, other := serve(t, 1000)
+		server, addr := l.serve(t)
+		node := newIdle(t, addr, other)
+		sent := node.Take(host, []byte("/a"), link.Cap{Clicks: 1000, Period: link.PerLife}, now(), true)
+		if !node.lease(t.Context(), node.gather(<-node.due)) || !sent {
+			t.Fatal("nothing was leased")
+		}
+		// The state follows what calls see.
+		await(t, "the connection", func() bool { return node.conn.GetState() == connectivity.Ready })
+		server.Stop()
+		await(t, "the connection's end", func() bool { return node.conn.GetState() != connectivity.Ready })
+		giveBack(node)
+		var held uint64
+		for a := range node.index.Load().all() {
+			held += uint64(a.left.Load())
+		}
+		if what == "idle" && held != uint64(aheadOf(1000)) {
+			t.Errorf("%s: %d clicks are held", what, held)
+		}
+		if got := l.total(); got != held+1 {
+			t.Errorf("%s: the ledger says %d; one click was sent on and %d are held", what, got, held)
 		}
 	}
 }

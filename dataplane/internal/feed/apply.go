@@ -57,7 +57,7 @@ type applier struct {
 	live  *table.Live
 	guard Guard
 	down  overlay
-	kept  *downLog // of down
+	kept  *downLog // of down, and of what a start may lack
 	past  *epochs
 	wire  *tripwire
 	tail  *journal
@@ -202,7 +202,6 @@ func (a *applier) publish(t *table.Table) *table.Table {
 		a.past.add(held.Epoch)
 	}
 	a.down.drop(t.Version())
-	a.kept.dropped(&a.down)
 	a.live.Store(a.down.over(t))
 	return t
 }

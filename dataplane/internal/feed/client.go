@@ -175,8 +175,6 @@ func (c *Client) Run(ctx context.Context) error {
 		c.applier.wire = openTripwire(c.keeper.note(), time.Now())
 		c.applier.past = openEpochs(c.keeper.epochs(), c.cfg.Log)
 		held := c.keeper.boot(&c.applier)
-		c.applier.kept = &downLog{path: c.keeper.downs(), log: c.cfg.Log}
-		c.applier.kept.read(&c.applier)
 		c.metrics.takenDown.Store(int64(len(c.applier.down.refusals)))
 		if held {
 			c.holdsState()

@@ -31,10 +31,11 @@
 // # Files
 //
 // In the folder are the state (state.aff) and the one before it (state.aff.prev),
-// the deltas since (state.aff.log), what was taken down ahead of its version
-// (state.aff.downs, and state.aff.downs.bad where it has ended the process), a note
-// of what is being taken in (state.aff.try) and the epochs that were left
-// (state.aff.epochs). Each is checked when it is read, and none has to be there.
+// the deltas since (state.aff.log), what was taken down ahead of its version, for as
+// long as one of the two states lacks it (state.aff.downs, and state.aff.downs.bad
+// where it has ended the process or cannot be read), a note of what is being taken in
+// (state.aff.try) and the epochs that were left (state.aff.epochs). Each is checked
+// when it is read, and none has to be there.
 //
 // # Costs
 //

@@ -3,52 +3,62 @@ package feed
 import (
 	"bufio"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/affleet/affleet/dataplane/internal/table"
 	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
 
-// downLog keeps the overlay beside the journal, so that a node that starts anew
-// goes on refusing what was taken down: the replica that told it may have started
-// anew, too, and know nothing of it. A record is a SubscribeResponse as it came,
-// in the journal's form; like a journal's it survives the end of the process. The
-// zero value keeps nothing.
+// downLog keeps what was taken down beside the journal, so that a node that starts
+// anew goes on refusing it: the replica that told it may have started anew, too, and
+// know nothing of it. A record is a SubscribeResponse as it came, in the journal's
+// form; like a journal's it survives the end of the process. It stays until each file
+// that a start may begin with is of a version that holds it: the newest may be torn, or
+// be what ends the process, and what is live may be in no file yet. The zero value keeps
+// nothing.
 //
-// It belongs to the goroutine that applies frames.
+// read and add belong to the goroutine that applies frames; saved may be called from
+// any goroutine.
 type downLog struct {
 	path string // empty: nothing is kept
 	log  *slog.Logger
-	size int64 // of the records
 	told pace
+
+	mu      sync.Mutex
+	records []record
+	size    int64 // of the records
 }
 
-// sparse is how large a file may be, in bytes, before it is looked at whether it
-// could be much smaller.
-const sparse = 1 << 20
+// maxDowns is how large the file becomes, in bytes, where no state can be written:
+// beyond it, nothing is added.
+const maxDowns = maxTakenDownBytes
 
-// read takes in what the file has, up to where it is damaged.
+// read takes in what the file has, up to where it is damaged, and the state does not
+// hold.
 func (d *downLog) read(a *applier) {
 	if d.path == "" {
 		return
 	}
-	f, err := os.Open(d.path)
-	if errors.Is(err, fs.ErrNotExist) {
+	lacking, err := d.load(a)
+	if errors.Is(err, errUnread) {
+		d.setAside(err)
 		return
 	}
-	if err == nil {
-		defer f.Close()
+	if len(lacking) > 0 {
 		if err := a.wire.armTakenDown(); err != nil {
-			aside := d.path + ".bad" // of the last time
-			err = errors.Join(err, os.Rename(d.path, aside))
-			d.log.Error("what was taken down is not used: links may be served again until a control plane answers", "file", d.path, "moved_to", aside, "reason", err)
+			d.setAside(err)
 			return
 		}
-		err = d.replay(f, a)
+		err = errors.Join(err, d.replay(lacking, a))
 		a.wire.done()
 	}
 	if err != nil {
@@ -56,37 +66,79 @@ func (d *downLog) read(a *applier) {
 	}
 }
 
-func (d *downLog) replay(f *os.File, a *applier) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
+// errUnread says that nothing is known of what is in the file.
+var errUnread = errors.New("it cannot be read")
+
+// load reads the records, and gives those that the state does not hold. What was taken
+// down in an epoch that was left for the one that is served is nobody's any more.
+func (d *downLog) load(a *applier) (lacking [][]byte, err error) {
+	f, err := os.Open(d.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnread, err)
+	}
+	defer f.Close()
+	held := heldVersion(a.live)
+	for r := bufio.NewReader(f); ; {
+		var own []byte // of the record
+		b, err := readRecord(r, &own)
+		if errors.Is(err, io.EOF) {
+			return lacking, nil
+		}
+		if err != nil {
+			return lacking, err
+		}
+		var m feedv1.SubscribeResponse
+		if err := proto.Unmarshal(b, &m); err != nil || m.GetTakeDown() == nil {
+			return lacking, errors.New("a record is not a take-down")
+		}
+		v := versionOf(m.GetTakeDown().GetVersion())
+		d.note(v, b)
+		if v.Epoch == held.Epoch && later(v, held) || v.Epoch != held.Epoch && !a.past.has(v.Epoch) {
+			lacking = append(lacking, b)
+		}
+	}
+}
+
+// note notes a record that is in the file.
+func (d *downLog) note(v table.Version, message []byte) {
+	d.size += int64(recordHead + len(message))
+	d.records = append(d.records, record{v, d.size})
+}
+
+// setAside moves the file away, so that somebody can see what it was.
+func (d *downLog) setAside(why error) {
+	aside := d.path + ".bad" // of the last time
+	why = errors.Join(why, os.Rename(d.path, aside))
+	d.log.Error("what was taken down is not used: links may be served again until a control plane answers", "file", d.path, "moved_to", aside, "reason", why)
+	d.records, d.size = nil, 0
+}
+
+// replay takes in messages of the file.
+func (d *downLog) replay(messages [][]byte, a *applier) error {
 	path, wire := d.path, a.wire
 	d.path, a.wire = "", &tripwire{} // what is read need not be written, and is noted as a whole
 	defer func() { d.path, a.wire = path, wire }()
-	r := bufio.NewReader(f)
-	var buf []byte
-	for d.size < info.Size() {
-		b, err := readRecord(r, &buf)
-		if err != nil {
-			return err
+	for _, b := range messages {
+		if o := a.take(b); o.err != nil {
+			return o.err
 		}
-		if o := a.take(b); o.kind != kindTakeDown || o.err != nil {
-			return errors.New("a record is not a take-down")
-		}
-		d.size += int64(recordHead + len(b))
 	}
 	return nil
 }
 
 // add keeps a message that takes something down.
-func (d *downLog) add(message []byte) {
+func (d *downLog) add(v table.Version, message []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.path == "" {
 		return
 	}
 	err := d.append(sealed(message))
 	if err == nil {
-		d.size += int64(recordHead + len(message))
+		d.note(v, message)
 		return
 	}
 	if _, ok := d.told.due(tellEvery); ok {
@@ -104,51 +156,73 @@ func (d *downLog) append(record []byte) error {
 	if err != nil {
 		return err
 	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return errors.Join(err, f.Close())
+	case info.Size() < d.size: // somebody has removed what was there
+		d.records, d.size = nil, 0
+	case d.size+int64(len(record)) > maxDowns:
+		return errors.Join(fmt.Errorf("it has %d bytes, and no state was written since", d.size), f.Close())
+	}
 	_, err = f.WriteAt(record, d.size)
 	return errors.Join(err, f.Truncate(d.size+int64(len(record))), f.Close())
 }
 
-// dropped makes the file smaller when the overlay is.
-func (d *downLog) dropped(o *overlay) {
-	switch {
-	case d.path == "" || d.size == 0:
+// saved drops what all of the states hold that a start may begin with, and what is of
+// an epoch of none of them, unless that is where the node goes next.
+func (d *downLog) saved(states ...table.Version) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.path == "" || len(d.records) == 0 {
 		return
-	case len(o.refusals) == 0:
-		if err := os.Remove(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return // it says what the version says, and is tried again
+	}
+	next := d.records[len(d.records)-1].to.Epoch
+	var kept []record
+	for _, r := range d.records {
+		of := func(s table.Version) bool { return s.Epoch == r.to.Epoch }
+		lacks := func(s table.Version) bool { return later(r.to, s) }
+		if slices.ContainsFunc(states, lacks) || r.to.Epoch == next && !slices.ContainsFunc(states, of) {
+			kept = append(kept, r)
 		}
-		d.size = 0
-		return
-	case d.size < sparse || d.size/4 < int64(o.size):
-		return
 	}
-	var all []byte
-	for _, m := range o.messages() {
-		b, err := proto.Marshal(m)
-		if err != nil {
-			return
-		}
-		all = append(all, sealed(b)...)
-	}
-	if err := os.WriteFile(d.path+".tmp", all, 0o600); err != nil {
-		return
-	}
-	if err := os.Rename(d.path+".tmp", d.path); err == nil {
-		d.size = int64(len(all))
+	if len(kept) < len(d.records) {
+		_ = d.cut(kept) // it says what the states say, and is tried again
 	}
 }
 
-// messages are the overlay as it would come from a control plane.
-func (o *overlay) messages() (all []*feedv1.SubscribeResponse) {
-	of := map[int64]*feedv1.TakeDown{} // by revision
-	for key, r := range o.refusals {
-		m := of[r.version.Revision]
-		if m == nil {
-			m = &feedv1.TakeDown{Version: versionProto(r.version)}
-			of[r.version.Revision] = m
-			all = append(all, &feedv1.SubscribeResponse{Frame: &feedv1.SubscribeResponse_TakeDown{TakeDown: m}})
+// cut leaves some of the records.
+func (d *downLog) cut(kept []record) error {
+	if len(kept) == 0 {
+		if err := os.Remove(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		m.Entries = append(m.Entries, &feedv1.Entry{Key: key, Value: r.value})
+		d.records, d.size = nil, 0
+		return nil
 	}
-	return all
+	before, err := os.ReadFile(d.path)
+	if err != nil {
+		return err
+	}
+	if int64(len(before)) < d.size {
+		return io.ErrUnexpectedEOF // somebody has removed it
+	}
+	var all []byte
+	var rest []record
+	from := int64(0)
+	for _, r := range d.records {
+		if len(rest) < len(kept) && r == kept[len(rest)] {
+			all = append(all, before[from:r.end]...)
+			rest = append(rest, record{r.to, int64(len(all))})
+		}
+		from = r.end
+	}
+	if err := os.WriteFile(d.path+".tmp", all, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(d.path+".tmp", d.path); err != nil {
+		return err
+	}
+	d.records, d.size = rest, int64(len(all))
+	return nil
 }

@@ -14,18 +14,22 @@ import (
 	"github.com/affleet/affleet/proto/link"
 )
 
-// started is a process that begins with what a folder has, as Run does, until the
+// begun is a process that begins with what a folder has, as Run does, until the
 // test lets it end.
-func started(dir string) (a *applier, log *bytes.Buffer) {
+func begun(dir string) (k *keeper, a *applier, log *bytes.Buffer) {
 	log = new(bytes.Buffer)
 	live := &table.Live{}
-	k := newKeeper(dir, time.Hour, live, newMetrics(live, nil), slog.New(slog.NewTextHandler(log, nil)))
+	k = newKeeper(dir, time.Hour, live, newMetrics(live, nil), slog.New(slog.NewTextHandler(log, nil)))
 	own := newApplier(live, Guard{})
 	a = &own
 	a.wire = openTripwire(k.note(), time.Now())
 	k.boot(a)
-	a.kept = &downLog{path: k.downs(), log: k.log}
-	a.kept.read(a)
+	return k, a, log
+}
+
+// started is begun, where the keeper has nothing to do.
+func started(dir string) (*applier, *bytes.Buffer) {
+	_, a, log := begun(dir)
 	return a, log
 }
 

@@ -1,10 +1,15 @@
 package feed
 
 import (
+	"bytes"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -54,13 +59,26 @@ func TestNodeThatIsKilledGoesOnRefusingWhatWasTakenDown(t *testing.T) {
 	wantAnswer(t, n.live, "/b", "", link.ToNotFound)
 	p.send(s.delta(13, 15, map[string]string{"/b": ""}))
 	p.wantApplied(15)
-	if _, err := os.Stat(filepath.Join(dir, downsName)); !os.IsNotExist(err) {
-		t.Errorf("what is served is kept: %v", err)
+	n.stop()
+	c = startControl(t)
+	n = startNode(t, dir, c.address)
+	p = c.accept()
+	wantHolds(t, n.live, 15, s)
+	if got := n.metrics.takenDown.Load(); got != 0 {
+		t.Errorf("%d are said to be taken down that are in the version", got)
+	}
+	for revision := int64(15); revision < 17; revision++ { // two files have what was taken down
+		saves := n.metrics.saves.Load()
+		p.send(s.delta(revision, revision+1, map[string]string{fmt.Sprint("/", revision): "https://x.test/"}))
+		p.wantApplied(revision + 1)
+		for n.metrics.saves.Load() == saves {
+			time.Sleep(time.Millisecond)
+		}
 	}
 	n.stop()
-	n = startNode(t, dir, nobody)
-	<-n.Ready()
-	wantHolds(t, n.live, 15, s)
+	if _, err := os.Stat(filepath.Join(dir, downsName)); !os.IsNotExist(err) {
+		t.Errorf("what all files have is kept: %v", err)
+	}
 }
 
 func TestTakeDownsThatAreTornCountUpToThere(t *testing.T) {
@@ -138,24 +156,81 @@ func TestTakeDownsGoOnBehindWhatWasRead(t *testing.T) {
 	}
 }
 
-func TestTakeDownsAreWrittenAnewWhenMostAreServed(t *testing.T) {
+func TestTakeDownsStayUntilNoStateLacksThem(t *testing.T) {
+	at := func(epoch uint64, revision int64) table.Version {
+		return table.Version{Epoch: epoch, Revision: revision}
+	}
+	for name, step := range map[string]struct {
+		states []table.Version
+		want   string
+	}{
+		"the first file":                   {[]table.Version{{}, at(1, 7)}, "1:12 2:3 2:5"},
+		"the older one lacks it":           {[]table.Version{at(1, 7), at(1, 12)}, "1:12 2:3 2:5"},
+		"both have it":                     {[]table.Version{at(1, 12), at(1, 13)}, "2:3 2:5"},
+		"the newer one is of the next":     {[]table.Version{at(1, 10), at(2, 3)}, "1:12 2:5"},
+		"both are of the next":             {[]table.Version{at(2, 3), at(2, 4)}, "2:5"},
+		"both have all":                    {[]table.Version{at(2, 5), at(2, 6)}, ""},
+		"the one that can be read has all": {[]table.Version{{}, at(2, 5)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &downLog{path: filepath.Join(t.TempDir(), downsName), log: slog.New(slog.DiscardHandler)}
+			for _, v := range []table.Version{at(1, 7), at(1, 12), at(2, 3), at(2, 5)} {
+				m := takeDown(0, deleted("/a"))
+				m.GetTakeDown().Version = versionProto(v)
+				d.add(v, wire(t, m))
+			}
+			d.saved(step.states...)
+			if info, err := os.Stat(d.path); (step.want == "") != os.IsNotExist(err) || err == nil && info.Size() != d.size {
+				t.Errorf("of %d bytes: %v, %v", d.size, info, err)
+			}
+			a := newApplier(&table.Live{}, Guard{})
+			again := &downLog{path: d.path, log: d.log}
+			if _, err := again.load(&a); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, r := range again.records {
+				got = append(got, fmt.Sprint(r.to.Epoch, ":", r.to.Revision))
+			}
+			if strings.Join(got, " ") != step.want || !slices.Equal(again.records, d.records) || again.size != d.size {
+				t.Errorf("%v are kept, want %s", got, step.want)
+			}
+		})
+	}
+}
+
+func TestTakeDownsThatCannotBeReadAreMovedAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), downsName)
-	d := &downLog{path: path, log: slog.New(slog.DiscardHandler), size: sparse}
-	if err := os.WriteFile(path, make([]byte, sparse), 0o600); err != nil {
+	if err := os.Symlink(path, path); err != nil {
 		t.Fatal(err)
 	}
-	var o overlay
-	for i, path := range []string{"/a", "/b", "/c"} {
-		if err := o.add("links/go.test"+path, refusal{table.Version{Epoch: epoch, Revision: 20 + int64(i/2)}, nil}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.dropped(&o)
+	log := new(bytes.Buffer)
 	a := newApplier(&table.Live{}, Guard{})
-	a.kept = &downLog{path: path, log: slog.New(slog.DiscardHandler)}
+	a.kept = &downLog{path: path, log: slog.New(slog.NewTextHandler(log, nil))}
 	a.kept.read(&a)
-	if len(a.down.refusals) != 3 || a.kept.size != d.size || d.size > 1000 {
-		t.Errorf("%d are known, of %d bytes, %d of which are read", len(a.down.refusals), d.size, a.kept.size)
+	a.take(wire(t, takeDown(12, deleted("/a"))))
+	if _, err := os.Lstat(path + ".bad"); err != nil || !strings.Contains(log.String(), "moved_to") {
+		t.Errorf("what was there is gone: %v: %s", err, log)
+	}
+	again := &downLog{path: path, log: a.kept.log}
+	if _, err := again.load(&a); err != nil || len(again.records) != 1 {
+		t.Errorf("what came since: %d, %v", len(again.records), err)
+	}
+}
+
+// Zeros in place of what was removed would spoil all that comes behind them.
+func TestTakeDownsGoOnWhereSomebodyHasRemovedThem(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	a := newApplier(&table.Live{}, Guard{})
+	a.kept = &downLog{path: filepath.Join(dir, downsName), log: slog.New(slog.DiscardHandler)}
+	a.take(wire(t, takeDown(12, deleted("/a"))))
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	a.take(wire(t, takeDown(13, deleted("/b"))))
+	again := &downLog{path: a.kept.path, log: a.kept.log}
+	if _, err := again.load(&a); err != nil || len(again.records) != 1 || again.records[0].to.Revision != 13 {
+		t.Errorf("%v are known, %v", again.records, err)
 	}
 }
 

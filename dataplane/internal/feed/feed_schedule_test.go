@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -130,10 +131,13 @@ func (a *actor) boot() {
 // at that moment. What it then goes back behind is what neither its file nor the
 // journal could have; or anything, when the file is damaged.
 func (a *actor) restart(crash, damage bool) {
-	files := map[string][]byte{}
+	files, refuses := map[string][]byte{}, map[int64]bool{}
 	if crash {
 		synctest.Wait() // nothing is being written
 		files = a.files()
+		a.w.mu.Lock()
+		refuses = maps.Clone(a.w.refuses)
+		a.w.mu.Unlock()
 	}
 	a.stop()
 	a.w.serving.Wait() // what it has said is heard
@@ -159,6 +163,7 @@ func (a *actor) restart(crash, damage bool) {
 	a.w.mu.Lock()
 	if crash {
 		a.w.crashes++
+		a.w.refuses = refuses
 		a.w.floor = min(a.w.floor, a.w.durable(a.saved()))
 	}
 	if damage {
@@ -228,6 +233,30 @@ func (a *actor) compare(when string) {
 		// It may be a take-down of a later version, and nothing else.
 		if !slices.ContainsFunc(a.w.downs, func(d takenDown) bool { return d.revision > revision && d.key == key && d.value == shown }) {
 			a.t.Fatalf("%s: at revision %d %s is served as %q, and is %q", when, revision, key, shown, said)
+		}
+	}
+	a.compareRefused(when, live)
+}
+
+// compareRefused looks whether the node refuses what it has acknowledged to, behind any
+// restart. What it leaves to its guard, and what has ended the process, it may serve.
+// w.mu is held.
+func (a *actor) compareRefused(when string, live *table.Table) {
+	revision := live.Version().Revision
+	if _, err := os.Stat(filepath.Join(a.dir, downsName+".bad")); err == nil || a.w.leavesToGuard(revision) {
+		return
+	}
+	for _, d := range a.w.downs {
+		if d.revision <= revision || !a.w.refuses[d.revision] || !strings.HasPrefix(d.key, "links/") {
+			continue
+		}
+		a.w.overtook++
+		var m link.Match
+		live.Lookup([]byte("go.test"), []byte(strings.TrimPrefix(d.key, "links/go.test")), &m)
+		if shown := string(m.Value); !slices.ContainsFunc(a.w.downs, func(of takenDown) bool {
+			return of.revision >= d.revision && of.key == d.key && of.value == shown
+		}) {
+			a.t.Fatalf("%s: at revision %d, %s of revision %d is served as %q", when, revision, d.key, d.revision, shown)
 		}
 	}
 }

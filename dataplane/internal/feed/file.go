@@ -96,6 +96,19 @@ func readStateFile(path string, guard *Guard, admit func(table.Version) error) (
 	return readState(bufio.NewReaderSize(f, 1<<20), guard, admit)
 }
 
+// stateVersion gives the version that a file says to hold; zero where it says none.
+func stateVersion(path string) (v table.Version) {
+	f, err := os.Open(path)
+	if err != nil {
+		return v
+	}
+	defer f.Close()
+	if r, err := statefile.NewReader(f); err == nil {
+		v = table.Version{Epoch: r.Header().Epoch, Revision: r.Header().Revision}
+	}
+	return v
+}
+
 // writeStateFile writes a table to path. What path was becomes previous, if that
 // is not empty. At every moment, also of a power loss, one of the two is whole.
 func writeStateFile(path, previous string, t *table.Table, at time.Time) error {

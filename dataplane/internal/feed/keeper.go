@@ -35,18 +35,20 @@ type keeper struct {
 	log      *slog.Logger
 
 	tail *journal // of the file; set by boot
+	kept *downLog // likewise
 
 	dirty chan struct{} // holds one
 	soon  chan struct{} // likewise
 
 	saved     table.Version // what the current file holds
 	savedHash link.SetHash
-	keep      bool      // the current file is whole: it may become the previous one
-	failed    time.Time // when the log was told that the file cannot be written; zero: it can
+	before    table.Version // what the previous file holds; zero: there is none that can be read
+	keep      bool          // the current file is whole: it may become the previous one
+	failed    time.Time     // when the log was told that the file cannot be written; zero: it can
 }
 
 func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics, log *slog.Logger) *keeper {
-	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1)}
+	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, kept: &downLog{}, dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1)}
 }
 
 func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }
@@ -56,15 +58,27 @@ func (k *keeper) epochs() string   { return filepath.Join(k.dir, epochsName) }
 func (k *keeper) downs() string    { return filepath.Join(k.dir, downsName) }
 func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
 
-// boot gives the state of the newest good file to the applier, and says whether
-// there is one.
-func (k *keeper) boot(a *applier) bool {
+// boot gives the state of the newest good file to the applier, without what was taken
+// down, and says whether there is one.
+func (k *keeper) boot(a *applier) (held bool) {
 	k.tail = &journal{path: k.journal(), log: k.log}
-	a.tail = k.tail
+	k.kept = &downLog{path: k.downs(), log: k.log}
+	a.tail, a.kept = k.tail, k.kept
 	k.tail.follows(k.current())
-	if k.live.Load() != nil {
-		return true
+	k.before = stateVersion(k.previous())
+	shown := a.live
+	a.live = &table.Live{} // nobody is answered by it until all is known
+	held = k.load(a)
+	k.kept.read(a)
+	if held {
+		shown.Store(a.live.Load())
 	}
+	a.live = shown
+	return held
+}
+
+// load is boot but for what was taken down.
+func (k *keeper) load(a *applier) bool {
 	defer a.wire.done()
 	for _, path := range []string{k.current(), k.previous()} {
 		t, _, err := readStateFile(path, &a.guard, a.wire.armFile)
@@ -207,8 +221,12 @@ func (k *keeper) save() time.Duration {
 		raise(k.soon)
 	}
 	k.tail.follows(k.current())
-	k.metrics.saves.Add(1) // of the file with its journal
+	if k.keep {
+		k.before = k.saved
+	}
 	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
+	k.kept.saved(k.before, k.saved)
+	k.metrics.saves.Add(1) // of the file with its journal
 	return time.Since(start)
 }
 

@@ -170,7 +170,7 @@ func (a *applier) takeDown(m *feedv1.TakeDown, message []byte) outcome {
 	defer a.tookDown()
 	entries, done := a.admit(m, v)
 	if a.down.lacks(entries) {
-		a.kept.add(message)
+		a.kept.add(v, message)
 	}
 	var shown *table.Builder
 	if live != nil && later(v, live.Version()) {

@@ -100,6 +100,7 @@ func (w *world) tellDowns(r *modelReplica, p *pipe, held, told int64) (int64, bo
 			w.fail("a take-down of revision %d is answered with %v", m.Version.Revision, a)
 		}
 		w.refused++
+		w.refuses[m.Version.Revision] = got == m.Version.Revision
 		w.mu.Unlock()
 		told = m.Version.Revision
 	}

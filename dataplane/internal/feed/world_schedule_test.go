@@ -90,9 +90,10 @@ type world struct {
 	serving  sync.WaitGroup
 	floor    int64 // the least revision that the node may serve
 	crashes  int
-	deltas   [][2]int64 // that the node has applied: from and to
+	deltas   [][2]int64     // that the node has applied: from and to
+	refuses  map[int64]bool // the revisions of take-downs that it has acknowledged
 
-	applied, rejected, guarded, poisoned, refused int
+	applied, rejected, guarded, poisoned, refused, overtook int
 }
 
 // takenDown is a link that a write has disabled or deleted, or a block or policy
@@ -116,6 +117,7 @@ func newWorld(seed uint64, fail func(string, ...any)) *world {
 	w := &world{
 		rng: rand.New(rand.NewPCG(seed, 1)), fail: fail,
 		states: map[int64]contents{1: {}}, history: []int64{1}, written: map[string]map[string]bool{},
+		refuses: map[int64]bool{},
 	}
 	for range 2 {
 		w.replicas = append(w.replicas, &modelReplica{head: 1, streams: map[*pipe]bool{}})

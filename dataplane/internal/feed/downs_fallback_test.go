@@ -1,0 +1,109 @@
+package feed
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+	"github.com/affleet/affleet/proto/link"
+)
+
+// A version that holds a take-down is live, and the next start may begin with one
+// that does not.
+func TestWhatWasTakenDownIsRefusedByAnOlderStateThatAStartFallsBackTo(t *testing.T) {
+	for name, fallsBack := range map[string]func(t *testing.T, dir string, k *keeper){
+		"the newer one is in no file": func(*testing.T, string, *keeper) {},
+		"its file is torn":            tornState,
+		"its file has ended the process": func(t *testing.T, dir string, k *keeper) {
+			k.save()
+			for revision, n := int64(12), 0; revision != 10; n++ {
+				_, a, _ := begun(dir)
+				kill(a.wire)
+				if revision = heldVersion(a.live).Revision; n > maxCrashes {
+					t.Fatalf("it still begins with revision %d", revision)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+			if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+			k, a, _ := begun(dir)
+			a.take(wire(t, takeDown(12, deleted("/a"))))
+			for _, f := range (state{"/b": "https://x.test/b"}).snapshot(12) {
+				a.take(wire(t, f))
+			}
+			if v := heldVersion(a.live); v.Revision != 12 || len(a.down.refusals) != 0 {
+				t.Fatalf("revision %d is served, and %d are refused ahead of it", v.Revision, len(a.down.refusals))
+			}
+			fallsBack(t, dir, k)
+			kill(a.wire)
+			_, a, log := begun(dir)
+			defer kill(a.wire)
+			if v := heldVersion(a.live); v.Revision != 10 {
+				t.Fatalf("it begins with revision %d: %s", v.Revision, log)
+			}
+			wantAnswer(t, a.live, "/a", "", link.ToNotFound)
+			wantAnswer(t, a.live, "/b", "https://x.test/b", link.ToDestination)
+		})
+	}
+}
+
+// tornState has the newest state written, and then torn.
+func tornState(t *testing.T, dir string, k *keeper) {
+	t.Helper()
+	k.save()
+	current := filepath.Join(dir, currentName)
+	b, err := os.ReadFile(current)
+	if err == nil {
+		err = os.WriteFile(current, b[:len(b)-5], 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// watching calls saw with each line of a log.
+type watching struct {
+	slog.Handler
+	saw func(message string)
+}
+
+func (w watching) Handle(_ context.Context, r slog.Record) error {
+	w.saw(r.Message)
+	return nil
+}
+
+// Requests are answered as soon as a table is live.
+func TestStateOfTheFileIsNotServedBeforeWhatWasTakenDownIsKnown(t *testing.T) {
+	dir := t.TempDir()
+	s := state{"/a": "https://x.test/a"}
+	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := started(dir)
+	a.take(wire(t, takeDown(12, deleted("/a"))))
+	kill(a.wire)
+
+	live, lines := &table.Live{}, 0
+	next := newApplier(live, Guard{})
+	k := newKeeper(dir, time.Hour, live, newMetrics(live, nil), slog.New(watching{slog.NewTextHandler(io.Discard, nil), func(string) {
+		lines++
+		if live.Load() != nil {
+			wantAnswer(t, live, "/a", "", link.ToNotFound)
+		}
+	}}))
+	k.boot(&next)
+	if lines == 0 {
+		t.Error("nothing was logged, and nothing looked at")
+	}
+	wantAnswer(t, live, "/a", "", link.ToNotFound)
+}

@@ -35,7 +35,7 @@ type outcome struct {
 	kind       kind
 	applied    *table.Table // what is verified now
 	unserved   unserved     // of that, what came with the frame
-	saveSoon   bool         // the file is to be written before its time
+	write      urgency      // of the file
 	rejection  *rejection
 	heartbeat  *feedv1.Heartbeat
 	behind     *feedv1.Behind
@@ -192,8 +192,11 @@ func (a *applier) delta(b []byte) outcome {
 			return guarded(kindDelta, d.to, err)
 		}
 	}
-	full := a.tail.add(d.to, b)
-	return outcome{kind: kindDelta, applied: a.publish(builder.Build(d.to)), unserved: left, saveSoon: full}
+	write := inTime
+	if a.tail.add(d.to, b) {
+		write = soon
+	}
+	return outcome{kind: kindDelta, applied: a.publish(builder.Build(d.to)), unserved: left, write: write}
 }
 
 // publish makes a verified table live, but for what was taken down.

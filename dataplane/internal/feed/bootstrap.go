@@ -140,7 +140,7 @@ func (c *Client) bootstrap(ctx context.Context) {
 		"revision", t.Version().Revision, "entries", t.Len(), "unserved", t.Unserved(),
 		"took", time.Since(start).Round(time.Millisecond), "state_age", time.Duration(c.metrics.age()*float64(time.Second)).Round(time.Second))
 	if c.keeper != nil {
-		c.keeper.changed(true)
+		c.keeper.changed(directly)
 	}
 	c.holdsState()
 }

@@ -52,7 +52,7 @@ type Config struct {
 	// Least time between two writes of the file. Default: 30 s; what comes in
 	// between is in a journal beside it, and a journal that grows long is a
 	// reason to write sooner. It is longer where writing takes long: at most a
-	// twentieth of the time is spent so.
+	// twentieth of the time is spent so. A snapshot is written at once.
 	SaveInterval time.Duration
 	// Waiting time after a failed attempt: a random part of the first, doubled
 	// each time up to the second. Default: 100 ms, 5 s.
@@ -168,6 +168,9 @@ func (c *Client) Run(ctx context.Context) error {
 	var saving sync.WaitGroup
 	defer func() {
 		saving.Wait()
+		if c.keeper != nil {
+			c.keeper.close()
+		}
 		c.applier.tail.close()
 		c.applier.wire.close()
 	}()

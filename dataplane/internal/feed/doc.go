@@ -24,9 +24,12 @@
 // The live version never goes back within an epoch, and never to an epoch that
 // was left. Another epoch, which an operator makes after a restore, is taken as
 // a snapshot. A node that is killed comes back with the version that it has
-// served, by the journal; one that loses power, with that of the file. The one
-// exception is a crash loop: a state that has ended the process again and again
-// is left for the one before it, and so is a take-down for its version (tripwire).
+// served: deltas are in the journal before they are live, and a snapshot is in the
+// file as soon as that is written, which begins at once, and which its
+// acknowledgement does not wait for. One that loses power comes back with the
+// version of the file. The one exception is a crash loop: a state that has ended the
+// process again and again is left for the one before it, and so is a take-down for
+// its version (tripwire).
 //
 // # Files
 //

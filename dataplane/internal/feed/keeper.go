@@ -39,6 +39,8 @@ type keeper struct {
 
 	dirty chan struct{} // holds one
 	soon  chan struct{} // likewise
+	now   chan struct{} // likewise
+	rest  time.Time     // until then nothing is written that can wait
 
 	saved     table.Version // what the current file holds
 	savedHash link.SetHash
@@ -48,7 +50,7 @@ type keeper struct {
 }
 
 func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics, log *slog.Logger) *keeper {
-	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, kept: &downLog{}, dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1)}
+	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, kept: &downLog{}, dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1), now: make(chan struct{}, 1)}
 }
 
 func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }
@@ -132,16 +134,27 @@ func (k *keeper) withJournal(t *table.Table, path string, a *applier) (*table.Ta
 		k.tail.forget()
 		return t, []string{path}
 	}
-	k.changed(false)
+	k.changed(inTime)
 	return newest, []string{path, k.journal()}
 }
 
-// changed notes that another state is live, and whether it is to be written
-// soon, because the journal does not have it or grows too long.
-func (k *keeper) changed(soon bool) {
+// urgency is when a live state is to be written.
+type urgency uint8
+
+const (
+	inTime   urgency = iota // the journal has it
+	soon                    // the journal lacks something, or grows too long
+	directly                // no file leads to it
+)
+
+// changed notes that another state is live.
+func (k *keeper) changed(write urgency) {
 	raise(k.dirty)
-	if soon {
+	switch write {
+	case soon:
 		raise(k.soon)
+	case directly:
+		raise(k.now)
 	}
 }
 
@@ -152,11 +165,12 @@ func raise(c chan struct{}) {
 	}
 }
 
-// run writes what is live until ctx ends, and once more then. It waits for:
+// run writes what is live until ctx ends. It waits for:
 //
 //   - another live state, which is written, and then a pause;
 //   - one that is to be written soon: the pause is what writing has to have
 //     between one time and the next;
+//   - one that is to be written at once;
 //   - the time to mark the file as still the newest, or to write it if that
 //     has failed or it is gone;
 //   - the end.
@@ -165,38 +179,50 @@ func (k *keeper) run(ctx context.Context) {
 	defer touch.Stop()
 	dirty := k.dirty
 	var pause <-chan time.Time
-	var rest time.Time // until then nothing is written, but at the end
+	write := func() {
+		start := time.Now()
+		if k.save() {
+			k.rest = time.Now().Add(19 * time.Since(start))
+			dirty, pause = nil, time.After(max(k.interval, time.Until(k.rest)))
+		}
+	}
 	for {
 		select {
 		case <-dirty:
-			took := k.save()
-			rest = time.Now().Add(19 * took)
-			dirty, pause = nil, time.After(max(k.interval, 19*took))
+			write()
 		case <-k.soon:
 			if dirty == nil {
-				pause = time.After(time.Until(rest))
+				pause = time.After(time.Until(k.rest))
 			}
+		case <-k.now:
+			write()
 		case <-pause:
 			dirty, pause = k.dirty, nil
 		case <-touch.C:
-			k.save()
-			k.touch()
+			if !k.failed.IsZero() || !k.touch() {
+				k.changed(soon)
+			}
 		case <-ctx.Done():
-			k.save()
-			k.touch()
 			return
 		}
 	}
 }
 
-// save writes what is live, unless the file holds that, and says how long it
-// took.
-func (k *keeper) save() time.Duration {
+// close writes what is live once more, when run has ended and nothing changes any more.
+func (k *keeper) close() {
+	k.save()
+	if !k.touch() {
+		k.save()
+	}
+}
+
+// save writes what is live, unless the file holds that, and says whether there was
+// something to write.
+func (k *keeper) save() bool {
 	t := verified(k.live)
 	if t == nil || t.Version() == k.saved && t.Hash() == k.savedHash {
-		return 0
+		return false
 	}
-	start := time.Now()
 	previous := ""
 	if k.keep {
 		previous = k.previous()
@@ -211,7 +237,7 @@ func (k *keeper) save() time.Duration {
 			k.failed = time.Now()
 			k.log.Error("last known good state is not written", "err", err)
 		}
-		return time.Since(start)
+		return true
 	}
 	if !k.failed.IsZero() {
 		k.failed = time.Time{}
@@ -227,17 +253,19 @@ func (k *keeper) save() time.Duration {
 	k.saved, k.savedHash, k.keep = t.Version(), t.Hash(), true
 	k.kept.saved(k.before, k.saved)
 	k.metrics.saves.Add(1) // of the file with its journal
-	return time.Since(start)
+	return true
 }
 
-// touch sets the file's time to when its state was last known to be the newest.
-func (k *keeper) touch() {
+// touch sets the file's time to when its state was last known to be the newest, and
+// says whether the file is there.
+func (k *keeper) touch() bool {
 	t, at := k.live.Load(), k.metrics.confirmed.Load()
 	if t == nil || at == 0 || t.Version() != k.saved {
-		return
+		return true
 	}
 	if err := os.Chtimes(k.current(), time.Time{}, time.Unix(0, at)); err != nil {
 		k.saved, k.keep = table.Version{}, false // somebody has removed it
-		k.save()
+		return false
 	}
+	return true
 }

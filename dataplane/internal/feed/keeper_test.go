@@ -13,6 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/affleet/affleet/dataplane/internal/table"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
@@ -42,11 +45,102 @@ func keeping(t *testing.T, dir string) (k *keeper, stop func() string) {
 	return k, func() string { cancel(); <-done; return log.String() }
 }
 
+// A snapshot is in no journal, and acknowledged already.
+func TestSnapshotIsWrittenAlsoWhereWritingHasToPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, stop := keeping(t, t.TempDir())
+		defer stop()
+		k.changed(inTime)
+		synctest.Wait()
+		k.rest = time.Now().Add(2 * touchInterval) // it took long
+		a := newApplier(k.live, Guard{})
+		wantWritten := func(revision int64) {
+			t.Helper()
+			synctest.Wait()
+			if v := stateVersion(k.current()); v.Revision != revision {
+				t.Errorf("the file is of %v, want revision %d", v, revision)
+			}
+		}
+		s := state{"/a": "https://x.test/a"}
+		var o outcome
+		for _, f := range s.snapshot(10) {
+			o = a.take(wire(t, f))
+		}
+		k.changed(o.write)
+		wantWritten(10)
+
+		k.rest = time.Now().Add(2 * touchInterval)
+		a.tail = &journal{path: k.journal(), log: k.log, records: make([]record, maxRecords)}
+		o = a.take(wire(t, s.delta(10, 11, map[string]string{"/b": "https://x.test/b"})))
+		k.changed(o.write) // the journal has no room: that can wait
+		time.Sleep(2*touchInterval - time.Second)
+		wantWritten(10)
+		time.Sleep(2 * time.Second)
+		wantWritten(11)
+	})
+}
+
+// ending is a stream whose node is told to end while its last frame comes.
+type ending struct {
+	grpc.ClientStream
+	ctx    context.Context
+	frames [][]byte
+	end    func()
+}
+
+func (e *ending) SendMsg(any) error { return nil }
+
+func (e *ending) RecvMsg(m any) error {
+	switch len(e.frames) {
+	case 0:
+		<-e.ctx.Done()
+		return e.ctx.Err()
+	case 1:
+		e.end()
+	}
+	*m.(*rawFrame) = append((*m.(*rawFrame))[:0], e.frames[0]...)
+	e.frames = e.frames[1:]
+	return nil
+}
+
+func TestStateThatComesAsTheNodeEndsIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := state{"/a": "https://x.test/a"}
+		e := &ending{}
+		for _, f := range append(s.snapshot(10), s.snapshot(12)...) {
+			e.frames = append(e.frames, wire(t, f))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		e.end = func() {
+			cancel()
+			synctest.Wait() // what else ends has ended
+		}
+		client, err := New(Config{
+			Targets: []string{"passthrough:///x"}, Node: "n", Region: "r", Boot: 1, Dir: dir, Live: &table.Live{}, Log: slog.New(slog.DiscardHandler),
+			Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStreamInterceptor(
+				func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ grpc.Streamer, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+					e.ctx = ctx
+					return e, nil
+				})},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if v := stateVersion(filepath.Join(dir, currentName)); v.Revision != 12 {
+			t.Errorf("the file is of %v, and revision 12 was acknowledged", v)
+		}
+	})
+}
+
 func TestStateFileIsWrittenAgainWhenSomebodyRemovesIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, stop := keeping(t, t.TempDir())
 		defer stop()
-		k.changed(false)
+		k.changed(inTime)
 		synctest.Wait()
 		if err := os.Remove(k.current()); err != nil {
 			t.Fatal(err)
@@ -66,7 +160,7 @@ func TestStateFileIsWrittenAsSoonAsTheDiskTakesIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, stop := keeping(t, dir)
-		k.changed(false)
+		k.changed(inTime)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		if err := os.Remove(dir); err != nil {

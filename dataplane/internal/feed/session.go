@@ -216,7 +216,7 @@ func (s *session) applied(o outcome) {
 	s.tellUnserved(o)
 	s.caughtUp()
 	if s.keeper != nil {
-		s.keeper.changed(o.saveSoon)
+		s.keeper.changed(o.write)
 	}
 	if o.kind == kindSnapshot {
 		s.cfg.Log.Info("snapshot applied", "target", s.target, "revision", o.applied.Version().Revision, "entries", o.applied.Len())

@@ -123,5 +123,5 @@ func (a *applier) end(m *feedv1.SnapshotEnd) outcome {
 			return guarded(kindSnapshot, s.version, err)
 		}
 	}
-	return outcome{kind: kindSnapshot, applied: a.publish(s.builder.Build(s.version)), unserved: s.unserved, saveSoon: true}
+	return outcome{kind: kindSnapshot, applied: a.publish(s.builder.Build(s.version)), unserved: s.unserved, write: directly}
 }

@@ -195,6 +195,10 @@ func (j *journal) saved(v table.Version) (lacks bool) {
 		return lacks
 	}
 	j.broken = false
+	if j.size == 0 && j.file != nil { // the next record opens what is there then: somebody may have removed it
+		_ = j.file.Close()
+		j.file = nil
+	}
 	return lacks
 }
 

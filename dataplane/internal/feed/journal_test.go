@@ -167,6 +167,39 @@ func TestJournalIsCutWhenTheFileIsWritten(t *testing.T) {
 	}
 }
 
+func TestJournalIsThereAgainWithTheFileWhenSomebodyRemovesTheFolder(t *testing.T) {
+	at := func(revision int64) table.Version { return table.Version{Epoch: epoch, Revision: revision} }
+	for name, served := range map[string]int64{"nothing has come since the file": 10, "the new file has all": 11, "the new file lacks the last": 12} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			j := &journal{path: filepath.Join(dir, journalName), log: slog.New(slog.DiscardHandler)}
+			defer j.close()
+			j.add(at(10), []byte("10"))
+			j.saved(at(10))
+			want := []byte{}
+			for revision := int64(11); revision <= served; revision++ {
+				j.add(at(revision), []byte("more"))
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(dir, 0o700); err != nil { // with a new file
+				t.Fatal(err)
+			}
+			if j.saved(at(11)) {
+				t.Error("another file is asked for")
+			}
+			if served == 12 {
+				want = append(want, sealed([]byte("more"))...)
+			}
+			j.add(at(15), []byte("15"))
+			if b, err := os.ReadFile(j.path); err != nil || !bytes.Equal(b, append(want, sealed([]byte("15"))...)) {
+				t.Errorf("it has %q: %v", b, err)
+			}
+		})
+	}
+}
+
 func TestJournalThatCannotBeWrittenStopsNothing(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

@@ -58,11 +58,14 @@ func parseSource(s string) (source, error) {
 	return source{url: "http://" + s + StatePath, node: true}, nil
 }
 
-// Bounds of a download.
-const (
-	firstByte = 10 * time.Second // from the request to the head of the answer
-	nextByte  = 15 * time.Second // without a byte
-)
+// download is how long a download may take. No control plane is asked meanwhile.
+type download struct {
+	first time.Duration // from the request to the head of the answer
+	next  time.Duration // without a byte
+	whole time.Duration // in all
+}
+
+var limits = download{10 * time.Second, 15 * time.Second, servingTime}
 
 // How long a node without a state waits for the first answer of its control
 // planes, all in all, and of each of them at least, before it takes the state of
@@ -123,7 +126,7 @@ func (r *firstRound) asked(ctx context.Context, wait time.Duration) time.Duratio
 // bootstrap takes the first state from where the settings say.
 func (c *Client) bootstrap(ctx context.Context) {
 	start := time.Now()
-	t, at, err := c.fetch(ctx, firstByte, nextByte)
+	t, at, err := c.fetch(ctx, limits)
 	c.applier.wire.done()
 	if err != nil {
 		if _, ok := c.boots.due(tellEvery); ok {
@@ -148,14 +151,18 @@ func (c *Client) bootstrap(ctx context.Context) {
 // fetch reads and verifies the state of the place, and says when it was known to
 // be the newest: a node says that itself, of another file its header does. What a
 // file system or a server says may be when the file was copied, and counts only for
-// one of a release that did not write the time. A download is given up after a time
-// without its first byte, or without another one.
-func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table.Table, at time.Time, err error) {
+// one of a release that did not write the time.
+func (c *Client) fetch(ctx context.Context, most download) (t *table.Table, at time.Time, err error) {
 	from, err := parseSource(c.cfg.Bootstrap)
 	if err != nil {
 		return nil, at, err
 	}
-	admit := c.applier.wire.arm
+	admit := func(v table.Version) error {
+		if c.applier.past.has(v.Epoch) {
+			return fmt.Errorf("it is of epoch %016x, which the node has left", v.Epoch)
+		}
+		return c.applier.wire.arm(v)
+	}
 	if from.file != "" {
 		t, at, err = readStateFile(from.file, &c.applier.guard, admit)
 		if info, failed := os.Stat(from.file); failed == nil && at.IsZero() {
@@ -163,9 +170,11 @@ func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table
 		}
 		return t, at, err
 	}
+	ctx, stop := context.WithTimeoutCause(ctx, most.whole, errors.New("it took too long"))
+	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(first, func() { cancel(errors.New("nothing came for some time")) })
+	silence := time.AfterFunc(most.first, func() { cancel(errors.New("nothing came for some time")) })
 	defer silence.Stop()
 	defer func() {
 		if cause := context.Cause(ctx); err != nil && cause != nil {
@@ -187,7 +196,7 @@ func (c *Client) fetch(ctx context.Context, first, next time.Duration) (t *table
 		return nil, at, fmt.Errorf("%s answers %s: %s", from.url, resp.Status, strings.TrimSpace(string(why)))
 	}
 	said, unsaid := http.ParseTime(resp.Header.Get("Last-Modified"))
-	body := &watched{r: resp.Body, heard: func() { silence.Reset(next) }}
+	body := &watched{r: resp.Body, heard: func() { silence.Reset(most.next) }}
 	t, at, err = readState(bufio.NewReaderSize(body, 1<<20), &c.applier.guard, admit)
 	if unsaid == nil && (from.node || at.IsZero()) {
 		at = said

@@ -302,6 +302,39 @@ func TestStateIsGivenToFewAtATime(t *testing.T) {
 	}
 }
 
+func TestStateOfAnEpochThatWasLeftIsNotTakenFromAnotherPlace(t *testing.T) {
+	n := &Client{cfg: Config{Bootstrap: stateFile(t, state{"/a": "https://x.test/a"})}, applier: newApplier(nil, Guard{})}
+	n.applier.past.add(epoch)
+	if _, _, err := n.fetch(t.Context(), limits); err == nil || !strings.Contains(err.Error(), "has left") {
+		t.Errorf("it is taken: %v", err)
+	}
+}
+
+func TestPlaceThatGivesItsStateTooSlowlyIsGivenUp(t *testing.T) {
+	b, err := os.ReadFile(stateFile(t, state{"/a": "https://x.test/a"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, c := range b {
+			_, _ = w.Write([]byte{c})
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}))
+	defer server.Close()
+	n := &Client{cfg: Config{Bootstrap: server.URL}, applier: newApplier(nil, Guard{})}
+	slow := limits
+	slow.whole = 50 * time.Millisecond
+	if _, _, err := n.fetch(t.Context(), slow); err == nil || !strings.Contains(err.Error(), "took too long") {
+		t.Errorf("%d bytes were waited for: %v", len(b), err)
+	}
+}
+
 func TestSilentPlaceIsGivenUp(t *testing.T) {
 	stop := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -313,7 +346,7 @@ func TestSilentPlaceIsGivenUp(t *testing.T) {
 	defer close(stop)
 	n := &Client{cfg: Config{Bootstrap: server.URL}, applier: newApplier(nil, Guard{})}
 	start := time.Now()
-	if _, _, err := n.fetch(t.Context(), 30*time.Millisecond, 30*time.Millisecond); err == nil || !strings.Contains(err.Error(), "nothing came") {
+	if _, _, err := n.fetch(t.Context(), download{30 * time.Millisecond, 30 * time.Millisecond, time.Minute}); err == nil || !strings.Contains(err.Error(), "nothing came") {
 		t.Errorf("after %v: %v", time.Since(start), err)
 	}
 }

@@ -2,8 +2,10 @@ package feed
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,6 +201,33 @@ func TestTakeDownsStayUntilNoStateLacksThem(t *testing.T) {
 	}
 }
 
+func TestTakeDownsOfNoMoreUseAreNotTakenIn(t *testing.T) {
+	d := &downLog{path: filepath.Join(t.TempDir(), downsName), log: slog.New(slog.DiscardHandler)}
+	for _, v := range []table.Version{
+		{Epoch: epoch - 1, Revision: 99}, // of an epoch that was left
+		{Epoch: epoch, Revision: 10},     // the state has it
+		{Epoch: epoch, Revision: 12},
+		{Epoch: epoch + 1, Revision: 3}, // a new epoch has begun
+	} {
+		m := takeDown(0, deleted(fmt.Sprint("/", v.Epoch, "-", v.Revision)))
+		m.GetTakeDown().Version = versionProto(v)
+		d.add(v, wire(t, m))
+	}
+	live := &table.Live{}
+	live.Store(heldTable(t, state{"/a": "https://x.test/a"}))
+	a := newApplier(live, Guard{})
+	a.past.add(epoch - 1)
+	a.kept = &downLog{path: d.path, log: d.log}
+	a.kept.read(&a)
+	got := slices.Sorted(maps.Keys(a.down.refusals))
+	if want := []string{"links/go.test/7-12", "links/go.test/8-3"}; !slices.Equal(got, want) {
+		t.Errorf("%v are refused, want %v", got, want)
+	}
+	if len(a.kept.records) != 4 {
+		t.Errorf("%d of 4 are kept: the state before may lack them", len(a.kept.records))
+	}
+}
+
 func TestTakeDownsThatCannotBeReadAreMovedAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), downsName)
 	if err := os.Symlink(path, path); err != nil {
@@ -215,6 +244,23 @@ func TestTakeDownsThatCannotBeReadAreMovedAside(t *testing.T) {
 	again := &downLog{path: path, log: a.kept.log}
 	if _, err := again.load(&a); err != nil || len(again.records) != 1 {
 		t.Errorf("what came since: %d, %v", len(again.records), err)
+	}
+}
+
+func TestTakeDownsAreNotKeptWithoutEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), downsName)
+	f, err := os.Create(path)
+	if err == nil {
+		err = errors.Join(f.Truncate(maxDowns), f.Close()) // which takes no room
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := new(bytes.Buffer)
+	d := &downLog{path: path, log: slog.New(slog.NewTextHandler(log, nil)), size: maxDowns}
+	d.add(table.Version{Epoch: epoch, Revision: 12}, wire(t, takeDown(12, deleted("/a"))))
+	if info, err := os.Stat(path); err != nil || info.Size() != maxDowns || d.size != maxDowns || !strings.Contains(log.String(), "is not written") {
+		t.Errorf("%v, %v, of %d bytes: %s", info, err, d.size, log)
 	}
 }
 

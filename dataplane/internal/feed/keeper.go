@@ -25,8 +25,8 @@ const (
 // touchInterval is how often an unchanged file is marked as still the newest.
 const touchInterval = 30 * time.Second
 
-// keeper keeps the last known good state on disk. boot is called before run, and
-// run once; changed may be called from any goroutine.
+// keeper keeps the last known good state on disk. boot is called before run, run once,
+// and close behind it; changed may be called from any goroutine.
 type keeper struct {
 	dir      string
 	interval time.Duration
@@ -50,7 +50,10 @@ type keeper struct {
 }
 
 func newKeeper(dir string, interval time.Duration, live *table.Live, m *metrics, log *slog.Logger) *keeper {
-	return &keeper{dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, kept: &downLog{}, dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1), now: make(chan struct{}, 1)}
+	return &keeper{
+		dir: dir, interval: interval, live: live, metrics: m, log: log, tail: &journal{}, kept: &downLog{},
+		dirty: make(chan struct{}, 1), soon: make(chan struct{}, 1), now: make(chan struct{}, 1),
+	}
 }
 
 func (k *keeper) current() string  { return filepath.Join(k.dir, currentName) }

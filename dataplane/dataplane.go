@@ -85,26 +85,22 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.feed, err = feed.New(feed.Config{
-		Targets:    cfg.Control,
-		Node:       cfg.Node,
-		Region:     cfg.Region,
-		Listen:     n.Addr().String(),
-		Build:      cfg.Build,
-		Boot:       n.boot,
-		Dir:        filepath.Join(cfg.DataDir, "state"),
-		Dial:       dialOptions(),
-		Live:       n.live,
-		Bootstrap:  cfg.Bootstrap,
-		Guard:      cfg.guard(),
-		Status:     n.status,
-		Log:        cfg.Log,
-		Registerer: cfg.Registerer,
+		Targets:     cfg.Control,
+		Node:        cfg.Node,
+		Region:      cfg.Region,
+		Listen:      n.Addr().String(),
+		Build:       cfg.Build,
+		Boot:        n.boot,
+		Dir:         filepath.Join(cfg.DataDir, "state"),
+		Credentials: insecure.NewCredentials(),
+		Live:        n.live,
+		Bootstrap:   cfg.Bootstrap,
+		Guard:       cfg.guard(),
+		Status:      n.status,
+		Log:         cfg.Log,
+		Registerer:  cfg.Registerer,
 	})
 	return n, err
-}
-
-func dialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 }
 
 // openDecisions opens what decisions depend on beside the table.
@@ -123,7 +119,8 @@ func (n *Node) openDecisions() (err error) {
 		}
 	}
 	n.caps, err = caps.New(caps.Config{
-		Targets: n.cfg.Control, Node: n.cfg.Node, Dial: dialOptions(), Log: n.cfg.Log, Registerer: n.cfg.Registerer,
+		Targets: n.cfg.Control, Node: n.cfg.Node, Log: n.cfg.Log, Registerer: n.cfg.Registerer,
+		Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
 	})
 	return err
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
@@ -58,7 +60,9 @@ type Config struct {
 	// each time up to the second. Default: 100 ms, 5 s.
 	MinBackoff, MaxBackoff time.Duration
 
-	// How targets are dialed, transport credentials included. Required.
+	// How connections to targets are secured. Required.
+	Credentials credentials.TransportCredentials
+	// How they are dialed, if not as gRPC does.
 	Dial []grpc.DialOption
 	// Default: slog.Default().
 	Log *slog.Logger
@@ -105,7 +109,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("feed: %w", err)
 	}
 	for _, target := range cfg.Targets {
-		conn, err := grpc.NewClient(target, cfg.Dial...) // connects to nothing yet
+		conn, err := grpc.NewClient(target, append(slices.Clip(cfg.Dial), grpc.WithTransportCredentials(cfg.Credentials))...) // connects to nothing yet
 		if err != nil {
 			return nil, fmt.Errorf("feed: control plane %q: %w", target, err)
 		}

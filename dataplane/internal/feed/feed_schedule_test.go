@@ -110,8 +110,8 @@ func (a *actor) boot() {
 		Targets: []string{"passthrough:///0", "passthrough:///1"}, Node: "n", Region: "r", Boot: 1, Dir: a.dir, Live: a.live,
 		Guard:      Guard{Floor: floor},
 		MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, SaveInterval: 20 * time.Millisecond, StatusInterval: time.Second,
-		Dial: []grpc.DialOption{a.w.dial(), grpc.WithTransportCredentials(insecure.NewCredentials())},
-		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Credentials: insecure.NewCredentials(), Dial: []grpc.DialOption{a.w.dial()},
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		a.t.Fatal(err)

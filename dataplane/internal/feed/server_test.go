@@ -232,7 +232,7 @@ func startNodeWith(t *testing.T, cfg Config) *node {
 	cfg.Node, cfg.Region, cfg.Boot, cfg.Live = "n1", "r1", 1, n.live
 	cfg.MinBackoff, cfg.MaxBackoff = time.Millisecond, 20*time.Millisecond
 	cfg.SaveInterval, cfg.StatusInterval = time.Millisecond, 20*time.Millisecond
-	cfg.Dial = append(cfg.Dial, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	cfg.Credentials = insecure.NewCredentials()
 	cfg.Log = slog.New(slog.NewTextHandler(n.logs, nil))
 	var err error
 	n.Client, err = New(cfg)

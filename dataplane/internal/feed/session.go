@@ -21,7 +21,8 @@ const (
 	// maxMessage bounds one message of the control plane, in bytes.
 	maxMessage = 64 << 20
 	// firstInterval is the heartbeat interval until the control plane says its
-	// own; a stream is given up after three of them without a message.
+	// own; a stream is given up after three of them without a message, or a part of
+	// one.
 	firstInterval = 5 * time.Second
 	// maxInterval bounds what a control plane may say.
 	maxInterval = time.Minute
@@ -40,7 +41,7 @@ type session struct {
 	target string
 
 	sending  sync.Mutex // of stream.Send
-	silence  *time.Timer
+	silence  silence
 	patience time.Duration   // three heartbeats
 	good     bool            // something useful came
 	goal     *linkv1.Version // the control plane's head when the stream began, as its first heartbeat says
@@ -50,7 +51,15 @@ type session struct {
 // says whether the stream was of use. The first message may take so long; 0: as
 // long as any.
 func (c *Client) session(ctx context.Context, target string, first time.Duration) (good bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := errSilent
+	if first > 0 {
+		silent = errNoAnswer
+	}
+	s := &session{Client: c, target: target, patience: 3 * firstInterval, silence: silence{giveUp: func() { cancel(silent) }}}
 	options := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(counting{c.cfg.Credentials, &s.silence.arrived}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 	}, c.cfg.Dial...)
 	conn, err := grpc.NewClient(target, options...)
@@ -58,15 +67,8 @@ func (c *Client) session(ctx context.Context, target string, first time.Duration
 		return false, fmt.Errorf("dial: %w", err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s := &session{Client: c, target: target, patience: 3 * firstInterval}
-	silent := errSilent
-	if first > 0 {
-		silent = errNoAnswer
-	}
-	s.silence = time.AfterFunc(cmp.Or(first, s.patience), func() { cancel(silent) })
-	defer s.silence.Stop()
+	s.silence.begin(cmp.Or(first, s.patience), s.patience)
+	defer s.silence.stop()
 	s.stream, err = feedv1.NewFeedServiceClient(conn).Subscribe(ctx, grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
 		return false, fmt.Errorf("subscribe: %w", err)
@@ -112,9 +114,9 @@ func (s *session) receive() error {
 		if err := s.stream.RecvMsg(&frame); err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		s.silence.Stop() // not while a frame is being applied
+		s.silence.stop()
 		err := s.handle(s.applier.take(frame))
-		s.silence.Reset(s.patience)
+		s.silence.wait(s.patience)
 		if err != nil {
 			return err
 		}

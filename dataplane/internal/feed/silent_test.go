@@ -1,19 +1,12 @@
 package feed
 
 import (
-	"context"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/test/bufconn"
-
-	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
 
 // deaf is a connection of which nothing arrives once it drops what is written.
@@ -33,25 +26,13 @@ func (d *deaf) Write(b []byte) (int, error) {
 // everything is found out sooner than three of them are missing.
 func TestNodeLeavesAConnectionThatFellSilentAfterHalfAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ln := bufconn.Listen(64 << 10)
-		c := &control{t: t, server: grpc.NewServer(), peers: make(chan *peer)}
-		feedv1.RegisterFeedServiceServer(c.server, c)
-		var serving sync.WaitGroup
-		serving.Go(func() { _ = c.server.Serve(ln) })
-		defer serving.Wait()
-		defer c.server.Stop()
 		conns := make(chan *deaf, 2)
-		n := startNodeWith(t, Config{Targets: []string{"passthrough:///control"}, Dial: []grpc.DialOption{
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-				conn, err := ln.DialContext(ctx)
-				if err != nil {
-					return nil, err
-				}
-				d := &deaf{Conn: conn}
-				conns <- d
-				return d, nil
-			}),
-		}})
+		c, cfg := startControlNear(t, func(conn net.Conn) net.Conn {
+			d := &deaf{Conn: conn}
+			conns <- d
+			return d
+		})
+		n := startNodeWith(t, cfg)
 		defer n.stop()
 		p := c.accept()
 		p.send(heartbeat(1, maxInterval))

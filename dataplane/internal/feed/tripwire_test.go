@@ -12,7 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
@@ -339,8 +338,8 @@ func TestMain(m *testing.M) {
 	live := &table.Live{}
 	c, err := New(Config{
 		Targets: []string{address}, Node: "n1", Region: "r1", Dir: dir, Live: live, SaveInterval: time.Hour,
-		Bootstrap: os.Getenv("AFF_TEST_BOOTSTRAP"),
-		Dial:      []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		Bootstrap:   os.Getenv("AFF_TEST_BOOTSTRAP"),
+		Credentials: insecure.NewCredentials(),
 	})
 	if err != nil {
 		panic(err)

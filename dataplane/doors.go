@@ -3,11 +3,13 @@ package dataplane
 import (
 	"context"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/affleet/affleet/dataplane/internal/redirect"
+	"github.com/affleet/affleet/dataplane/internal/table"
 )
 
 // door is an address for redirects: a listener, or the claim to one.
@@ -76,31 +78,45 @@ const (
 )
 
 // settle waits until the node has a state that is not older than what the one
-// that it takes over from serves. The first state is a snapshot from some time
-// ago, and what came since follows at once; nothing says that it is all.
+// that it takes over from serves, or until that one is gone. A state from the disk
+// may be from any time: what counts is to have been level with a control plane. What
+// came since that said where its head was follows at once; nothing says that it is all.
 func (n *Node) settle(ctx context.Context) {
 	select {
 	case <-n.Ready():
 	case <-ctx.Done():
 		return
 	}
+	if n.served() {
+		n.cfg.Log.Info("another process serves the address: it is taken over as soon as the state is level with a control plane's, or when that process ends")
+	}
 	tick := time.NewTicker(settled / 10)
 	defer tick.Stop()
-	version, since, start := n.live.Load().Version(), time.Now(), time.Now()
-	for time.Since(since) < settled && time.Since(start) < unsettled {
+	caughtUp := n.feed.CaughtUp() // nil: it has been
+	var start, since time.Time
+	var version table.Version
+	for n.served() && (caughtUp != nil || time.Since(since) < settled && time.Since(start) < unsettled) {
 		select {
+		case <-caughtUp:
+			caughtUp, start = nil, time.Now()
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		if v := n.live.Load().Version(); v != version {
+		if v := n.live.Load().Version(); v != version || since.Before(start) {
 			version, since = v, time.Now()
 		}
 	}
 }
 
-// serve answers redirects until ctx ends. A claimed address is opened only when
-// the node has a state that is up to date: whoever serves it now goes on for
+// served says whether another process serves one of the addresses that this one
+// has claimed.
+func (n *Node) served() bool {
+	return slices.ContainsFunc(n.doors, func(d *door) bool { return d.claim.Served() })
+}
+
+// serve answers redirects until ctx ends. A claimed address that is served is opened
+// only when the node has a state that is up to date: whoever serves it goes on for
 // that long.
 func (n *Node) serve(ctx context.Context) error {
 	if n.cfg.ReusePort {

@@ -40,7 +40,7 @@ func (a *answeredClicks) ask(addr string, end <-chan struct{}) {
 		a.next++
 		path := fmt.Sprintf("/go/%d", a.next)
 		a.mu.Unlock()
-		err := askOnce(addr, path)
+		_, err := askOnce(addr, path)
 		a.mu.Lock()
 		if err == nil {
 			a.answered[path] = true

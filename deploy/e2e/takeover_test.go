@@ -21,8 +21,15 @@ import (
 // that shares the first node's address.
 func (f *fleet) startSharing(i int) *processes.Process {
 	f.t.Helper()
-	p, err := processes.Start(f.t.TempDir(), filepath.Join(binaries, "affnode"),
-		"--control", strings.Join(f.ControlAddr, ","), "--nats", "nats://"+f.NATSAddr,
+	return f.startSharingWith(i, f.t.TempDir(), strings.Join(f.ControlAddr, ","))
+}
+
+// startSharingWith is startSharing with data that may be there already, and with
+// other control planes.
+func (f *fleet) startSharingWith(i int, dir, control string) *processes.Process {
+	f.t.Helper()
+	p, err := processes.Start(dir, filepath.Join(binaries, "affnode"),
+		"--control", control, "--nats", "nats://"+f.NATSAddr,
 		"--listen", f.NodeAddr[0], "--reuse-port", "--admin", f.NodeAdmin[i],
 		"--node", "node-"+strconv.Itoa(i+1), "--data-dir", "data", "--drain", "5s")
 	f.must(err)
@@ -40,32 +47,32 @@ func (f *fleet) ready(i int) {
 	f.eventually(fmt.Sprintf("node %d is ready", i+1), func() bool { return status(f.NodeAdmin[i], "/readyz") == http.StatusOK })
 }
 
-// askOnce opens a connection, asks for a path, and wants a redirect and a
-// clean end.
-func askOnce(addr, path string) error {
+// askOnce opens a connection, asks for a path, wants a redirect and a clean end,
+// and gives where it leads to.
+func askOnce(addr, path string) (location string, err error) {
 	nc, err := net.DialTimeout("tcp", addr, 10*time.Second)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer nc.Close()
 	if err := nc.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return err
+		return "", err
 	}
 	if _, err := fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: e2e\r\nConnection: close\r\n\r\n", path); err != nil {
-		return err
+		return "", err
 	}
 	in := bufio.NewReader(nc)
 	resp, err := http.ReadResponse(in, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if resp.StatusCode != http.StatusFound {
-		return fmt.Errorf("got %s", resp.Status)
+		return "", fmt.Errorf("got %s", resp.Status)
 	}
 	if _, err := in.ReadByte(); err != io.EOF {
-		return fmt.Errorf("at the end: got %w", err)
+		return "", fmt.Errorf("at the end: got %w", err)
 	}
-	return nil
+	return resp.Header.Get("Location"), nil
 }
 
 func TestNewNodeTakesOverUnderLoadWithoutALostRequest(t *testing.T) {
@@ -88,7 +95,7 @@ func TestNewNodeTakesOverUnderLoadWithoutALostRequest(t *testing.T) {
 					return
 				default:
 				}
-				if err := askOnce(f.NodeAddr[0], "/a"); err != nil {
+				if _, err := askOnce(f.NodeAddr[0], "/a"); err != nil {
 					t.Errorf("connection %d: %v", asked.Load(), err)
 				}
 				if asked.Add(1) > 1_000_000 {
@@ -126,12 +133,80 @@ func TestNodeThatTakesOverIsNotAskedBeforeItHasAState(t *testing.T) {
 	f.startSharing(1)
 	f.eventually("the new node lives", func() bool { return status(f.NodeAdmin[1], "/livez") == http.StatusOK })
 	for range 200 {
-		if err := askOnce(f.NodeAddr[0], "/a"); err != nil {
+		if _, err := askOnce(f.NodeAddr[0], "/a"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got := status(f.NodeAdmin[1], "/readyz"); got != http.StatusServiceUnavailable {
 		t.Errorf("a node without state is ready: %d", got)
+	}
+}
+
+func TestNodeThatTakesOverIsNotAskedBeforeAControlPlaneHasConfirmedItsState(t *testing.T) {
+	f := newFleet(t, 1, 2)
+	f.must(f.StartEtcd())
+	f.must(f.StartNATS())
+	f.must(f.StartControl(0))
+	line := openLine(t, f.ControlAddr[0])
+	dir := t.TempDir()
+	next := f.startSharingWith(1, dir, line.addr)
+	f.ready(1)
+	f.do("link", "create", "/a", "https://store.com/old", "--wait")
+	if code, err := next.Stop(); code != 0 {
+		t.Fatalf("SIGTERM ends with exit code %d %v, want 0", code, err)
+	}
+
+	old := f.startSharing(0)
+	f.ready(0)
+	f.do("link", "update", "/a", "https://store.com/new", "--wait")
+	line.cut()
+	next = f.startSharingWith(1, dir, line.addr)
+	f.hasState(1)
+	f.leads("/a", "https://store.com/new", 2*time.Second)
+	if got := status(f.NodeAdmin[1], "/readyz"); got != http.StatusServiceUnavailable {
+		t.Errorf("a node that has taken nothing over is ready: %d", got)
+	}
+	line.mend()
+	f.ready(1)
+	old.Kill()
+	f.leads("/a", "https://store.com/new", 0)
+
+	// Where nobody serves, any state is better than none.
+	line.cut()
+	old = f.startSharing(0)
+	f.ready(0)
+	if code, err := next.Stop(); code != 0 {
+		t.Fatalf("SIGTERM ends with exit code %d %v, want 0", code, err)
+	}
+	next = f.startSharingWith(1, dir, line.addr)
+	f.hasState(1)
+	old.Kill()
+	f.ready(1)
+	f.leads("/a", "https://store.com/new", 0)
+	next.Kill()
+	f.startSharingWith(1, dir, line.addr)
+	f.ready(1)
+	f.leads("/a", "https://store.com/new", 0)
+}
+
+// hasState waits until a node has a state.
+func (f *fleet) hasState(i int) {
+	f.t.Helper()
+	f.eventually(fmt.Sprintf("node %d has a state", i+1), func() bool {
+		return strings.Contains(processes.Get(f.NodeAdmin[i], "/metrics").Body, "\naff_feed_entries 1\n")
+	})
+}
+
+// leads asks the shared address where a path leads to, once and then for so long.
+func (f *fleet) leads(path, to string, long time.Duration) {
+	f.t.Helper()
+	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		if location, err := askOnce(f.NodeAddr[0], path); err != nil || location != to {
+			f.t.Fatalf("%s leads to %q, %v, want %s", path, location, err, to)
+		}
+		if time.Since(start) >= long {
+			return
+		}
 	}
 }
 

@@ -78,8 +78,8 @@ type Client struct {
 	metrics *metrics
 	serving chan struct{} // holds one for each state file that is being sent
 
-	ready     chan struct{}
-	readyOnce sync.Once
+	ready, level         chan struct{}
+	readyOnce, levelOnce sync.Once
 
 	// What follows belongs to the goroutine of Run.
 	behindInRow int  // control planes in a row that hold an older version
@@ -122,7 +122,10 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Client{cfg: cfg, applier: newApplier(cfg.Live, cfg.Guard), ready: make(chan struct{}), serving: make(chan struct{}, maxServing)}
+	c := &Client{
+		cfg: cfg, applier: newApplier(cfg.Live, cfg.Guard), serving: make(chan struct{}, maxServing),
+		ready: make(chan struct{}), level: make(chan struct{}),
+	}
 	c.metrics = newMetrics(cfg.Live, cfg.Registerer)
 	if cfg.Dir != "" {
 		c.keeper = newKeeper(cfg.Dir, cfg.SaveInterval, cfg.Live, c.metrics, cfg.Log)
@@ -165,6 +168,9 @@ func (p *pace) due(every time.Duration) (quiet int, ok bool) {
 // Ready is closed when a verified state is live: the last known good one, or
 // one that is not older than what the control plane had when it was reached.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// CaughtUp is closed when the live state has been level with that of a control plane.
+func (c *Client) CaughtUp() <-chan struct{} { return c.level }
 
 // Run keeps the table up to date until ctx ends, and returns nil then. Whatever
 // fails is tried again; what is live stays.

@@ -259,6 +259,7 @@ func (s *session) caughtUp() {
 		return
 	}
 	s.holdsState()
+	s.levelOnce.Do(func() { close(s.level) })
 }
 
 // behind gives the reason for going elsewhere. It raises the alarm when there is

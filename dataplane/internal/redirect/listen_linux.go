@@ -53,7 +53,7 @@ func listenConfig(shared bool) net.ListenConfig {
 // answer, and not before.
 type Claim struct {
 	fd   int
-	addr net.Addr
+	addr *net.TCPAddr
 }
 
 // NewClaim binds an address. It fails when somebody serves it who does not
@@ -64,15 +64,15 @@ func NewClaim(addr string) (*Claim, error) {
 		return nil, err
 	}
 	c := &Claim{fd: -1}
-	if err := c.bind(tcp); err != nil {
+	if err := c.bind(tcp, unix.SO_REUSEADDR, unix.SO_REUSEPORT); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("claim %s: %w", addr, err)
 	}
 	return c, nil
 }
 
-// bind does for the address what net.Listen does, but for listening.
-func (c *Claim) bind(tcp *net.TCPAddr) (err error) {
+// bind does for the address what net.Listen does, with options, but for listening.
+func (c *Claim) bind(tcp *net.TCPAddr, options ...int) (err error) {
 	family, v4 := unix.AF_INET6, tcp.IP.To4()
 	if v4 != nil {
 		family = unix.AF_INET
@@ -86,7 +86,7 @@ func (c *Claim) bind(tcp *net.TCPAddr) (err error) {
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	for _, option := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
+	for _, option := range options {
 		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, option, 1); err != nil {
 			return os.NewSyscallError("setsockopt", err)
 		}
@@ -132,6 +132,15 @@ func (c *Claim) bind(tcp *net.TCPAddr) (err error) {
 
 // Addr is the address.
 func (c *Claim) Addr() net.Addr { return c.addr }
+
+// Served says whether somebody serves the address. An address that is only claimed
+// can be bound by who does not share it, and one on which somebody listens cannot.
+func (c *Claim) Served() bool {
+	probe := Claim{fd: -1}
+	err := probe.bind(c.addr, unix.SO_REUSEADDR)
+	_ = probe.Close()
+	return errors.Is(err, unix.EADDRINUSE)
+}
 
 // Listen opens the address. From here on new connections come to this process
 // alone: a program that the kernel asks sends them to the second listener of

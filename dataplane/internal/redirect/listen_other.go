@@ -23,6 +23,9 @@ func NewClaim(string) (*Claim, error) {
 // Addr is nobody's.
 func (*Claim) Addr() net.Addr { return nil }
 
+// Served is never called.
+func (*Claim) Served() bool { return false }
+
 // Listen is never called.
 func (*Claim) Listen() (net.Listener, error) { return nil, errors.ErrUnsupported }
 

@@ -163,6 +163,14 @@ func TestAddressInUseIsAnErrorUnlessBothShareIt(t *testing.T) {
 	if nc, err := net.Dial("tcp", addr); err == nil {
 		t.Errorf("a claim takes the connection %v", nc)
 	}
+	next, err := NewClaim(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if claim.Served() || next.Served() {
+		t.Error("an address that two have claimed is served")
+	}
 	shared, err := claim.Listen()
 	if err != nil {
 		t.Fatal(err)
@@ -171,6 +179,28 @@ func TestAddressInUseIsAnErrorUnlessBothShareIt(t *testing.T) {
 	if _, err := Listen(addr); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("the older shares: got %v", err)
 	}
+	if !next.Served() {
+		t.Error("an address on which another listens is not served")
+	}
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	accepted, err := shared.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	_ = shared.Close()
+	if next.Served() {
+		t.Error("an address of which another has connections alone is served")
+	}
+	ln, err := next.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ln.Close()
 }
 
 func TestClaimsListenAsListenersDo(t *testing.T) {
@@ -186,11 +216,23 @@ func TestClaimsListenAsListenersDo(t *testing.T) {
 			t.Errorf("%s: %v", addr, err)
 			continue
 		}
+		next, err := NewClaim(claim.Addr().String())
+		if err != nil {
+			t.Errorf("%s: %v", addr, err)
+			continue
+		}
+		if next.Served() {
+			t.Errorf("%s is served before anybody listens", addr)
+		}
 		ln, err := claim.Listen()
 		if err != nil {
 			t.Errorf("%s: %v", addr, err)
 			continue
 		}
+		if !next.Served() {
+			t.Errorf("%s is not served by who listens", addr)
+		}
+		_ = next.Close()
 		got := ln.Addr().(*net.TCPAddr)
 		if !got.IP.Equal(want.Addr().(*net.TCPAddr).IP) || got.Port != claim.Addr().(*net.TCPAddr).Port {
 			t.Errorf("%s: got %v, want one like %v", addr, got, want.Addr())

@@ -183,9 +183,13 @@ func (l *Log) delta(v *View, c Cursor) (f *Frame, ok bool) {
 		(missing[0].frame.Released || !releases(v.released, c.held.Revision, missing[0].revision)):
 		return missing[0].frame, true
 	}
-	f = l.shared.delta(v, c.held.Revision, i, l.cfg.MaxDelta)
+	f = l.shared.delta(v, c.held.Revision, i, min(l.cfg.MaxDelta, severalBytes))
 	return f, f != nil
 }
+
+// severalBytes is the size, in bytes, up to which several revisions are put into one
+// delta: a take-down waits for the message that is being sent, over whatever line.
+const severalBytes = 4 << 20
 
 // releases says whether an operator or a writer has released something between
 // two revisions.

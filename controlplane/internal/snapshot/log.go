@@ -57,7 +57,8 @@ type Config struct {
 	// Memory that records may take, in bytes. Default: 256 MB.
 	LogBytes int64
 	// The largest delta that is sent, in bytes; what is larger is sent in
-	// several or as a snapshot. Default: 16 MB.
+	// several, as are several revisions of more than 4 MB, or as a snapshot.
+	// Default: 16 MB.
 	MaxDelta int64
 	// About how many bytes of entries are compressed into one message of a
 	// snapshot. Default: 1 MB.

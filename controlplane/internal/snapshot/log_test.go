@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -197,6 +198,49 @@ func TestResumeSendsOnlyWhatWasMissed(t *testing.T) {
 		}
 		if next(t, l, n) != nil {
 			t.Fatal("there was more to send")
+		}
+	})
+}
+
+// A take-down waits for the message that is being sent, over whatever line.
+func TestWhatANodeHasMissedComesInDeltasOfAFewMegabytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		const mega = 1 << 20
+		r := rand.NewChaCha8([32]byte{})
+		noise := func() string { // so that a snapshot is no smaller
+			b := make([]byte, mega)
+			_, _ = r.Read(b) // never fails
+			return string(b)
+		}
+		for i := range 10 {
+			src.write(map[string]string{fmt.Sprintf("links/a/%d", i): noise()})
+		}
+		l := start(t, src, Config{})
+		n := &replicaNode{entries: map[string]string{}}
+		next(t, l, n)
+		for i := range 10 {
+			src.write(map[string]string{fmt.Sprintf("links/b/%d", i): noise()})
+		}
+		large := map[string]string{}
+		for i := range 8 {
+			large[fmt.Sprintf("links/c/%d", i)] = noise()
+		}
+		src.write(large) // is not split
+		src.write(map[string]string{"links/d": "d"})
+		synctest.Wait()
+		var sizes []int64
+		for f := next(t, l, n); f != nil; f = next(t, l, n) {
+			if f.Kind != Delta {
+				t.Fatalf("a %v", f.Kind)
+			}
+			sizes = append(sizes, f.Bytes/mega)
+		}
+		if want := []int64{3, 3, 3, 1, 8, 0}; !slices.Equal(sizes, want) {
+			t.Errorf("deltas have %v megabytes, want %v", sizes, want)
+		}
+		if !maps.Equal(n.entries, src.state) {
+			t.Error("they do not lead to the state of the source")
 		}
 	})
 }

@@ -49,6 +49,31 @@ func TestNodeIsReadyOnceItServesTheHeadThatItWasTold(t *testing.T) {
 	<-n.Ready()
 }
 
+func TestNodeThatIsReadyWithItsFileHasNotCaughtUp(t *testing.T) {
+	dir, c := t.TempDir(), startControl(t)
+	n := startNode(t, dir, c.address)
+	s := state{"/a": "https://x.test/a"}
+	p := c.accept()
+	p.send(s.snapshot(10)...)
+	p.wantApplied(10)
+	n.stop()
+
+	n = startNode(t, dir, c.address)
+	<-n.Ready()
+	p = c.accept()
+	p.send(heartbeat(12, time.Second))
+	p.send(s.delta(10, 11, map[string]string{"/b": "https://x.test/b"}))
+	p.wantApplied(11)
+	select {
+	case <-n.CaughtUp():
+		t.Fatal("it has caught up at revision 11, when the head was 12")
+	default:
+	}
+	p.send(s.delta(11, 12, map[string]string{"/c": "https://x.test/c"}))
+	p.wantApplied(12)
+	<-n.CaughtUp()
+}
+
 func TestNodeIsReadyInAnEpochThatBeginsBeforeItHasCaughtUp(t *testing.T) {
 	c := startControl(t)
 	n := startNode(t, "", c.address)

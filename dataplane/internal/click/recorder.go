@@ -131,9 +131,7 @@ func (r *Recorder) Record(e *Event) {
 		case last:
 			r.rotate(s, index)
 		case closed:
-			for r.current.Load() == s {
-				runtime.Gosched() // a few instructions of another goroutine
-			}
+			runtime.Gosched() // a few instructions of another goroutine
 		}
 	}
 }
@@ -157,9 +155,16 @@ func (r *Recorder) rotate(s *segment, count uint32) {
 	stepped("rotate: next in use")
 	s.sealed.Store(int64(count) + 1)
 	stepped("rotate: sealed")
-	r.current.Store(next)
+	r.goOn(next)
 	stepped("rotate: done")
 	r.wakeUp()
+}
+
+// goOn makes a segment that is ready the current one.
+func (r *Recorder) goOn(next *segment) {
+	if r.current.Store(next); next != nil {
+		next.open()
+	}
 }
 
 func (r *Recorder) wakeUp() {
@@ -328,9 +333,7 @@ func (r *Recorder) reopen() {
 	if r.ended || r.current.Load() != nil {
 		return
 	}
-	if next := r.next(r.first.Load()); next != nil {
-		r.current.Store(next)
-	}
+	r.goOn(r.next(r.first.Load()))
 }
 
 // keepCount is how many segments that are over wait to be used again when the

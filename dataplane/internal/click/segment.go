@@ -160,16 +160,19 @@ func (s *segment) bytes() []byte {
 	return nil
 }
 
-// use makes a spare segment ready to be current.
+// use makes a spare segment ready to be current. It is over until it is opened.
 func (s *segment) use(first uint64) error {
 	mem := s.bytes()
 	if err := guarded(mem, func() { atomic.StoreUint64((*uint64)(unsafe.Pointer(&mem[32])), first) }); err != nil {
 		return err
 	}
 	s.first.Store(first)
-	s.state.Store(segmentHead)
 	return nil
 }
+
+// open lets a segment take clicks, once it is the current one: nobody who took it for that
+// before, and was held up since, can seal it sooner.
+func (s *segment) open() { s.state.Store(segmentHead) }
 
 // put fills a place.
 func (s *segment) put(pos int, index uint32, l *layout, e *Event, p *policy) error {

@@ -78,9 +78,6 @@ func (r *Recorder) forget() {
 		if end, known := s.end(); known && s.plain() && s.first.Load() != 0 {
 			if from := max(s.first.Load(), l.Acknowledged()+1); end > from {
 				lost += end - from
-				if s.path != "" { // its file was removed since it was put to use
-					l.boot.mark(func() { l.boot.noteLost(from, end) })
-				}
 			}
 		}
 	}

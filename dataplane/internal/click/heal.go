@@ -95,11 +95,12 @@ func (r *Recorder) replaceSpare(s *segment) {
 // leaveMemory goes on with a spare segment when the current one would not
 // survive the process.
 func (r *Recorder) leaveMemory() {
-	s := r.current.Load()
-	if s == nil || s.path != "" && !s.orphaned.Load() {
-		return
+	if s := r.current.Load(); s != nil && s.plain() {
+		r.leave(s)
 	}
-	r.leave(s)
+	if s := r.current.Load(); s != nil && !s.plain() {
+		r.log.boot.mark(func() { r.log.boot.noteFiles(s.first.Load()) })
+	}
 }
 
 // orphan notes that the files of all segments are gone. What they hold is as in
@@ -111,6 +112,7 @@ func (l *Log) orphan() {
 		s.orphaned.Store(true)
 		s.durable.Store(allDurable)
 	}
+	l.boot.mark(l.boot.noteRemoved)
 }
 
 // plain says whether the segment does not survive the process.

@@ -119,6 +119,11 @@ func TestWhatWasInARemovedFolderIsLostWithTheMemory(t *testing.T) {
 	// In this order: the segments of before are orphans by the time that there is a folder.
 	waitFor(t, "the recorder heals", func() bool { return r.log.boot.present() && !r.current.Load().plain() })
 	record(100)
+	waitFor(t, "it is noted that clicks are in files again", func() bool {
+		_, memory := r.log.boot.inMemory(601, 602)
+		return !memory
+	})
+	checkLost(t, copied(t, r), 700, 100, LostMemory) // it is killed
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +137,7 @@ func TestTheNoteOfWhatIsInMemoryHasALimit(t *testing.T) {
 		m.noteUse(true, at+5)
 		m.noteUse(false, at+10)
 	}
-	const last = 10 + 20*(spanCount-1)
+	const last = 10 + 20*(spanCount-2)
 	for at := uint64(1); at < 20*(spanCount+5); at++ {
 		want := at%20 >= 10 || at >= last // the last one goes on
 		end, memory := m.inMemory(at, 1<<40)

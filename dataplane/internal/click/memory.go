@@ -16,14 +16,15 @@ type span struct {
 }
 
 // spanCount is how many there is room for; those of which all is acknowledged do not
-// count. The last one is not ended, so that it holds what would have come in others.
+// count. The last of noteUse is not ended, so that it holds what would have come in
+// others. The one behind is for what was in a folder that was removed.
 const spanCount = 64
 
 // noteUse is called before the first click is recorded in a segment that is about to be
 // the current one: sequences from first on are in plain memory, or in files again.
 func (m *marks) noteUse(plain bool, first uint64) {
 	var growing, free *span
-	for i := range m.memory {
+	for i := range m.memory[:spanCount-1] {
 		switch s := &m.memory[i]; {
 		case s.from.Load() == 0:
 			free = s
@@ -44,23 +45,19 @@ func (m *marks) noteUse(plain bool, first uint64) {
 	}
 }
 
-// noteLost adds a run of sequences that is lost with a process that ends.
-func (m *marks) noteLost(from, to uint64) {
-	for i := range m.memory {
-		s := &m.memory[i]
-		if s.from.Load() != 0 && s.to.Load() == from {
-			s.to.Store(to)
-			return
-		}
+// noteRemoved notes that nothing of what is not acknowledged is in files any more. What
+// lies in the segments that were in use counts as in plain memory until noteFiles.
+func (m *marks) noteRemoved() {
+	s := &m.memory[spanCount-1]
+	s.to.Store(0)
+	s.from.Store(m.acknowledged.Load() + 1)
+}
+
+// noteFiles ends what noteRemoved has begun: sequences from first on are in files again.
+func (m *marks) noteFiles(first uint64) {
+	if s := &m.memory[spanCount-1]; s.from.Load() != 0 && s.to.Load() == 0 {
+		s.to.Store(first)
 	}
-	for i := range m.memory {
-		s := &m.memory[i]
-		if s.from.Load() == 0 {
-			s.to.Store(to)
-			s.from.Store(from)
-			return
-		}
-	} // without room, it will count as damaged
 }
 
 // inMemory cuts a run of sequences where it enters or leaves plain memory. It gives

@@ -53,7 +53,7 @@ func (r *Recorder) heal() {
 	if b.unsynced != nil {
 		return // tried again
 	}
-	if s := r.current.Load(); r.syncFailed.Load() && s != nil && !s.plain() {
+	if s := r.current.Load(); r.syncFailed.Load() != nil && s != nil && !s.plain() {
 		return // its next sync tells
 	}
 	cause := r.degraded.Load()

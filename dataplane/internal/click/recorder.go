@@ -31,8 +31,8 @@ type Recorder struct {
 	first    atomic.Uint64 // sequence behind the last segment that was sealed
 	degraded atomic.Pointer[error]
 
-	syncFailed atomic.Bool // degraded is for that
-	none       atomic.Bool // the last try to make a spare segment gave none
+	syncFailed atomic.Pointer[error] // the sync that failed, until one works; degraded may be it
+	none       atomic.Bool           // the last try to make a spare segment gave none
 
 	yield     func()    // lets redirects go first; maintain's, once that runs
 	removedAt time.Time // when segments of the log were last; maintain's
@@ -308,7 +308,7 @@ func (r *Recorder) newFile(number uint64) (*segment, error) {
 	if err := syncNew(s.path); err != nil {
 		return nil, errors.Join(fmt.Errorf("sync new segment: %w", err), s.remove(r.pause))
 	}
-	r.syncFailed.Store(false) // the disk takes what it is given again
+	r.syncFailed.Store(nil) // the disk takes what it is given again
 	return s, nil
 }
 

@@ -39,6 +39,8 @@ func (r *Recorder) syncEvery(window time.Duration) {
 
 // sync brings what has been recorded until now to the disk.
 func (r *Recorder) sync() {
+	before := r.syncFailed.Load()
+	works, fails := false, false
 	for _, s := range r.log.unsynced() {
 		if synced, err := s.sync(); errors.As(err, new(*fault)) {
 			r.hurt(s, err)
@@ -46,14 +48,19 @@ func (r *Recorder) sync() {
 			// What the kernel could not write it may have given up. The clicks
 			// are still in its memory, as at level process.
 			err = fmt.Errorf("sync segment: %w", err)
-			r.degraded.Store(&err)
-			r.syncFailed.Store(true)
-		} else if synced && r.syncFailed.CompareAndSwap(true, false) {
-			r.degraded.Store(nil)
+			fails = true
+			if r.syncFailed.CompareAndSwap(nil, &err) {
+				r.degraded.CompareAndSwap(nil, &err) // what has failed otherwise goes on
+			}
+		} else {
+			works = works || synced
 		}
 		r.log.mu.Lock()
 		s.pins--
 		r.log.mu.Unlock()
+	}
+	if before != nil && works && !fails && r.syncFailed.CompareAndSwap(before, nil) {
+		r.degraded.CompareAndSwap(before, nil)
 	}
 }
 

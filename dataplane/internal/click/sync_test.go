@@ -231,6 +231,55 @@ func TestADiskThatFailsToSyncDegradesAndHeals(t *testing.T) {
 	}
 }
 
+// Of two segments that are synced, the disk does not take the first.
+func TestASyncThatWorksDoesNotHideWhatFailedBesideIt(t *testing.T) {
+	real := syncMemory
+	defer func() { syncMemory = real }()
+	r := still(t)
+	first := r.current.Load()
+	for i := 0; r.current.Load() == first; i++ {
+		recordTimes(r, i, i+1)
+	}
+	recordTimes(r, 0, 1)
+	syncMemory = func(mem []byte) error {
+		if &mem[0] == &first.bytes()[0] {
+			return unix.EIO
+		}
+		return real(mem)
+	}
+	r.sync()
+	if !errors.Is(r.Degraded(), unix.EIO) {
+		t.Errorf("degraded: %v", r.Degraded())
+	}
+}
+
+// A folder that takes no new file says nothing about syncs, which work again.
+func TestASyncThatWorksDoesNotHealTheFolder(t *testing.T) {
+	real := syncMemory
+	defer func() { syncMemory = real }()
+	folder := errors.New("no new file")
+	for _, sooner := range []bool{false, true} {
+		r := still(t)
+		if sooner {
+			r.degraded.Store(&folder)
+		}
+		syncMemory = func([]byte) error { return unix.EIO }
+		for range 2 {
+			recordTimes(r, 0, 1)
+			r.sync()
+		}
+		if !sooner {
+			r.degraded.Store(&folder)
+		}
+		syncMemory = real
+		recordTimes(r, 0, 1)
+		r.sync()
+		if !errors.Is(r.Degraded(), folder) {
+			t.Errorf("the folder failed sooner than the sync: %t, degraded: %v", sooner, r.Degraded())
+		}
+	}
+}
+
 // The segment whose sync failed is behind, and what is in memory is never synced.
 func TestClicksLeaveMemoryAlsoWhenASyncHadFailedBefore(t *testing.T) {
 	real := syncMemory
@@ -240,7 +289,7 @@ func TestClicksLeaveMemoryAlsoWhenASyncHadFailedBefore(t *testing.T) {
 	syncMemory = func([]byte) error { return os.ErrDeadlineExceeded }
 	recordTimes(r, 1, 2)
 	r.sync()
-	if !r.syncFailed.Load() {
+	if r.syncFailed.Load() == nil {
 		t.Fatal("the sync has not failed")
 	}
 	for i := 2; !r.current.Load().plain(); i++ {
@@ -250,7 +299,7 @@ func TestClicksLeaveMemoryAlsoWhenASyncHadFailedBefore(t *testing.T) {
 	away()
 	syncMemory = real
 	waitFor(t, "clicks are in files", func() bool { return r.Degraded() == nil && !r.current.Load().plain() })
-	if r.syncFailed.Load() {
+	if r.syncFailed.Load() != nil {
 		t.Error("the sync counts as failed, and the folder works")
 	}
 }

@@ -278,6 +278,9 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 	if !c.options.Until.IsZero() && !meta.Timestamp.Before(c.options.end()) {
 		return errEnd
 	}
+	if c.state.Begin.IsZero() && len(c.marks) == 0 { // it is the first
+		c.state.Begin = meta.Timestamp
+	}
 	if err := c.batch(ctx, m, meta); err != nil {
 		return err
 	}

@@ -340,15 +340,24 @@ func TestAStreamThatLostItsEndIsNotReadFromBeforeTheStart(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	from := time.Now()
 	time.Sleep(20 * time.Millisecond)
+	sink := func() *table { return &table{clicks: map[string]int{}, crash: func() bool { return false }} }
+	now := sink()
+	beginNow(t, js, now)
 	publish(subject, message(t, "n", 1, 6, 5))
-	sink := &table{clicks: map[string]int{}, crash: func() bool { return false }}
-	if got := len(read(t, js, Options{Store: sink, Start: At(from)})); got != 5 {
-		t.Fatal(got)
-	}
-	sink.state.Next += 5 // there had been more messages
-	publish(subject, message(t, "n", 1, 11, 1))
-	if got := read(t, js, Options{Store: sink, Start: At(from)}); !slices.Equal(got, []string{"n/1:11"}) {
-		t.Error(got)
+	for name, o := range map[string]Options{
+		"a time":     {Store: sink(), Start: At(from)},
+		"a sequence": {Store: sink(), Start: AtSequence(2)},
+		"now":        {Store: now, Start: Now()},
+	} {
+		if got := len(read(t, js, o)); got != 5 {
+			t.Errorf("%s: %d clicks", name, got)
+		}
+		state := &o.Store.(*table).state
+		state.Next += 5 // there had been more messages
+		state.Marks[0].High = 9
+		if got := read(t, js, o); !slices.Equal(got, []string{"n/1:10"}) {
+			t.Errorf("%s: behind what was lost came %v", name, got)
+		}
 	}
 }
 

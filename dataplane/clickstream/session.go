@@ -71,6 +71,7 @@ func (c *consumer) place(ctx context.Context, stream jetstream.Stream, info *jet
 			s.Next = floor + 1
 		case c.options.Start.now: // saved before anything is handled, or a restart began at a later now
 			s.Next, s.Stored, c.unsaved = last+1, info.State.LastTime, true
+			s.Begin = s.Stored.Add(1)
 		}
 	case s.Next == 0:
 	case !s.Stream.IsZero() && !s.Stream.Equal(created):
@@ -112,8 +113,8 @@ func (c *consumer) floor(ctx context.Context, stream jetstream.Stream) (uint64, 
 func (c *consumer) lostEnd() {
 	c.options.Log.Warn("the stream has lost its end: what came shortly before is read again, and duplicates are dropped", "sequence", c.state.Next-1)
 	c.rewind = c.state.Stored.Add(-rewindBy)
-	if len(c.marks) == 0 { // nothing was handled since the consumer began from now on
-		c.rewind = c.state.Stored.Add(1)
+	if c.rewind.Before(c.state.Begin) { // and what lies before that is not wanted
+		c.rewind = c.state.Begin
 	}
 	c.state.Next = 0
 }
@@ -134,7 +135,7 @@ func (c *consumer) config() jetstream.ConsumerConfig {
 		config.FilterSubjects = append(config.FilterSubjects, RegionSubjects(region))
 	}
 	at := o.Start.at.Add(-o.Lead)
-	if c.rewind.After(at) { // and what lies before the start is not wanted
+	if !c.rewind.IsZero() {
 		at = c.rewind
 	}
 	switch {

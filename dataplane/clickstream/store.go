@@ -26,7 +26,10 @@ type State struct {
 	// Stored is when the stream took the last message that was handled, or the
 	// last one before Now.
 	Stored time.Time `json:"stored"`
-	Marks  []Mark    `json:"marks"`
+	// Begin is when the stream took the first message that was handled, or could
+	// have been since Now: nothing from before is read when the stream has lost its end.
+	Begin time.Time `json:"begin,omitzero"`
+	Marks []Mark    `json:"marks"`
 }
 
 // Store keeps the state of one consumer. Its methods are called from one

@@ -77,6 +77,7 @@ type consumer struct {
 	expected uint64    // number of its next delivery
 	rewind   time.Time // begin at this time, and not at state.Next
 	more     bool      // the server has said that more is to come
+	endAt    time.Time // not sooner is Options.Until, by this clock; zero until the server was asked
 
 	// Handled, and not saved yet.
 	unsaved bool
@@ -203,8 +204,8 @@ func (c *consumer) next(ctx context.Context, messages jetstream.MessagesContext)
 		wake, last := c.saveAt, false
 		if !c.options.Until.IsZero() {
 			end := time.Now().Add(c.quiet())
-			if end.Before(c.options.end()) {
-				end = c.options.end()
+			if end.Before(c.endAt) {
+				end = c.endAt
 			}
 			if !c.unsaved || end.Before(wake) {
 				wake, last = end, true

@@ -47,7 +47,7 @@ type Options struct {
 	// to know which clicks had been there before.
 	Lead time.Duration
 	// Until ends Consume, without an error, when everything is handled that the
-	// stream stored before. Default: never.
+	// stream stored before, and its server's clock shows that time. Default: never.
 	Until time.Time
 	// Trail is how long behind Until messages are read as well, only for the
 	// Audit to know what came late.

@@ -174,13 +174,22 @@ func (c *consumer) reuse(ctx context.Context, stream jetstream.Stream, name stri
 	return nil, nil
 }
 
-// atEnd says that there is nothing more to read until Options.Until.
+// atEnd says that there is nothing more to read until Options.Until. That is a time of
+// the clock that the stream takes messages by, which is not this one.
 func (c *consumer) atEnd(ctx context.Context, cons jetstream.Consumer) (bool, error) {
-	if c.options.Until.IsZero() || time.Now().Before(c.options.end()) {
+	if c.options.Until.IsZero() || time.Now().Before(c.endAt) {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	stream, err := c.js.Stream(ctx, StreamName)
+	if err != nil {
+		return false, err
+	}
+	if left := c.options.end().Sub(stream.CachedInfo().TimeStamp); left > 0 {
+		c.endAt = time.Now().Add(left)
+		return false, nil
+	}
 	info, err := cons.Info(ctx)
 	if err != nil {
 		return false, err

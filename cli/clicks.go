@@ -103,6 +103,7 @@ func (c *chosen) all() bool {
 // window are the flags --from and --to.
 type window struct {
 	from, to time.Time // zero from: the beginning of the stream
+	open     bool      // to was not given
 }
 
 func (w *window) addTo(cmd *cobra.Command, a *app, from string) {
@@ -120,13 +121,25 @@ func (w *window) addTo(cmd *cobra.Command, a *app, from string) {
 
 func (w *window) check(now time.Time) error {
 	if w.to.IsZero() {
-		w.to = now
+		w.to, w.open = now, true
 	}
 	switch {
 	case w.to.After(now):
 		return usagef("", "--to must not be in the future")
 	case !w.from.Before(w.to):
 		return usagef("", "--from must be before --to")
+	}
+	return nil
+}
+
+// reach ends a window that was to end now at what the clock of the stream shows: what it
+// takes from then on has later times, though this clock may be ahead.
+func (w *window) reach(now time.Time) error {
+	if w.open && w.to.After(now) {
+		w.to = now
+	}
+	if !w.from.Before(w.to) {
+		return usagef("", "--from must be before now, and by the clock of NATS it is %s", stamp(now))
 	}
 	return nil
 }
@@ -144,10 +157,10 @@ func (w *window) start() clickstream.Start {
 // that old.
 const around = 10 * time.Minute
 
-// options to read all of a window.
+// options to read all of a window, and what came late until now by the clock of the stream.
 func (w *window) options(a *app, now time.Time) clickstream.Options {
 	o := clickstream.Options{
-		Start: w.start(), Until: w.to, Trail: min(around, now.Sub(w.to)),
+		Start: w.start(), Until: w.to, Trail: max(0, min(around, now.Sub(w.to))),
 		Log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	if !w.from.IsZero() {
@@ -201,8 +214,9 @@ func (w *when) Set(text string) error {
 // reading shows how far the reading of a window is.
 type reading struct {
 	*progress
-	whole         bool   // the window is all that there ever was
-	total, behind uint64 // messages of the window, and behind it
+	whole         bool      // the window is all that there ever was
+	now           time.Time // by the clock of the stream
+	total, behind uint64    // messages of the window, and behind it
 }
 
 // reading finds what is to be read, and starts a bar.
@@ -211,7 +225,10 @@ func (a *app) reading(ctx context.Context, js jetstream.JetStream, what string, 
 	if err != nil {
 		return nil, err
 	}
-	r := &reading{whole: w.from.IsZero() && info.Config.MaxAge == 0}
+	if err := w.reach(info.TimeStamp); err != nil {
+		return nil, err
+	}
+	r := &reading{whole: w.from.IsZero() && info.Config.MaxAge == 0, now: info.TimeStamp}
 	if terminal(a.stderr) {
 		ctx, cancel := context.WithTimeout(ctx, a.timeout)
 		defer cancel()

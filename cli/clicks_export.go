@@ -144,7 +144,7 @@ func (e *export) read(ctx context.Context) error {
 		return err
 	}
 	defer bar.end()
-	e.audit.Whole = bar.whole
+	e.audit.Whole, e.saved.To = bar.whole, e.window.to
 	options := e.window.options(e.a, e.window.to)
 	options.Regions, options.Filter = e.chosen.regions, e.chosen.filter
 	options.Audit, options.Progress, options.Malformed = &e.audit, bar.at, e.malformed
@@ -207,7 +207,7 @@ func (e *export) open() (err error) {
 			}
 		}
 		e.saved = *old
-		e.window = window{old.From, old.To}
+		e.window = window{from: old.From, to: old.To}
 		e.audit.Resume(old.Accounts)
 		e.a.notef("going on after %s clicks", thousands(int64(old.Rows)))
 	}

@@ -36,11 +36,10 @@ proves what it has published; the rest follows when it starts again.`,
 	c.addRegionTo(cmd)
 	out.addTo(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		now := a.now()
-		if err := w.check(now); err != nil {
+		if err := w.check(a.now()); err != nil {
 			return err
 		}
-		proof, err := a.verify(cmd.Context(), &w, w.options(a, now), c.regions)
+		proof, err := a.verify(cmd.Context(), &w, c.regions)
 		if err != nil {
 			return err
 		}
@@ -62,7 +61,7 @@ type proof struct {
 	Malformed []string              `json:"malformed,omitempty"`
 }
 
-func (a *app) verify(ctx context.Context, w *window, options clickstream.Options, regions []string) (*proof, error) {
+func (a *app) verify(ctx context.Context, w *window, regions []string) (*proof, error) {
 	conn, js, err := a.jetStream()
 	if err != nil {
 		return nil, err
@@ -73,7 +72,7 @@ func (a *app) verify(ctx context.Context, w *window, options clickstream.Options
 		return nil, err
 	}
 	defer bar.end()
-	p := &proof{}
+	p, options := &proof{}, w.options(a, bar.now)
 	options.Regions, options.Audit = regions, &clickstream.Audit{Whole: bar.whole}
 	options.Malformed = func(m clickstream.Malformed) {
 		p.Malformed = append(p.Malformed, fmt.Sprintf("message %d on %s: %s", m.Sequence, m.Subject, m.Err))

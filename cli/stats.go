@@ -137,7 +137,7 @@ func (s *stats) run(ctx context.Context) error {
 	for _, by := range s.by {
 		s.groups[by] = map[string]*tally{}
 	}
-	options := s.window.options(s.a, s.a.now())
+	options := s.window.options(s.a, bar.now)
 	options.Regions, options.Filter, options.Progress = s.chosen.regions, s.chosen.filter, bar.at
 	options.Audit = &clickstream.Audit{Whole: bar.whole}
 	err = clickstream.Consume(ctx, js, options, func(_ context.Context, b *clickstream.Batch) error {

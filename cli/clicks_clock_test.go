@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
+	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
+)
+
+// startStream runs NATS with a stream in which there are two clicks, for an app whose
+// clock is ahead.
+func startStream(t *testing.T, ahead time.Duration) (a *app, stdout, stderr *bytes.Buffer) {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(20 * time.Second) {
+		t.Fatal("NATS server is not ready after 20 s")
+	}
+	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
+	a = newApp(strings.NewReader(""), stdout, stderr, func(name string) string {
+		return map[string]string{envNATS: s.ClientURL(), envConfig: t.TempDir() + "/config.yaml"}[name]
+	})
+	a.now = func() time.Time { return time.Now().Add(ahead) }
+	conn, js, err := a.jetStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := proto.Marshal(&clickv1.Batch{
+		Node: "n", Region: "eu", Boot: 1, FirstSequence: 1, Clicks: []*clickv1.Click{{}, {}}, Ledger: &clickv1.Ledger{Answered: 2, Recorded: 2},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), clickstream.Subject("eu", "n"), data); err != nil {
+		t.Fatal(err)
+	}
+	return a, stdout, stderr
+}
+
+// A window that ends now ends at the time of the stream: that is where the next begins.
+func TestAWindowUntilNowEndsAtTheTimeOfTheStream(t *testing.T) {
+	for _, args := range []string{"clicks export -", "clicks verify", "stats"} {
+		a, stdout, stderr := startStream(t, 2*time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		root := newRoot(a)
+		root.SetArgs(append(strings.Fields(args), "--from", "24h"))
+		if err := root.ExecuteContext(ctx); err != nil {
+			t.Errorf("%s: %v\n%s", args, err, stderr)
+		}
+		if err := a.out.Flush(); err != nil || stdout.Len() == 0 {
+			t.Errorf("%s: %q, %v", args, stdout, err)
+		}
+		root = newRoot(a)
+		root.SetArgs(append(strings.Fields(args), "--from", "1h"))
+		if err := root.ExecuteContext(ctx); err == nil || !strings.Contains(err.Error(), "by the clock of NATS") {
+			t.Errorf("%s of what is to come: %v", args, err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -142,6 +143,16 @@ func (w *window) reach(now time.Time) error {
 		return usagef("", "--from must be before now, and by the clock of NATS it is %s", stamp(now))
 	}
 	return nil
+}
+
+// unread says what cannot be read, and whether that is of the window: it may also lie
+// around it.
+func (w *window) unread(m clickstream.Malformed) (line string, within bool) {
+	line = fmt.Sprintf("message %d on %s: %s", m.Sequence, m.Subject, m.Err)
+	if m.Stored.Before(w.from) || !m.Stored.Before(w.to) {
+		return line + "; it is not of the window", false
+	}
+	return line, true
 }
 
 // start is where reading begins.

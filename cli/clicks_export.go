@@ -184,8 +184,11 @@ func (e *export) finish() error {
 }
 
 func (e *export) malformed(m clickstream.Malformed) {
-	e.saved.Bad++
-	e.a.warnf("message %d on %s: %s", m.Sequence, m.Subject, m.Err)
+	line, within := e.window.unread(m)
+	if within {
+		e.saved.Bad++
+	}
+	e.a.warnf("%s", printable(line))
 }
 
 // open begins the export, or goes on with the one that was interrupted.

@@ -75,7 +75,11 @@ func (a *app) verify(ctx context.Context, w *window, regions []string) (*proof, 
 	p, options := &proof{}, w.options(a, bar.now)
 	options.Regions, options.Audit = regions, &clickstream.Audit{Whole: bar.whole}
 	options.Malformed = func(m clickstream.Malformed) {
-		p.Malformed = append(p.Malformed, fmt.Sprintf("message %d on %s: %s", m.Sequence, m.Subject, m.Err))
+		if line, within := w.unread(m); within {
+			p.Malformed = append(p.Malformed, line)
+		} else {
+			a.warnf("%s", printable(line))
+		}
 	}
 	options.Progress = bar.at
 	if err := clickstream.Consume(ctx, js, options, func(context.Context, *clickstream.Batch) error { return nil }); err != nil {

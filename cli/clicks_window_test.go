@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -15,9 +16,9 @@ import (
 	clickv1 "github.com/affleet/affleet/proto/aff/click/v1"
 )
 
-// startStream runs NATS with a stream in which there are two clicks, for an app whose
-// clock is ahead.
-func startStream(t *testing.T, ahead time.Duration) (a *app, stdout, stderr *bytes.Buffer) {
+// startStream runs NATS with a stream of messages, for an app whose clock is ahead. It
+// gives when the stream took each of them.
+func startStream(t *testing.T, ahead time.Duration, messages ...[]byte) (a *app, stdout, stderr *bytes.Buffer, stored []string) {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(),
@@ -40,25 +41,39 @@ func startStream(t *testing.T, ahead time.Duration) (a *app, stdout, stderr *byt
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}}); err != nil {
+	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: clickstream.StreamName, Subjects: []string{clickstream.Subjects}})
+	if err != nil {
 		t.Fatal(err)
 	}
+	for i, data := range messages {
+		if _, err := js.Publish(t.Context(), clickstream.Subject("eu", "n"), data); err != nil {
+			t.Fatal(err)
+		}
+		m, err := stream.GetMsg(t.Context(), uint64(i+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, m.Time.Format(time.RFC3339Nano))
+	}
+	return a, stdout, stderr, stored
+}
+
+// twoClicks are a message.
+func twoClicks(t *testing.T) []byte {
+	t.Helper()
 	data, err := proto.Marshal(&clickv1.Batch{
 		Node: "n", Region: "eu", Boot: 1, FirstSequence: 1, Clicks: []*clickv1.Click{{}, {}}, Ledger: &clickv1.Ledger{Answered: 2, Recorded: 2},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.Publish(t.Context(), clickstream.Subject("eu", "n"), data); err != nil {
-		t.Fatal(err)
-	}
-	return a, stdout, stderr
+	return data
 }
 
 // A window that ends now ends at the time of the stream: that is where the next begins.
 func TestAWindowUntilNowEndsAtTheTimeOfTheStream(t *testing.T) {
 	for _, args := range []string{"clicks export -", "clicks verify", "stats"} {
-		a, stdout, stderr := startStream(t, 2*time.Hour)
+		a, stdout, stderr, _ := startStream(t, 2*time.Hour, twoClicks(t))
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		root := newRoot(a)
@@ -73,6 +88,26 @@ func TestAWindowUntilNowEndsAtTheTimeOfTheStream(t *testing.T) {
 		root.SetArgs(append(strings.Fields(args), "--from", "1h"))
 		if err := root.ExecuteContext(ctx); err == nil || !strings.Contains(err.Error(), "by the clock of NATS") {
 			t.Errorf("%s of what is to come: %v", args, err)
+		}
+	}
+}
+
+// What lies around a window is read to know what came before, and what came late.
+func TestAMessageThatCannotBeReadCountsInItsWindowOnly(t *testing.T) {
+	a, stdout, stderr, stored := startStream(t, 0, []byte("none of ours"), twoClicks(t), []byte("none of ours"))
+	for _, test := range []struct {
+		from, to string
+		fails    bool
+	}{{stored[1], stored[2], false}, {stored[0], stored[2], true}} {
+		for _, args := range []string{"clicks export -", "clicks verify"} {
+			stdout.Reset()
+			stderr.Reset()
+			root := newRoot(a)
+			root.SetArgs(append(strings.Fields(args), "--from", test.from, "--to", test.to))
+			err := errors.Join(root.ExecuteContext(t.Context()), a.out.Flush())
+			if (err != nil) != test.fails || !strings.Contains(stdout.String()+stderr.String(), "message 1 on aff.clicks.v1.eu.n: malformed batch") {
+				t.Errorf("%s of %+v: %v\n%s%s", args, test, err, stdout, stderr)
+			}
 		}
 	}
 }

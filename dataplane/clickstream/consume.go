@@ -142,11 +142,12 @@ var errLostDelivery = errors.New("a message was lost on the way")
 // errEnd says that all until Options.Until is handled.
 var errEnd = errors.New("end")
 
-// isRefusal is true for what waiting does not mend.
+// isRefusal is true for what waiting does not mend. A consumer that somebody else was
+// sooner to make is found by the next session.
 func isRefusal(err error) bool {
 	var api *jetstream.APIError
 	return errors.Is(err, jetstream.ErrInvalidConsumerName) || errors.Is(err, nats.ErrConnectionClosed) ||
-		errors.As(err, &api) && api.Code == 400
+		errors.As(err, &api) && api.Code == 400 && api.ErrorCode != jetstream.JSErrCodeConsumerExists
 }
 
 // session consumes until something fails, or the end is reached.

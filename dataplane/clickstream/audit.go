@@ -160,6 +160,9 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 		}
 	}
 	account.Explained = missing > 0 && missing <= lost
+	if account.Explained && part == trail {
+		account.explain(&b.Ledger)
+	}
 }
 
 // middle takes what a message says itself.
@@ -186,6 +189,29 @@ func (a *Account) ledger(l *Ledger) {
 	}
 	if !older(&next, a.Answered, a.Dropped) {
 		a.Answered, a.Dropped = next.Answered, next.Dropped
+	}
+}
+
+// explain takes from a ledger behind what is asked for what the node has counted as
+// dropped since of the clicks that are missing.
+func (a *Account) explain(l *Ledger) {
+	var missing uint64
+	for _, r := range a.Missing {
+		missing += r.Len()
+	}
+	due := min(missing, uint64(max(0, a.Difference())))
+	for _, reason := range slices.Sorted(maps.Keys(l.Dropped)) {
+		if reason == "spool_full" { // of clicks that never had a sequence
+			continue
+		}
+		known := a.Base.Dropped[reason] + a.Dropped[reason]
+		if since := min(due, l.Dropped[reason]-min(l.Dropped[reason], known)); since > 0 {
+			if a.Dropped == nil {
+				a.Dropped = make(map[string]uint64)
+			}
+			a.Dropped[reason] += since
+			due -= since
+		}
 	}
 }
 

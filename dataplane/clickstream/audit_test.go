@@ -130,3 +130,43 @@ func TestAnAuditSeesWhatCameLate(t *testing.T) {
 		}
 	}
 }
+
+// The node finds out a little later that the stream will never have what it refused, and
+// drops others then, which are not of the window.
+func TestAnAuditSeesWhatWasExplainedLate(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	later := func(explained uint64) func(*clickv1.Batch) {
+		return func(b *clickv1.Batch) {
+			b.Ledger.Recorded -= 1 + explained
+			b.Ledger.Answered += 4
+			b.Ledger.Dropped = []*clickv1.Drop{
+				{Reason: clickv1.DropReason_DROP_REASON_SPOOL_FULL, Clicks: 4},
+				{Reason: clickv1.DropReason_DROP_REASON_CORRUPT, Clicks: 1},
+				{Reason: clickv1.DropReason_DROP_REASON_TOO_LARGE, Clicks: explained},
+			}
+		}
+	}
+	for boot := range uint64(2) {
+		publish(Subject("eu", "n"), message(t, "n", boot, 1, 5))
+		publish(Subject("eu", "n"), message(t, "n", boot, 9, 2, func(b *clickv1.Batch) { // of 6 to 8 it has lost one
+			b.Ledger.Recorded--
+			b.Ledger.Dropped = []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_CORRUPT, Clicks: 1}}
+		}))
+	}
+	until := time.Now()
+	publish(Subject("eu", "n"), message(t, "n", 0, 11, 3, later(1))) // one is still missing
+	publish(Subject("eu", "n"), message(t, "n", 1, 11, 3, later(2)))
+	var audit Audit
+	err := Consume(t.Context(), js, Options{Until: until, Trail: time.Since(until), Audit: &audit, Log: quiet()}, func(context.Context, *Batch) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := audit.Accounts()
+	if len(a) != 2 || a[0].Closes() || a[0].Difference() != 2 || a[0].Lost() != 1 {
+		t.Fatalf("%+v", a)
+	}
+	if b := a[1]; !b.Closes() || b.Answered != 10 || b.Clicks != 7 || b.Dropped["corrupt"] != 1 || b.Dropped["too_large"] != 2 || b.Lost() != 3 {
+		t.Errorf("%+v", b)
+	}
+}

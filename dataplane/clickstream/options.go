@@ -50,7 +50,7 @@ type Options struct {
 	// stream stored before, and its server's clock shows that time. Default: never.
 	Until time.Time
 	// Trail is how long behind Until messages are read as well, only for the
-	// Audit to know what came late.
+	// Audit to know what came late, or was counted as dropped late.
 	Trail time.Duration
 
 	Regions []string // only these; the server filters. Default: all

@@ -115,6 +115,9 @@ func (c *consumer) run(ctx context.Context) error {
 		if errors.Is(err, errLostDelivery) {
 			continue
 		}
+		if errors.Is(err, jetstream.ErrConsumerDeleted) && c.rewind.IsZero() {
+			c.unsaved = true // by another one that has taken over? The store knows.
+		}
 		if !waiting {
 			c.options.Log.Warn("clicks do not come: waiting for NATS", "error", err)
 			waiting = true

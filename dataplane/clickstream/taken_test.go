@@ -59,3 +59,35 @@ func TestAConsumerGoesOnWhereAnotherHasMadeTheServersSooner(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Without a click, too: the two would remove each other's consumer of the server, again
+// and again.
+func TestAConsumerThatIsIdleEndsWhenAnotherTakesOver(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream(t, js)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	run := func() <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			ended <- Consume(ctx, js, Options{Durable: "sink", Log: quiet()}, func(context.Context, *Batch) error { return nil })
+		}()
+		return ended
+	}
+	first := run()
+	for {
+		if _, err := js.Consumer(ctx, StreamName, "sink"); err == nil {
+			break
+		} else if !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			t.Fatal(err)
+		}
+	}
+	second := run()
+	if err := <-first; !errors.Is(err, ErrTakenOver) {
+		t.Error(err)
+	}
+	stop()
+	if err := <-second; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

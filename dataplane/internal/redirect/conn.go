@@ -175,6 +175,15 @@ func rawConn(nc net.Conn) syscall.RawConn {
 	return raw
 }
 
+// pending says whether the socket has input that nobody has read. Reading itself does
+// not tell: it fails at once when the deadline has passed.
+func (c *conn) pending() (has bool) {
+	if raw := rawConn(c.socket); raw != nil {
+		_ = raw.Control(func(fd uintptr) { has = unread(fd) > 0 }) // fails when it is closed
+	}
+	return has
+}
+
 // ready is called when the socket may have input, with the descriptor held. It
 // gives true when the connection ends, and false to be called again.
 func (c *conn) ready(fd uintptr) bool {
@@ -428,7 +437,7 @@ func (c *conn) expired() bool {
 	now, _ := c.srv.clock.read()
 	due := c.due(now)
 	if c.group.draining.Load() {
-		if c.rest == nil && (c.draining || c.raw == nil && c.loop == nil && c.served) {
+		if c.rest == nil && (c.draining || c.raw == nil && c.loop == nil && c.served && !c.pending()) {
 			c.end = closeNow
 			return true
 		}

@@ -3,6 +3,8 @@ package redirect
 import (
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // polled says that recv and send work on a descriptor of the runtime's poller.
@@ -35,4 +37,10 @@ func send(fd uintptr, p []byte) (int, syscall.Errno) {
 			return 0, errno
 		}
 	}
+}
+
+// unread gives how many bytes the socket has.
+func unread(fd uintptr) int {
+	n, _ := unix.IoctlGetInt(int(fd), unix.SIOCINQ) // 0 of what has none
+	return n
 }

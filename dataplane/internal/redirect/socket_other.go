@@ -10,3 +10,5 @@ const polled = false
 func recv(uintptr, []byte) (int, syscall.Errno) { return 0, syscall.ENOTSUP }
 
 func send(uintptr, []byte) (int, syscall.Errno) { return 0, syscall.ENOTSUP }
+
+func unread(uintptr) int { return 0 }

@@ -26,7 +26,7 @@ type second struct {
 
 func newClock() *clock {
 	c := &clock{start: time.Now()}
-	c.renew(0)
+	c.renew(c.start)
 	return c
 }
 
@@ -35,13 +35,15 @@ func (c *clock) read() (int64, *second) {
 	mono := int64(time.Since(c.start))
 	s := c.second.Load()
 	if mono >= s.until {
-		s = c.renew(mono)
+		s = c.renew(time.Now())
 	}
 	return mono, s
 }
 
-func (c *clock) renew(mono int64) *second {
-	now := time.Now()
+// renew takes both times from one reading: between two, the thread may be held up, and
+// all times until the next renewal would be ahead by that.
+func (c *clock) renew(now time.Time) *second {
+	mono := int64(now.Sub(c.start))
 	rest := int64(time.Second) - int64(now.Nanosecond())
 	s := &second{
 		mono:  mono,
@@ -53,7 +55,8 @@ func (c *clock) renew(mono int64) *second {
 	return s
 }
 
-// unixMicro is the wall clock's time at mono, in µs since 1970.
+// unixMicro is the wall clock's time at mono, in µs since 1970. That may be a moment
+// before the second was read.
 func (s *second) unixMicro(mono int64) int64 { return s.wall + (mono-s.mono)/1000 }
 
 const dateFormat = "Mon, 02 Jan 2006 15:04:05 GMT"

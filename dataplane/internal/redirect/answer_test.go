@@ -114,3 +114,13 @@ func TestEveryRedirectIsAClickBeforeItIsAnswered(t *testing.T) {
 		t.Errorf("a 404 is a click: %+v, %v", k, err)
 	}
 }
+
+func TestASecondPairsTimesOfOneMoment(t *testing.T) {
+	c := newClock()
+	now := time.Now()
+	time.Sleep(20 * time.Millisecond) // as a thread is held up
+	s := c.renew(now)
+	if ahead := s.wall - c.start.Add(time.Duration(s.mono)).UnixMicro(); ahead < -5000 || ahead > 5000 {
+		t.Errorf("the wall clock is %d µs ahead", ahead)
+	}
+}

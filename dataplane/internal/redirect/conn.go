@@ -142,7 +142,7 @@ func (c *conn) run(first []byte) {
 	}
 }
 
-// begin answers what came first: with a PROXY protocol header, or to a loop.
+// begin answers what came first, if anything: with a PROXY protocol header, or to a loop.
 func (c *conn) begin(first []byte) {
 	if len(first) == 0 {
 		return

@@ -318,15 +318,13 @@ func (l *loop) start(c *conn) {
 	}
 	l.conns[c.fd] = c
 	l.open.Add(1)
+	first := c.rest
+	c.rest = nil // no head has begun
 	c.last, _ = c.srv.clock.read()
 	c.arm(c.due(c.last))
-	if c.rest != nil {
-		first := c.rest
-		c.rest = nil
-		l.serving = c
-		c.begin(first)
-		l.serving = nil
-	}
+	l.serving = c
+	c.begin(first)
+	l.serving = nil
 	if err := l.watch(c.fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET); err != nil && c.end == open {
 		c.end = closeNow
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/affleet/affleet/dataplane/internal/click"
+	"github.com/affleet/affleet/dataplane/internal/table"
 )
 
 // onlyLoops skips what is about loops when there are none.
@@ -352,5 +353,37 @@ func TestALoopGivesWayToWhatMakesRoomForClicksUntilThereIsNone(t *testing.T) {
 	}
 	if l.giveWay(); l.waits != 0 {
 		t.Error("it gives way to nothing")
+	}
+}
+
+func TestAConnectionBehindAProxyBeginsWithADeadlineThatIsToCome(t *testing.T) {
+	onlyLoops(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	listener := duplicate(ln.(*net.TCPListener))
+	defer unix.Close(listener)
+	cfg := Config{Live: &table.Live{}, Clicks: newRecorder(t)}
+	cfg.Live.Store(samples(t))
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.clock.start = s.clock.start.Add(-time.Hour) // it runs for longer than a head may take
+	g := &group{srv: s}
+	l, err := newLoop(g, listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	for _, left := range []string{"", getA, getA[:20]} { // behind its PROXY header
+		c, _ := connected(t, l)
+		c.srv, c.group, c.rest = s, g, []byte(left)
+		l.start(c)
+		if now, _ := s.clock.read(); c.armed < now || c.end != open {
+			t.Errorf("%q is left: the deadline passed %v ago", left, time.Duration(now-c.armed))
+		}
 	}
 }

@@ -246,10 +246,11 @@ func (c *conn) read(w *work, fd uintptr, first *arrival) bool {
 	return c.end != open
 }
 
-// readBlocking does the same for a connection that the poller does not know.
+// readBlocking does the same for a connection that the poller does not know. Of a work
+// in which something panicked, as everywhere, nobody knows what it was left in: it may
+// have answers that are this client's, and is nobody's any more.
 func (c *conn) readBlocking() error {
 	w := c.srv.works.Get().(*work)
-	defer c.srv.works.Put(w)
 	w.forget() // an old table must not live as long as this connection waits
 	n := copy(w.in, c.rest)
 	m, err := c.nc.Read(w.in[n:])
@@ -257,6 +258,7 @@ func (c *conn) readBlocking() error {
 		c.keep(w, c.answer(w, 0, n, n+m, c.group.draining.Load()))
 	}
 	w.forget()
+	c.srv.works.Put(w)
 	return err
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
+	"github.com/affleet/affleet/proto/link"
 )
 
 // inBubble runs f with a server whose time is the bubble's, over connections
@@ -448,4 +450,34 @@ func (l *flakyListener) Accept() (net.Conn, error) {
 		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
 	}
 	return l.Listener.Accept()
+}
+
+// panickingCaps breaks an invariant in the middle of a decision.
+type panickingCaps struct{}
+
+func (panickingCaps) Take([]byte, []byte, link.Cap, int64, bool) bool { panic("BUG: for this test") }
+
+func TestWhatAPanicLeftUnsentIsNobodysAnswer(t *testing.T) {
+	links := samples(t, aLink("*", "/capped", "https://store.example/", func(l *linkv1.Link) { l.Cap = &linkv1.Cap{Clicks: 1} }))
+	breaking := func(c *Config) { c.Caps = panickingCaps{}; c.Live.Store(links) }
+	secure, _ := startTLS(t, newDir(t), breaking)
+	plain := startNode(t, time.Second, breaking)
+	for name, dial := range map[string]func() *client{
+		"TLS":   func() *client { return secure.dialTLS(t, "http/1.1", "go.example") },
+		"plain": func() *client { return plain.dial(t) },
+	} {
+		for range 20 {
+			bad := dial()
+			bad.send(getA + "GET /capped HTTP/1.1\r\nHost: x\r\n\r\n")
+			_, _ = io.Copy(io.Discard, bad.r)
+			good := dial()
+			good.send(getLast)
+			if got := good.expect(302).Header.Get("Location"); got != "https://store.example/last" {
+				t.Errorf("%s: got the answer %s", name, got)
+			}
+		}
+	}
+	if secure, plain := secure.Stats().Panics, plain.Stats().Panics; secure != 20 || plain != 20 {
+		t.Errorf("%d and %d panics", secure, plain)
+	}
 }

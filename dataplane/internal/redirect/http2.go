@@ -104,8 +104,6 @@ func (x *http2) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	w := s.works.Get().(*work)
-	defer s.works.Put(w)
-	defer w.forget()
 	w.begin(s)
 	why := w.head.take(r)
 	if why == accepted {
@@ -115,6 +113,8 @@ func (x *http2) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.refuse(why)
 	}
 	w.respond(rw)
+	w.forget()
+	s.works.Put(w)
 }
 
 // respond sends the answer.

@@ -70,6 +70,7 @@ type conn struct {
 	since    int64  // when its first byte came, ns of the clock
 	last     int64  // when the last bytes came, ns of the clock
 	armed    int64  // what the read deadline was set to, ns of the clock
+	writeBy  int64  // the write deadline, likewise
 }
 
 // arrival is what a read from a socket gave.
@@ -357,13 +358,20 @@ func (c *conn) write(out []byte) {
 	if len(out) == 0 {
 		return
 	}
-	_ = c.nc.SetWriteDeadline(time.Now().Add(c.srv.cfg.WriteTimeout))
+	now, _ := c.srv.clock.read()
+	c.mayWrite(now)
 	if _, err := c.nc.Write(out); err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.srv.conns.writeTimeouts.Add(1)
 		}
 		c.end = closeNow
 	}
+}
+
+// mayWrite gives what is written from now on the write timeout.
+func (c *conn) mayWrite(now int64) {
+	c.writeBy = now + int64(c.srv.cfg.WriteTimeout)
+	_ = c.nc.SetWriteDeadline(c.srv.clock.start.Add(time.Duration(c.writeBy)))
 }
 
 // keep leaves the n bytes of an incomplete head with the connection, and sees

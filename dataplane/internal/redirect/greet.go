@@ -98,16 +98,29 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	if len(w.first) > 0 {
 		n = copy(p, w.first)
 		w.first = w.first[n:]
+	} else if w.above == nil {
+		w.conn.hear(w.records.begun())
+		n, err = w.Conn.Read(p)
+		w.conn.heard()
 	} else {
-		if w.above == nil {
-			w.conn.hear(w.records.begun())
-		} else if err := w.above.wait(); err != nil {
+		if err := w.above.wait(); err != nil {
 			return 0, err
 		}
 		n, err = w.Conn.Read(p)
 	}
 	w.records.scan(p[:n], recordLength, func() {})
 	return n, err
+}
+
+// heard is told when the socket was read. TLS writes as it reads, where the client asks
+// for new keys, and the deadline of the last answer may have passed by then.
+func (c *conn) heard() {
+	if c.apart.Load() {
+		return
+	}
+	if now, _ := c.srv.clock.read(); c.writeBy-now < int64(c.srv.cfg.WriteTimeout)/2 {
+		c.mayWrite(now)
+	}
 }
 
 func (w *wire) Close() error {

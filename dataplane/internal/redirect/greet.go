@@ -95,14 +95,15 @@ func newWire(c *conn, first []byte) *wire {
 }
 
 func (w *wire) Read(p []byte) (n int, err error) {
-	if len(w.first) > 0 {
+	switch {
+	case len(w.first) > 0:
 		n = copy(p, w.first)
 		w.first = w.first[n:]
-	} else if w.above == nil {
+	case w.above == nil:
 		w.conn.hear(w.records.begun())
 		n, err = w.Conn.Read(p)
 		w.conn.heard()
-	} else {
+	default:
 		if err := w.above.wait(); err != nil {
 			return 0, err
 		}

@@ -142,7 +142,9 @@ func (c *chain) node(b []byte) {
 func (c *chain) fail() { c.client, c.broken = netip.Addr{}, true }
 
 // forwarded follows the elements of a Forwarded line: lists of name=value
-// pairs. A line that cannot be read breaks the chain from there on.
+// pairs. One that cannot be read breaks the chain, and the next begins behind the
+// next comma, in quotes or not: a quote that a client has left open hides nothing
+// of what its proxy writes behind it.
 func (c *chain) forwarded(b []byte) {
 	var node []byte // of the element, when found
 	var pairs, nodes int
@@ -167,7 +169,9 @@ func (c *chain) forwarded(b []byte) {
 		name, value, rest, ok := cutPair(b)
 		if !ok {
 			c.fail()
-			return
+			node, pairs, nodes = nil, 0, 0
+			_, b, _ = bytes.Cut(b, comma)
+			continue
 		}
 		pairs++
 		if isName(name, "for", "for") {

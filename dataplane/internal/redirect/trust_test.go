@@ -68,7 +68,14 @@ var forwardedCases = []struct {
 	{"empty elements", Forwarded, []string{",for=198.51.100.7,,for=10.0.0.1,"}, "198.51.100.7"},
 	{"a comma inside quotes", Forwarded, []string{`for=198.51.100.7;ext="a,for=203.0.113.1;"`}, "198.51.100.7"},
 	{"a quote that is escaped", Forwarded, []string{`for=198.51.100.7;ext="a\",for=203.0.113.1"`}, "198.51.100.7"},
-	{"a quote that does not end", Forwarded, []string{`for="198.51.100.7, for=198.51.100.8`}, "peer"},
+	{"a quote that does not end", Forwarded, []string{`for=198.51.100.7, for="198.51.100.8`}, "peer"},
+	{"a client's quote that does not end", Forwarded, []string{`for="203.0.113.1, for=198.51.100.7`}, "198.51.100.7"},
+	{"a client's quote that ends in the proxy's", Forwarded, []string{`x=", for="[2001:db8::1]:80";proto=https, for=10.0.0.1`}, "2001:db8::1"},
+	{"what a client wrote cannot be read", Forwarded, []string{`for, =;, "x" y, for=198.51.100.7`}, "198.51.100.7"},
+	{"escapes in an address", Forwarded, []string{`for="198\.51.100.7"`}, "peer"},
+	{"IPv6 without quotes", Forwarded, []string{"for=[2001:db8::1]:80"}, "2001:db8::1"},
+	{"IPv6 without brackets", Forwarded, []string{`for="2001:db8::1"`}, "2001:db8::1"},
+	{"blanks around the equals sign", Forwarded, []string{"for = 198.51.100.7"}, "peer"},
 	{"a quote that does not end, on another line", Forwarded, []string{`for="203.0.113.1`, "for=198.51.100.7"}, "198.51.100.7"},
 	{"a pair without a value", Forwarded, []string{"for"}, "peer"},
 	{"an empty value", Forwarded, []string{"for=;proto=http"}, "peer"},
@@ -218,9 +225,11 @@ func FuzzForwarded(f *testing.F) {
 		if got := tr.client(peer, &head{forwarded: []byte(next)}); got != client {
 			t.Errorf("%q: got %v, want %v", next, got, client)
 		}
-		same := value + ", for=198.51.100.7"
-		if got := tr.client(peer, &head{forwarded: []byte(same)}); got != client && got != peer {
-			t.Errorf("%q: got %v, want %v, or the peer's when it cannot be read", same, got, client)
+		for _, proxy := range []string{"for=198.51.100.7", `for="198.51.100.7:80";proto="https"`} {
+			same := value + ", " + proxy + ", for=10.0.0.3"
+			if got := tr.client(peer, &head{forwarded: []byte(same)}); got != client {
+				t.Errorf("%q: got %v, want %v", same, got, client)
+			}
 		}
 	})
 }

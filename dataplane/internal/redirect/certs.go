@@ -50,7 +50,7 @@ type pair struct {
 	tried bool
 	seen  [2]os.FileInfo   // when they were tried last; nil: missing
 	cert  *tls.Certificate // nil: none was good so far
-	bad   bool             // cert is not what the files hold now
+	fault string           // why cert is not what the files hold now; empty: it is
 }
 
 var extensions = [2]string{".crt", ".key"}
@@ -68,7 +68,7 @@ func OpenCerts(dir string) (*Certs, error) {
 	}
 	// Whoever watches reports them.
 	for _, p := range c.pairs {
-		p.tried = !p.bad
+		p.tried = p.fault == ""
 	}
 	c.errors.Store(0)
 	return c, nil
@@ -148,8 +148,10 @@ func pairNames(dir string) ([]string, error) {
 	return slices.Sorted(maps.Keys(names)), nil
 }
 
-// load loads a pair if its files are others than before. The files are looked
-// at first, so that what is written meanwhile is seen the next time.
+// load loads a pair if its files are others than before, or could not be loaded: it
+// may be that this process was allowed to read them since. It fails once for each
+// fault. The files are looked at first, so that what is written meanwhile is seen the
+// next time.
 func (p *pair) load(path string) (loaded bool, err error) {
 	var now [2]os.FileInfo
 	same := p.tried
@@ -157,16 +159,20 @@ func (p *pair) load(path string) (loaded bool, err error) {
 		now[i], _ = os.Stat(path + ext) // loading it says what is wrong
 		same = same && sameFile(now[i], p.seen[i])
 	}
-	if same {
+	if same && p.fault == "" {
 		return false, nil
 	}
 	p.tried, p.seen = true, now
 	cert, err := tls.LoadX509KeyPair(path+extensions[0], path+extensions[1])
-	if p.bad = err != nil; p.bad {
-		return false, err
+	if err == nil {
+		p.cert, p.fault = &cert, ""
+		return true, nil
 	}
-	p.cert = &cert
-	return true, nil
+	if same && err.Error() == p.fault {
+		return false, nil
+	}
+	p.fault = err.Error()
+	return false, err
 }
 
 func sameFile(a, b os.FileInfo) bool {
@@ -181,7 +187,7 @@ func (c *Certs) publish() {
 	s := &certSet{byName: map[string][]*tls.Certificate{}}
 	for _, name := range slices.Sorted(maps.Keys(c.pairs)) {
 		p := c.pairs[name]
-		if p.bad {
+		if p.fault != "" {
 			s.broken++
 		}
 		if p.cert == nil {

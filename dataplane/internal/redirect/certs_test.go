@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -216,5 +217,46 @@ func TestFolderWithABrokenPairServesTheOthersAndReportsIt(t *testing.T) {
 		if _, err := OpenCerts(dir); err == nil || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// Who may read a file is nothing that its size and time tell.
+func TestAPairThatCouldNotBeLoadedIsTriedAgain(t *testing.T) {
+	dir := newDir(t)
+	cert, key := makeCert(t, "second", "second.example")
+	_, others := makeCert(t, "another")
+	path := filepath.Join(dir, "second.key")
+	write(t, filepath.Join(dir, "second.crt"), cert)
+	then := time.Now().Add(-time.Minute)
+	as := func(content []byte) {
+		write(t, path, content)
+		if err := os.Chtimes(path, then, then); err != nil {
+			t.Fatal(err)
+		}
+	}
+	as(bytes.Repeat([]byte("x"), len(key)))
+	certs, err := OpenCerts(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range []struct {
+		content        []byte
+		errors, broken int
+	}{
+		{nil, 1, 1},
+		{nil, 0, 1}, // it is told once
+		{others, 1, 1}, // and what else is wrong
+		{key, 0, 0},
+	} {
+		if step.content != nil {
+			as(step.content)
+		}
+		errs := certs.read()
+		if broken := certs.current.Load().broken; len(errs) != step.errors || broken != step.broken {
+			t.Errorf("step %d: %d are broken, %v", i, broken, errs)
+		}
+	}
+	if got := certs.current.Load().byName["second.example"]; len(got) != 1 {
+		t.Error("it is not served")
 	}
 }

@@ -244,7 +244,7 @@ func TestAPairThatCouldNotBeLoadedIsTriedAgain(t *testing.T) {
 		errors, broken int
 	}{
 		{nil, 1, 1},
-		{nil, 0, 1}, // it is told once
+		{nil, 0, 1},    // it is told once
 		{others, 1, 1}, // and what else is wrong
 		{key, 0, 0},
 	} {

@@ -8,8 +8,8 @@ import (
 
 // A link whose plan is kept elsewhere is stored bare: its value without the
 // plan, then bareTail bytes: a key of the keeper's by which it finds the plan,
-// and where the plan stood.
-const bareTail = 8 + 2
+// where the plan stood, and how long it was.
+const bareTail = 8 + 2 + 2
 
 // HasPlan says whether the link has a query policy, rules or splits: a Match of
 // it needs a Plan.
@@ -31,6 +31,7 @@ func (c *Compiled) AppendBare(dst, value []byte, key uint64) []byte {
 	dst = append(append(dst, value[:at]...), value[end:]...)
 	dst = binary.LittleEndian.AppendUint64(dst, key)
 	dst = binary.LittleEndian.AppendUint16(dst, at)
+	dst = binary.LittleEndian.AppendUint16(dst, c.plan.len)
 	for _, s := range [...]*span{&c.domain, &c.path, &c.destination, &c.affiliate, &c.campaign, &c.fallback} {
 		if s.off >= end {
 			s.off -= c.plan.len
@@ -51,21 +52,30 @@ func (c *Compiled) PlanKey(bare []byte) uint64 {
 
 // AppendValue appends the whole value, of a bare one and its plan.
 func (c *Compiled) AppendValue(dst, bare, plan []byte) []byte {
-	at := binary.LittleEndian.Uint16(bare[len(bare)-2:])
+	at := binary.LittleEndian.Uint16(bare[len(bare)-4:])
 	dst = append(append(dst, bare[:at]...), plan...)
 	return append(dst, bare[at:len(bare)-bareTail]...)
 }
 
 // fields calls f for every field of the link in a value that has compiled,
-// whole or bare.
+// whole or bare. What a later release says beside the link is passed over.
 func (c *Compiled) fields(value []byte, f func(protowire.Number, protowire.Type, span, uint64) *Error) {
-	_, tag := protowire.ConsumeVarint(value)
-	_, length := protowire.ConsumeVarint(value[tag:])
-	end := len(value)
-	if c.IsBare() {
-		end -= bareTail
+	at := 0
+	for {
+		num, typ, n := protowire.ConsumeTag(value[at:])
+		at += n
+		if num == resourceLink {
+			break
+		}
+		at += protowire.ConsumeFieldValue(num, typ, value[at:])
 	}
-	_ = fields(value[tag+length:end], uint16(tag+length), f)
+	length, n := protowire.ConsumeVarint(value[at:])
+	at += n
+	end := at + int(length) //nolint:gosec // at most MaxValue
+	if c.IsBare() {
+		end -= int(binary.LittleEndian.Uint16(value[len(value)-2:]))
+	}
+	_ = fields(value[at:end], uint16(at), f)
 }
 
 // Load makes the match one of the link with a stored value, for those who have

@@ -2,9 +2,11 @@ package link_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -44,7 +46,7 @@ func TestBareLinksDecideAsWholeOnes(t *testing.T) {
 		plan := c.Plan(value)
 		bare := c.AppendBare([]byte("x"), value, 1<<63|7)[1:]
 		c = link.LoadCompiled(c.Append(nil))
-		if !c.HasPlan() || !c.IsBare() || c.PlanKey(bare) != 1<<63|7 || len(bare) != len(value)-len(plan)+10 {
+		if !c.HasPlan() || !c.IsBare() || c.PlanKey(bare) != 1<<63|7 || len(bare) != len(value)-len(plan)+12 {
 			t.Errorf("%d bytes of %d without a plan of %d, key %d", len(bare), len(value), len(plan), c.PlanKey(bare))
 		}
 		if got := c.AppendValue([]byte("x"), bare, plan); !bytes.Equal(got[1:], value) {
@@ -88,6 +90,59 @@ func TestLinksAreReadAsTheyWereWritten(t *testing.T) {
 	if marshalled, err := link.Marshal(r); err != nil || !bytes.Equal(value, marshalled) {
 		t.Errorf("Encode and Marshal differ: %v", err)
 	}
+}
+
+// A later release may say more in a resource, in front of the link or behind it.
+func TestFieldsOfAResourceAreNotReadAsTheLinks(t *testing.T) {
+	// Of numbers that a link has too: its cap, not_before, expires_at, labels and stickiness.
+	others := protowire.AppendTag(nil, 14, protowire.BytesType)
+	others = protowire.AppendBytes(others, []byte("\x08\x01"))
+	for _, num := range []protowire.Number{12, 13} {
+		others = protowire.AppendTag(others, num, protowire.BytesType)
+		others = protowire.AppendBytes(others, []byte("\x08\x02"))
+	}
+	others = protowire.AppendTag(others, 6, protowire.BytesType)
+	others = protowire.AppendBytes(others, []byte("\x0a\x04tier\x12\x06bronze"))
+	others = protowire.AppendTag(others, 17, protowire.VarintType)
+	others = protowire.AppendVarint(others, 1)
+	plain := summer()
+	plain.NotBefore = timestamppb.New(time.Unix(1, 0))
+	for _, l := range []*linkv1.Link{withEverything(), withThreeRules(), plain} {
+		value, err := link.Encode(resource(l))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := decideStored(t, value, false)
+		for _, with := range [][]byte{slices.Concat(others, value), slices.Concat(value, others), slices.Concat(others, value, others)} {
+			for _, bare := range []bool{false, true} {
+				got := decideStored(t, with, bare)
+				if string(got.Location) != string(want.Location) || got.Rule != want.Rule || got.Outcome != want.Outcome || got.Location == nil {
+					t.Errorf("bare %t: %s by rule %d, %v, want %s by rule %d, %v", bare, got.Location, got.Rule, got.Outcome, want.Location, want.Rule, want.Outcome)
+				}
+			}
+			c, err := link.Compile(with)
+			if limit, _ := c.Cap(with); err != nil || limit.Clicks != l.GetCap().GetClicks() {
+				t.Errorf("the cap is %+v, want %v, %v", limit, l.GetCap(), err)
+			}
+		}
+	}
+}
+
+// decideStored decides by a stored value, whole or bare.
+func decideStored(t *testing.T, value []byte, bare bool) (d link.Decision) {
+	t.Helper()
+	var m link.Match
+	if err := m.Load(value); err != nil {
+		t.Fatal(err)
+	}
+	if bare && m.Link.HasPlan() {
+		m.Value = m.Link.AppendBare(nil, value, 7)
+		if got := m.Link.AppendValue(nil, m.Value, m.Plan.Bytes()); !bytes.Equal(got, value) {
+			t.Errorf("%x becomes %x", value, got)
+		}
+	}
+	link.Resolve(&m, request("/summer/x", "a=1"), &d)
+	return d
 }
 
 func TestPlansThatAreDamagedAreRefused(t *testing.T) {

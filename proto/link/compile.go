@@ -289,8 +289,9 @@ func (c *Compiled) check(value []byte) *Error {
 	if limit, ok := c.Cap(value); ok && (limit.Clicks == 0 || limit.Period > PerDay) {
 		return invalid("cap", "", "%d clicks in period %d is no cap", limit.Clicks, limit.Period)
 	}
-	if c.HasPlan() && len(value) > MaxValue-bareTail {
-		return invalid("", "", "takes %d bytes, and at most %d are allowed", len(value), MaxValue-bareTail)
+	const most = MaxValue - bareTail + 2 // what it is bare, has no plan, which takes two bytes at least
+	if c.HasPlan() && len(value) > most {
+		return invalid("", "", "takes %d bytes, and at most %d are allowed", len(value), most)
 	}
 	if !utf8.Valid(c.Campaign(value)) || !utf8.Valid(c.Affiliate(value)) {
 		return invalid("campaign", "", "is not valid UTF-8")

@@ -39,10 +39,8 @@ func NewBuilder(hint int) *Builder {
 	b.bits = uint8(bits.Len(uint(hint / (shardLinks(hint) * 3 / 4))))
 	b.each = hint>>b.bits + 1
 	b.shards = make([]*shard, 1<<b.bits)
-	all := make([]shard, len(b.shards))
-	for i := range b.shards {
-		all[i] = shard{depth: b.bits, owner: b.id, line: b.line}
-		b.shards[i] = &all[i]
+	for i := range b.shards { // each by itself: of an array, one would keep the memory of all
+		b.shards[i] = &shard{depth: b.bits, owner: b.id, line: b.line}
 	}
 	return b
 }

@@ -1,8 +1,10 @@
 package table
 
 import (
+	"runtime"
 	"testing"
 	"unsafe"
+	"weak"
 
 	"github.com/affleet/affleet/proto/link"
 )
@@ -92,4 +94,45 @@ func TestLinkTakesAtMost145Bytes(t *testing.T) {
 		table = b.Build(Version{})
 	}
 	check("every link replaced")
+}
+
+// TestAShardThatWasReplacedIsGivenBack: nobody but a table that has a shard keeps its
+// memory, whatever other shards were made together with it.
+func TestAShardThatWasReplacedIsGivenBack(t *testing.T) {
+	const links = 20_000
+	set := newBenchSet(t)
+	table := set.build(t, links)
+	stays := table.contents.shards[0]
+	var arenas []weak.Pointer[byte] // of all others
+	for _, s := range table.contents.shards {
+		if s != stays {
+			arenas = append(arenas, weak.Make(unsafe.SliceData(s.arena)))
+		}
+	}
+	b := table.EditAside() // which copies what it touches
+	for i := range links {
+		key, value := set.set(i)
+		value[set.dest-17] = 'x'
+		_, id := cutKind(key)
+		if b.shard(link.HashKey(nameHash(id[:len(benchHost)]), id[len(benchHost):])) != stays {
+			if err := b.Put(key, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	table = b.Build(Version{})
+	if table.contents.shards[0] != stays || len(arenas) < 8 {
+		t.Fatalf("of %d shards that were to be replaced, or one that was not, another one is there", len(arenas))
+	}
+	runtime.GC()
+	kept := 0
+	for _, arena := range arenas {
+		if arena.Value() != nil {
+			kept++
+		}
+	}
+	if kept > 0 {
+		t.Errorf("%d of %d arenas are kept that no table has", kept, len(arenas))
+	}
+	runtime.KeepAlive(table)
 }

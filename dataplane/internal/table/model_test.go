@@ -313,6 +313,31 @@ func (m model) apply(tb testing.TB, r *rand.Rand, b *Builder, n, paths, deletes 
 	}
 }
 
+// putAll puts n entries of different keys at random, at once.
+func (m model) putAll(tb testing.TB, r *rand.Rand, b *Builder, n, paths int) {
+	tb.Helper()
+	var list [][2][]byte
+	seen := map[string]bool{}
+	for range n {
+		key, value := random(tb, r, paths)
+		if seen[key] {
+			continue
+		}
+		seen[key] = true
+		m[key] = value
+		list = append(list, [2][]byte{[]byte(key), []byte(value)})
+	}
+	b.PutAll(len(list), func(i int) ([]byte, []byte) { return list[i][0], list[i][1] }, func(i int, _ error) {
+		if err := b.Hold(list[i][0], list[i][1]); err != nil {
+			tb.Fatal(err)
+		}
+	})
+	for _, e := range list {
+		clear(e[0])
+		clear(e[1])
+	}
+}
+
 func TestTableIsWhatAMapWouldBeOverManyVersions(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	type state struct {
@@ -332,7 +357,13 @@ func TestTableIsWhatAMapWouldBeOverManyVersions(t *testing.T) {
 		}
 		m := maps.Clone(versions[from].model)
 		b := versions[from].table.Edit()
+		if r.IntN(10) == 0 {
+			b = versions[from].table.EditAside()
+		}
 		m.apply(t, r, b, r.IntN(40), 200, []int{10, 50, 95}[i/20%3])
+		if r.IntN(20) == 0 {
+			m.putAll(t, r, b, 3*serialEntries, 400)
+		}
 		if r.IntN(10) == 0 {
 			continue // the edit is given up
 		}

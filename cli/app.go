@@ -29,7 +29,7 @@ type app struct {
 
 	// The global flags.
 	server, nats, contextName string
-	timeout                   time.Duration
+	timeout                   positive
 
 	conn    *grpc.ClientConn
 	target  string // where conn leads
@@ -118,7 +118,8 @@ func newRoot(a *app) *cobra.Command {
 	flags.StringVar(&a.server, "server", "", "control plane, host:port (AFFCTL_SERVER; default "+defaultServer+")")
 	flags.StringVar(&a.nats, "nats", "", "NATS server (AFFCTL_NATS; default "+defaultNATS+")")
 	flags.StringVar(&a.contextName, "context", "", "context of the config file (AFFCTL_CONTEXT)")
-	flags.DurationVar(&a.timeout, "timeout", 15*time.Second, "time for one call to a server")
+	a.timeout = positive(15 * time.Second)
+	flags.Var(&a.timeout, "timeout", "time for one call to a server")
 
 	root.SetFlagErrorFunc(flagError)
 	for _, n := range nouns {
@@ -191,10 +192,10 @@ func argCount(least, most int) cobra.PositionalArgs {
 }
 
 // confirm asks a question on the terminal. Without one the answer must have
-// been given by --yes.
-func (a *app) confirm(question string) error {
+// been given by --yes; look is how to see before what that means.
+func (a *app) confirm(question, look string) error {
 	if !terminal(a.stdin) || !terminal(a.stderr) {
-		return usagef("look at it with --dry-run, then add --yes", "this needs --yes where nobody can be asked")
+		return usagef("look at it with "+look+", then add --yes", "this needs --yes where nobody can be asked")
 	}
 	_ = a.out.Flush() // the error stays in the writer and comes up at the end
 	fmt.Fprintf(a.stderr, "%s [y/N] ", question)

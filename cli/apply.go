@@ -118,7 +118,7 @@ func (p *applying) run(ctx context.Context) error {
 		}
 	} else if len(stale) > 0 && !p.yes {
 		p.list(stale)
-		if err := p.a.confirm(fmt.Sprintf("Delete %s?", count(int64(len(stale)), "link"))); err != nil {
+		if err := p.a.confirm(fmt.Sprintf("Delete %s?", count(int64(len(stale)), "link")), "--dry-run"); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -30,17 +32,19 @@ was away.`,
 }
 
 // jetStream connects to NATS; the connection is the caller's to close.
-func (a *app) jetStream() (*nats.Conn, jetstream.JetStream, error) {
+func (a *app) jetStream(ctx context.Context) (*nats.Conn, jetstream.JetStream, error) {
 	to, err := a.endpoints()
 	if err != nil {
 		return nil, nil, err
 	}
-	conn, err := nats.Connect(to.NATS, nats.Name("affctl"), nats.Timeout(a.timeout), nats.MaxReconnects(-1))
-	if err != nil {
-		return nil, nil, &unreachable{
-			what: "NATS", address: to.NATS, flag: "--nats", variable: envNATS,
-			err: errors.New(strings.TrimPrefix(err.Error(), "nats: ")),
-		}
+	d := dialer{ctx: ctx, timeout: time.Duration(a.timeout), connected: make(chan struct{})}
+	conn, err := nats.Connect(to.NATS, nats.Name("affctl"), nats.Timeout(d.timeout), nats.MaxReconnects(-1), nats.SetCustomDialer(d), nats.SkipHostLookup())
+	close(d.connected)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, nil, ctx.Err()
+	case err != nil:
+		return nil, nil, notConnected(redacted(to.NATS), strings.TrimPrefix(err.Error(), "nats: "))
 	}
 	js, err := jetstream.New(conn)
 	if err != nil {
@@ -50,9 +54,57 @@ func (a *app) jetStream() (*nats.Conn, jetstream.JetStream, error) {
 	return conn, js, nil
 }
 
+// dialer makes connections that end with ctx until NATS has answered: the client of
+// NATS itself waits for its timeout.
+type dialer struct {
+	ctx       context.Context
+	timeout   time.Duration
+	connected chan struct{} // closed then
+}
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: d.timeout}).DialContext(d.ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(d.ctx, func() {
+		select {
+		case <-d.connected:
+		default:
+			_ = conn.Close() // whoever reads is told
+		}
+	})
+	return conn, nil
+}
+
+// notConnected tells a server that refuses from one that does not answer.
+func notConnected(address, reason string) error {
+	for _, refusal := range []string{"authorization violation", "authentication expired", "authentication revoked"} {
+		if strings.Contains(strings.ToLower(reason), refusal) {
+			return &failure{
+				code: codeError, message: fmt.Sprintf("NATS at %s refuses: %s", address, reason),
+				hint: "give user and password, or a token, in the URL: nats://USER:PASSWORD@HOST:PORT, nats://TOKEN@HOST:PORT",
+			}
+		}
+	}
+	return &unreachable{what: "NATS", address: address, flag: "--nats", variable: envNATS, err: errors.New(reason)}
+}
+
+// redacted are the URLs of servers without what lets affctl in.
+func redacted(urls string) string {
+	all := strings.Split(urls, ",")
+	for i, one := range all {
+		if u, err := url.Parse(strings.TrimSpace(one)); err == nil && u.User != nil {
+			u.User = url.User("xxxxx") // a name alone may be a token
+			all[i] = u.String()
+		}
+	}
+	return strings.Join(all, ",")
+}
+
 // clickStream finds the stream of clicks.
 func (a *app) clickStream(ctx context.Context, js jetstream.JetStream) (*jetstream.StreamInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	ctx, cancel := a.limit(ctx)
 	defer cancel()
 	s, err := js.Stream(ctx, clickstream.StreamName)
 	switch {
@@ -241,7 +293,7 @@ func (a *app) reading(ctx context.Context, js jetstream.JetStream, what string, 
 	}
 	r := &reading{whole: w.from.IsZero() && info.Config.MaxAge == 0, now: info.TimeStamp}
 	if terminal(a.stderr) {
-		ctx, cancel := context.WithTimeout(ctx, a.timeout)
+		ctx, cancel := a.limit(ctx)
 		defer cancel()
 		all, err := clickstream.Pending(ctx, js, w.start(), regions)
 		if err != nil {

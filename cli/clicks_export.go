@@ -134,7 +134,7 @@ func (e *export) run(ctx context.Context) error {
 
 // read writes what the window has, from where an earlier run was.
 func (e *export) read(ctx context.Context) error {
-	conn, js, err := e.a.jetStream()
+	conn, js, err := e.a.jetStream(ctx)
 	if err != nil {
 		return err
 	}

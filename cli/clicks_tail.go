@@ -54,11 +54,14 @@ its key, such as go.example.com/summer; /summer is the one of every host.`,
 }
 
 func (t *tail) run(ctx context.Context) error {
-	conn, js, err := t.a.jetStream()
+	conn, js, err := t.a.jetStream(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	if _, err := t.a.clickStream(ctx, js); err != nil {
+		return err
+	}
 	if terminal(t.a.stdout) {
 		t.columns, _ = t.a.size()
 	}

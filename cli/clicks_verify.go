@@ -62,7 +62,7 @@ type proof struct {
 }
 
 func (a *app) verify(ctx context.Context, w *window, regions []string) (*proof, error) {
-	conn, js, err := a.jetStream()
+	conn, js, err := a.jetStream(ctx)
 	if err != nil {
 		return nil, err
 	}

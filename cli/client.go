@@ -3,13 +3,17 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/user"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -18,6 +22,10 @@ import (
 
 // maxMessage bounds what a server may send at once.
 const maxMessage = 64 << 20
+
+// findsOut makes a stream end when the control plane is gone without a word: what a
+// watch shows would look like the present. gRPC asks no sooner.
+var findsOut = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}
 
 // dial prepares the connection to the control plane; the first call makes it.
 func (a *app) dial() (*grpc.ClientConn, error) {
@@ -28,8 +36,12 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, _, err := net.SplitHostPort(to.Server); err != nil && !strings.HasPrefix(to.Server, "dns:") && !strings.HasPrefix(to.Server, "unix:") {
+		return nil, usagef("it looks like host:port", "--server %s has no port", to.Server) // gRPC would take that of https
+	}
 	conn, err := grpc.NewClient(to.Server,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(findsOut),
 		grpc.WithUserAgent("affctl/"+buildVersion()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithInitialWindowSize(1<<20),
@@ -62,12 +74,24 @@ func (a *app) fleet() (adminv1.FleetServiceClient, error) {
 
 // unary gives each call its time, unless it has one, and the caller's name.
 func (a *app) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if _, ok := ctx.Deadline(); !ok && a.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
+	if _, ok := ctx.Deadline(); ok {
+		return a.explainUnavailable(invoke(a.identify(ctx), method, req, reply, cc, opts...))
 	}
-	return a.explainUnavailable(invoke(a.identify(ctx), method, req, reply, cc, opts...))
+	limited, cancel := a.limit(ctx)
+	defer cancel()
+	err := invoke(a.identify(limited), method, req, reply, cc, opts...)
+	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
+		return &failure{
+			code: codeTimeout, message: fmt.Sprintf("no answer from the control plane at %s within %s", a.target, &a.timeout),
+			hint: "is it well? give it more time with --timeout",
+		}
+	}
+	return a.explainUnavailable(err)
+}
+
+// limit gives a call its time.
+func (a *app) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, time.Duration(a.timeout))
 }
 
 // stream gives each stream the caller's name; its time is not bounded.

@@ -44,8 +44,11 @@ looked for at port 8222 of the server unless --monitor names it.`,
 		if _, err := a.endpoints(); err != nil {
 			return err
 		}
-		d.control(cmd.Context())
-		d.policy(cmd.Context())
+		if d.control(cmd.Context()) {
+			d.policy(cmd.Context())
+		} else {
+			d.say("fraud", levelUnknown, "whether the kill switch is pulled: only the control plane knows")
+		}
 		d.clicks(cmd.Context())
 		if err := cmd.Context().Err(); err != nil {
 			return err
@@ -83,17 +86,18 @@ func (d *doctor) say(part string, level level, format string, args ...any) {
 	d.checks = append(d.checks, check{part, level, fmt.Sprintf(format, args...)})
 }
 
-// control checks the control plane and what it knows of the nodes.
-func (d *doctor) control(ctx context.Context) {
+// control checks the control plane and what it knows of the nodes, and says whether
+// it answers.
+func (d *doctor) control(ctx context.Context) (answers bool) {
 	fleet, err := d.a.fleet()
 	if err != nil {
 		d.say("control", levelWrong, "%s", err)
-		return
+		return false
 	}
 	resp, err := fleet.ListNodes(ctx, &adminv1.ListNodesRequest{})
 	if err != nil {
 		d.say("control", levelWrong, "%s: nothing can be written; nodes go on with what they have", describe(err).lines[0])
-		return
+		return false
 	}
 	d.say("control", levelOK, "%s holds version %d", d.a.target, resp.GetHead().GetRevision())
 	for _, alarm := range resp.GetAlarms() {
@@ -112,6 +116,7 @@ func (d *doctor) control(ctx context.Context) {
 	if all := len(resp.GetNodes()); all > 0 && sick == 0 {
 		d.say("nodes", levelOK, "%s serve what the control plane holds", count(int64(all), "node"))
 	}
+	return true
 }
 
 // manyClicks is more than waits in a spool when all is well, even at 100,000
@@ -121,12 +126,14 @@ const manyClicks = 100_000
 // nodeTrouble says what is wrong with a node.
 func nodeTrouble(n *adminv1.Node, resp *adminv1.ListNodesResponse) string {
 	switch {
-	case n.GetLastRejection() != "":
+	case n.GetLastRejection() != "" && n.GetLagRevisions() > 0: // else it has taken what followed
 		return "rejected an update, and serves what it had: " + n.GetLastRejection()
 	case !n.GetSetHashMatch() && n.GetVersion().GetRevision() > 0 && proto.Equal(n.GetVersion(), resp.GetHead()):
 		return "holds something else than the control plane at the same version: it may send people to wrong places (restart it)"
 	case n.GetLag().AsDuration() > 10*time.Second:
 		return fmt.Sprintf("has been behind for %s: it serves old links", age(n.GetLag().AsDuration()))
+	case n.GetUnservedEntries() > 0:
+		return fmt.Sprintf("cannot serve %s that it holds: they are of a later release than the node, or bad; see its log", count(n.GetUnservedEntries(), "resource"))
 	case n.GetSpoolClicks() > manyClicks:
 		return fmt.Sprintf("holds %s clicks that NATS has not taken: when its spool is full, clicks are dropped", thousands(n.GetSpoolClicks()))
 	}
@@ -135,17 +142,17 @@ func nodeTrouble(n *adminv1.Node, resp *adminv1.ListNodesResponse) string {
 
 // clicks checks NATS and the stream.
 func (d *doctor) clicks(ctx context.Context) {
-	conn, js, err := d.a.jetStream()
+	conn, js, err := d.a.jetStream(ctx)
 	if err != nil {
 		text := err.Error()
 		if _, ok := errors.AsType[*unreachable](err); ok {
-			text += ": clicks stay in the spools of the nodes, and are dropped when these are full"
+			text += ": if nodes do not reach it either, clicks stay in their spools, and are dropped when these are full"
 		}
 		d.say("NATS", levelWrong, "%s", text)
 		return
 	}
 	defer conn.Close()
-	d.say("NATS", levelOK, "%s, nats-server %s, %s known", conn.ConnectedUrlRedacted(), conn.ConnectedServerVersion(), count(int64(len(conn.Servers())), "server"))
+	d.say("NATS", levelOK, "%s, nats-server %s, %s known", redacted(conn.ConnectedUrl()), conn.ConnectedServerVersion(), count(int64(len(conn.Servers())), "server"))
 	info, err := d.a.clickStream(ctx, js)
 	if err != nil {
 		d.say("stream", levelWrong, "%s: clicks stay in the spools of the nodes", describe(err).lines[0])
@@ -189,7 +196,7 @@ func (d *doctor) stream(conn *nats.Conn, info *jetstream.StreamInfo) {
 
 // consumers tells how far those that read are behind.
 func (d *doctor) consumers(ctx context.Context, js jetstream.JetStream) {
-	ctx, cancel := context.WithTimeout(ctx, d.a.timeout)
+	ctx, cancel := d.a.limit(ctx)
 	defer cancel()
 	stream, err := js.Stream(ctx, clickstream.StreamName)
 	if err != nil {

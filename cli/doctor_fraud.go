@@ -29,7 +29,7 @@ func (d *doctor) policy(ctx context.Context) {
 
 // findings checks the stream of findings.
 func (d *doctor) findings(ctx context.Context, js jetstream.JetStream) {
-	ctx, cancel := context.WithTimeout(ctx, d.a.timeout)
+	ctx, cancel := d.a.limit(ctx)
 	defer cancel()
 	s, err := js.Stream(ctx, clickstream.FindingsStreamName)
 	switch {

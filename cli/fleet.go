@@ -78,7 +78,7 @@ func (a *app) fleetStatus(w *strings.Builder, resp *adminv1.GetStatusResponse) {
 			audit = age(a.now().Sub(at.AsTime()))
 		}
 		t.row(r.GetReplica(), versionCell(r.GetHead()), fmt.Sprint(r.GetSeenRevision()), thousands(r.GetNodes()), thousands(r.GetLinks()),
-			fmt.Sprintf("%.1f MB", float64(r.GetBytes())/1e6), audit, state)
+			size(uint64(r.GetBytes())), audit, state)
 	}
 	t.write(w, t.lineWidth())
 	for _, r := range resp.GetReplicas() {
@@ -174,7 +174,7 @@ the one that the nodes hold with --adopt.`,
 		}
 		if !yes {
 			a.alarms(a.stderr, status.GetAlarms())
-			if err := a.confirm("Make every node serve what etcd holds now, and nothing else?"); err != nil {
+			if err := a.confirm("Make every node serve what etcd holds now, and nothing else?", `"affctl fleet status"`); err != nil {
 				return err
 			}
 		}

@@ -194,12 +194,12 @@ func suspectOf(prefix, userAgent, affiliate string) suspect {
 
 // readReports reads what the stream of findings holds.
 func (x *explaining) readReports(ctx context.Context) (all []*clickstream.Report, err error) {
-	conn, js, err := x.a.jetStream()
+	conn, js, err := x.a.jetStream(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, x.a.timeout)
+	ctx, cancel := x.a.limit(ctx)
 	defer cancel()
 	err = clickstream.Reports(ctx, js, clickstream.ReportOptions{}, func(r *clickstream.Report) error {
 		all = append(all, r)

@@ -58,7 +58,7 @@ the figures, and clicks as samples.`,
 }
 
 func (f *findings) run(ctx context.Context) error {
-	conn, js, err := f.a.jetStream()
+	conn, js, err := f.a.jetStream(ctx)
 	if err != nil {
 		return err
 	}

@@ -127,7 +127,7 @@ func flagList(cmd *cobra.Command) string {
 			name += " " + strings.ToUpper(value)
 		}
 		usage = strings.TrimPrefix(usage, value+": ")
-		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "[]" {
+		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" && f.DefValue != "[]" {
 			usage += " (" + f.DefValue + ")"
 		}
 		names, usages = append(names, name), append(usages, usage)

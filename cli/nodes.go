@@ -48,7 +48,7 @@ which replicas of the control plane do not answer: their nodes are not listed.`,
 		if err != nil {
 			return err
 		}
-		text, err := a.nodesText(resp, out.value)
+		text, err := a.nodesText(resp, region, out.value)
 		if err != nil {
 			return err
 		}
@@ -100,12 +100,12 @@ func (a *app) watchNodes(ctx context.Context, region string, interval time.Durat
 		defer ticker.Stop()
 		tick = ticker.C
 	}
-	return a.refreshNodes(ctx, updates, tick, ended, form, inPlace)
+	return a.refreshNodes(ctx, updates, tick, ended, region, form, inPlace)
 }
 
 // refreshNodes prints what comes, until it ends. Its events: a list of nodes,
 // time to print the last one again, the end of the stream.
-func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNodesResponse, tick <-chan time.Time, ended <-chan error, form string, inPlace bool) error {
+func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNodesResponse, tick <-chan time.Time, ended <-chan error, region, form string, inPlace bool) error {
 	var last *adminv1.WatchNodesResponse
 	lines := 0
 	for {
@@ -121,12 +121,12 @@ func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNod
 		if last == nil {
 			continue
 		}
-		text, err := a.nodesText(&adminv1.ListNodesResponse{Nodes: last.GetNodes(), Head: last.GetHead(), Alarms: last.GetAlarms()}, form)
+		text, err := a.nodesText(&adminv1.ListNodesResponse{Nodes: last.GetNodes(), Head: last.GetHead(), Alarms: last.GetAlarms()}, region, form)
 		if err != nil {
 			return err
 		}
 		if inPlace {
-			text, lines = a.overwrite(text, lines)
+			text, lines = a.overwrite(text, beneath(text, last.GetNodes()), lines)
 		}
 		a.printf("%s", text)
 		if err := a.out.Flush(); err != nil {
@@ -135,14 +135,22 @@ func (a *app) refreshNodes(ctx context.Context, updates <-chan *adminv1.WatchNod
 	}
 }
 
+// beneath is how many lines say beneath the table what is wrong.
+func beneath(text string, nodes []*adminv1.Node) int {
+	return strings.Count(text, "\n") - 1 - len(nodes)
+}
+
 // overwrite makes text replace the lines above the cursor, and no larger than
-// the screen: a line that is wider would be several rows of it.
-func (a *app) overwrite(text string, above int) (string, int) {
+// the screen: a line that is wider would be several rows of it. What does not fit
+// is left out before the last lines, as far as these take half of the screen.
+func (a *app) overwrite(text string, last, above int) (string, int) {
 	columns, rows := a.size()
 	all := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if len(all) >= rows {
 		shown := max(rows-2, 0)
-		all = append(all[:shown], fmt.Sprintf("and %d more lines", len(all)-shown))
+		last = min(max(last, 0), shown/2)
+		more := fmt.Sprintf("and %d more lines", len(all)-shown)
+		all = slices.Concat(all[:shown-last], []string{more}, all[len(all)-last:])
 	}
 	up, clearLine, clearRest := "", "", ""
 	if above > 0 { // line by line: of a screen that is cleared whole, some terminals keep a copy
@@ -154,8 +162,8 @@ func (a *app) overwrite(text string, above int) (string, int) {
 	return up + strings.Join(all, "") + clearRest, len(all)
 }
 
-// nodesText is a list of nodes in a format.
-func (a *app) nodesText(resp *adminv1.ListNodesResponse, form string) (string, error) {
+// nodesText is a list of nodes, of a region if one is asked for, in a format.
+func (a *app) nodesText(resp *adminv1.ListNodesResponse, region, form string) (string, error) {
 	var b strings.Builder
 	switch form {
 	case "name":
@@ -171,7 +179,11 @@ func (a *app) nodesText(resp *adminv1.ListNodesResponse, form string) (string, e
 		return string(text), err
 	}
 	if len(resp.GetNodes()) == 0 {
-		fmt.Fprintln(&b, "no nodes are connected")
+		where := ""
+		if region != "" {
+			where = " in region " + region
+		}
+		fmt.Fprintf(&b, "no nodes are connected%s\n", where)
 		a.alarms(&b, resp.GetAlarms())
 		return b.String(), nil
 	}

@@ -26,7 +26,7 @@ func TestNodesAreRefreshedInPlaceHoweverLongALineIs(t *testing.T) {
 			"revision 4711 is held back: it leaves 900 of 1500 links, and more than 20% of them may not go within 1m0s; look at what was written, and then: affctl fleet release --version 4711",
 			strings.Repeat("漢字", 50), // two columns each
 		},
-	}, "table")
+	}, "", "table")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,18 +40,38 @@ func TestNodesAreRefreshedInPlaceHoweverLongALineIs(t *testing.T) {
 	if rows(text) <= strings.Count(text, "\n") {
 		t.Fatalf("no line is too long:\n%s", text)
 	}
-	shown, up := a.overwrite(text, 0)
+	shown, up := a.overwrite(text, 0, 0)
 	if rows(shown) != up {
 		t.Errorf("%d rows are shown, and the next refresh begins %d higher:\n%s", rows(shown), up, shown)
 	}
-	if again, _ := a.overwrite(text, up); again != "\x1b[4A\x1b[K"+strings.ReplaceAll(strings.TrimSuffix(shown, "\n"), "\n", "\n\x1b[K")+"\n\x1b[J" {
+	if again, _ := a.overwrite(text, 0, up); again != "\x1b[4A\x1b[K"+strings.ReplaceAll(strings.TrimSuffix(shown, "\n"), "\n", "\n\x1b[K")+"\n\x1b[J" {
 		t.Errorf("the refresh is %q", again)
 	}
 }
 
 func TestNodesThatAreMoreThanTheScreenHasRowsAreCounted(t *testing.T) {
-	shown, up := onPaper().overwrite(strings.Repeat("node\n", 100), 0)
+	shown, up := onPaper().overwrite(strings.Repeat("node\n", 100), 0, 0)
 	if want := strings.Repeat("node\n", 22) + "and 78 more lines\n"; shown != want || up != 23 {
+		t.Errorf("%d rows:\n%s", up, shown)
+	}
+}
+
+func TestAlarmsStayOnTheScreenHoweverManyNodesThereAre(t *testing.T) {
+	a := onPaper()
+	resp := &adminv1.ListNodesResponse{Alarms: []string{"held back"}}
+	for range 100 {
+		resp.Nodes = append(resp.Nodes, &adminv1.Node{Name: "n", ConnectTime: timestamppb.New(time.Now())})
+	}
+	text, err := a.nodesText(resp, "", "table")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, up := a.overwrite(text, beneath(text, resp.GetNodes()), 0)
+	if want := "and 80 more lines\nalarm: held back\n"; !strings.HasSuffix(shown, want) || up != 23 {
+		t.Errorf("%d rows:\n%s", up, shown)
+	}
+	// What is wrong does not push out the nodes.
+	if shown, up = a.overwrite(text, 90, 0); !strings.HasPrefix(shown, "NODE ") || up != 23 {
 		t.Errorf("%d rows:\n%s", up, shown)
 	}
 }
@@ -90,7 +110,7 @@ func TestNodeThatLagsAndHoldsSomethingElseIsToldFromOneOfWhichThatIsNotKnown(t *
 		node("wrong", "a", 7, false), node("right", "a", 7, true), node("other-replica", "b", 7, false),
 		node("long-ago", "a", 3, false), node("wrong-at-the-head", "a", 9, false), node("new", "a", 0, false),
 	}}
-	text, err := onPaper().nodesText(resp, "table")
+	text, err := onPaper().nodesText(resp, "", "table")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -162,9 +162,10 @@ func (p *printer) end() error {
 	return nil
 }
 
-// protoJSON is any message as indented JSON with proto names.
+// protoJSON is any message as indented JSON with proto names, and with what is 0 or
+// false: a script asks for nodes without clicks, or that differ, too.
 func protoJSON(m proto.Message) ([]byte, error) {
-	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
 	if err != nil {
 		return nil, err
 	}

@@ -50,8 +50,8 @@ LABELLED is the share of clicks with at least one label, such as those of bots.`
 		names = append(names, d.name)
 	}
 	s.window.addTo(cmd, a, "1h")
-	cmd.Flags().StringSliceVar(&s.by, "by", nil, "only by these: "+strings.Join(names, ", "))
-	cmd.Flags().IntVar(&s.top, "top", s.top, "rows of each, the most clicks first")
+	cmd.Flags().StringSliceVar(&s.by, "by", nil, "only by these `NAMES`: "+strings.Join(names, ", "))
+	cmd.Flags().IntVar(&s.top, "top", s.top, "`N` rows of each, the most clicks first; at least 24 hours")
 	s.chosen.addTo(cmd)
 	out.addTo(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -123,7 +123,7 @@ func (s *stats) check(names []string) error {
 }
 
 func (s *stats) run(ctx context.Context) error {
-	conn, js, err := s.a.jetStream()
+	conn, js, err := s.a.jetStream(ctx)
 	if err != nil {
 		return err
 	}

@@ -19,36 +19,72 @@ import (
 // waiting are the flags of commands that can wait until nodes serve what they
 // wrote.
 type waiting struct {
-	where   string // "" (do not wait), "all", a region or a share: "90%"
-	timeout time.Duration
+	where   where
+	timeout positive
+}
+
+// where is the value of --wait: "" (do not wait), "all", a region or a share, "90%".
+type where string
+
+func (w *where) String() string { return string(*w) }
+func (*where) Type() string     { return "where" }
+
+// Set checks it: once something is written it is too late for a mistake.
+func (w *where) Set(text string) error {
+	if text == "" {
+		return usagef("it is all, a region, or a share such as 90%", "--wait= names no nodes")
+	}
+	if share, ok := strings.CutSuffix(text, "%"); ok {
+		if n, err := strconv.Atoi(share); err != nil || n < 1 || n > 100 {
+			return usagef("", "--wait=%s: a share is 1%% to 100%%", text)
+		}
+	}
+	*w = where(text)
+	return nil
+}
+
+// positive is a flag's duration that is more than 0.
+type positive time.Duration
+
+func (p *positive) String() string { return time.Duration(*p).String() }
+func (*positive) Type() string     { return "duration" }
+
+func (p *positive) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil:
+		return err
+	case d <= 0:
+		return errors.New("it must be more than 0")
+	}
+	*p = positive(d)
+	return nil
 }
 
 func (w *waiting) addTo(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&w.where, "wait", "", "wait until all nodes, those of a REGION, or N% of all serve it: `all|REGION|N%`")
+	flags.Var(&w.where, "wait", "`all|REGION|N%`: wait until all nodes, those of a region, or N% of all serve it")
 	flags.Lookup("wait").NoOptDefVal = "all"
-	flags.DurationVar(&w.timeout, "wait-timeout", 30*time.Second, "how long to wait at most")
+	w.timeout = positive(30 * time.Second)
+	flags.Var(&w.timeout, "wait-timeout", "how long to wait at most")
 }
 
 // region is "" for all.
 func (w *waiting) region() string {
-	if _, share := strings.CutSuffix(w.where, "%"); share || w.where == "all" {
+	if w.where == "all" || w.percent() > 0 {
 		return ""
 	}
-	return w.where
+	return string(w.where)
 }
 
 // percent is the share of the nodes that is waited for; 0: all.
-func (w *waiting) percent() (int32, error) {
-	text, share := strings.CutSuffix(w.where, "%")
-	if !share {
-		return 0, nil
+func (w *waiting) percent() int32 {
+	share, ok := strings.CutSuffix(string(w.where), "%")
+	if !ok {
+		return 0
 	}
-	n, err := strconv.ParseInt(text, 10, 32)
-	if err != nil || n < 1 || n > 100 {
-		return 0, usagef("", "--wait=%s: a share is 1%% to 100%%", w.where)
-	}
-	return int32(n), nil
+	n, _ := strconv.ParseInt(share, 10, 32) // Set has looked at it
+	return int32(n)
 }
 
 // wait waits, if asked to, until the nodes serve a version.
@@ -56,19 +92,15 @@ func (a *app) wait(ctx context.Context, w *waiting, version *linkv1.Version) err
 	if w.where == "" || version.GetRevision() == 0 {
 		return nil
 	}
-	percent, err := w.percent()
-	if err != nil {
-		return err
-	}
 	fleet, err := a.fleet()
 	if err != nil {
 		return err
 	}
 	_ = a.out.Flush() // the error stays in the writer and comes up at the end
-	limited, cancel := context.WithTimeout(ctx, w.timeout)
+	limited, cancel := context.WithTimeout(ctx, time.Duration(w.timeout))
 	defer cancel()
 	resp, err := fleet.WaitForVersion(limited, &adminv1.WaitForVersionRequest{
-		Version: version, Region: w.region(), Percent: percent, MinNodes: 1,
+		Version: version, Region: w.region(), Percent: w.percent(), MinNodes: 1,
 	})
 	switch {
 	case err == nil:
@@ -146,13 +178,13 @@ const most = 20
 
 // notServed is the error for a wait that was too short.
 func (w *waiting) notServed() *failure {
-	return &failure{code: codeTimeout, message: fmt.Sprintf("not served everywhere after %s", w.timeout), hint: `it is written; watch it arrive with "affctl nodes --watch"`}
+	return &failure{code: codeTimeout, message: fmt.Sprintf("not served everywhere after %s", &w.timeout), hint: `it is written; watch it arrive with "affctl nodes --watch"`}
 }
 
 // nobody is the error for a wait without any node.
 func (w *waiting) nobody() error {
 	none := w.notServed()
-	none.message = fmt.Sprintf("not served after %s: no node is connected", w.timeout)
+	none.message = fmt.Sprintf("not served after %s: no node is connected", &w.timeout)
 	if region := w.region(); region != "" {
 		none.message += " in region " + region
 	}

@@ -1,0 +1,167 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/affleet/affleet/cli"
+	"github.com/affleet/affleet/deploy/local"
+)
+
+// silence is an address that is connected to, and never answers. It tells of each
+// connection.
+func silence(t *testing.T) (address string, connected <-chan struct{}) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	came, ended := make(chan struct{}, 100), make(chan struct{})
+	t.Cleanup(func() { _ = ln.Close(); <-ended })
+	go func() {
+		defer close(ended)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			came <- struct{}{}
+		}
+	}()
+	return ln.Addr().String(), came
+}
+
+// plainNATS is a NATS server without JetStream that asks for a token, if there is one.
+func plainNATS(t *testing.T, token string) (address string) {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, Authorization: token, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(20 * time.Second) {
+		t.Fatal("the NATS server is not ready after 20 s")
+	}
+	return s.Addr().String()
+}
+
+// says runs affctl to its end, and gives its exit code and what it prints.
+func says(ctx context.Context, t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = cli.Main(ctx, args, strings.NewReader(""), &out, &errs, func(string) string { return "" })
+	return code, out.String(), errs.String()
+}
+
+func TestControlPlaneThatDoesNotAnswerInTimeIsNamed(t *testing.T) {
+	address, _ := silence(t)
+	code, _, stderr := says(t.Context(), t, "nodes", "--server", address, "--timeout", "200ms")
+	want := "affctl: no answer from the control plane at " + address + " within 200ms\nhint: is it well? give it more time with --timeout\n"
+	if code != 7 || stderr != want {
+		t.Errorf("exit code %d, and it said\n%swant\n%s", code, stderr, want)
+	}
+}
+
+func TestDoctorWaitsOnceForAControlPlaneThatDoesNotAnswer(t *testing.T) {
+	address, _ := silence(t)
+	_, stdout, _ := says(t.Context(), t, "doctor", "--server", address, "--nats", "nats://127.0.0.1:1", "--timeout", "200ms", "-o", "json")
+	if n := strings.Count(stdout, "within 200ms"); n != 1 {
+		t.Errorf("it has waited %d times:\n%s", n, stdout)
+	}
+	if !strings.Contains(stdout, "whether the kill switch is pulled") {
+		t.Errorf("it does not say what it has not found out:\n%s", stdout)
+	}
+}
+
+func TestConnectingToNATSEndsWhenItIsInterrupted(t *testing.T) {
+	address, connected := silence(t)
+	ctx, interrupt := context.WithCancel(t.Context())
+	ended := make(chan string, 1)
+	go func() {
+		_, _, stderr := says(ctx, t, "stats", "--nats", "nats://"+address, "--timeout", "1h")
+		ended <- stderr
+	}()
+	<-connected
+	interrupt()
+	select {
+	case stderr := <-ended:
+		if stderr != "affctl: interrupted\n" {
+			t.Errorf("it said %q", stderr)
+		}
+	case <-time.After(30 * time.Second): // for what would never end
+		t.Fatal("it goes on")
+	}
+}
+
+func TestWhatNATSRefusesIsNoOutageAndShowsNoSecret(t *testing.T) {
+	address := plainNATS(t, "s3cret")
+
+	code, _, stderr := says(t.Context(), t, "stats", "--nats", "nats://wr0ng@"+address)
+	want := "affctl: NATS at nats://xxxxx@" + address + " refuses: Authorization Violation\n" +
+		"hint: give user and password, or a token, in the URL: nats://USER:PASSWORD@HOST:PORT, nats://TOKEN@HOST:PORT\n"
+	if code != 1 || stderr != want {
+		t.Errorf("exit code %d, and it said\n%swant\n%s", code, stderr, want)
+	}
+	for _, secret := range []string{"wr0ng", "s3cret", "ada:wr0ng"} {
+		_, stdout, stderr := says(t.Context(), t, "doctor", "--server", "127.0.0.1:1", "--nats", "nats://"+secret+"@"+address)
+		if !strings.Contains(stdout, "nats://xxxxx@"+address) || strings.Contains(stdout+stderr, secret) {
+			t.Errorf("with %s, doctor says\n%s%s", secret, stdout, stderr)
+		}
+		if secret != "s3cret" && strings.Contains(stdout, "spool") {
+			t.Errorf("what refuses affctl is taken for an outage:\n%s", stdout)
+		}
+	}
+}
+
+func TestTailSaysWhatNATSLacks(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // for what would never end
+	defer cancel()
+	code, _, stderr := says(ctx, t, "clicks", "tail", "--nats", "nats://"+plainNATS(t, ""))
+	if code != 1 || !strings.HasPrefix(stderr, "affctl: this NATS server has no JetStream\nhint: ") {
+		t.Errorf("exit code %d, and it said\n%s", code, stderr)
+	}
+}
+
+func TestWatchEndsWhenTheControlPlaneIsGoneWithoutAWord(t *testing.T) {
+	t.Parallel() // it takes a while to be sure
+	fleet, err := local.Start(t.Context(), local.Options{Nodes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := fleet.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	gate := openGate(t, fleet.Control)
+	gate.let(1 << 40)
+	r, w := io.Pipe()
+	ended := make(chan int, 1)
+	go func() {
+		args := []string{"nodes", "--watch", "-o", "name", "--server", strings.TrimPrefix(gate.url, "nats://")}
+		ended <- cli.Main(t.Context(), args, strings.NewReader(""), w, io.Discard, func(string) string { return "" })
+		_ = w.Close() // never fails
+	}()
+	if _, err := r.Read(make([]byte, 100)); err != nil { // it watches
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, r) }() // ends with the writer
+	gate.let(0)
+	select {
+	case code := <-ended:
+		if code != 6 {
+			t.Errorf("exit code %d, want 6", code)
+		}
+	case <-time.After(60 * time.Second): // for what would never end
+		t.Fatal("it shows for ever what was")
+	}
+}

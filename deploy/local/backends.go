@@ -6,8 +6,10 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -17,6 +19,26 @@ import (
 // etcdQuota is the size that etcd's database may reach, in bytes: some ten
 // million links.
 const etcdQuota = 8 << 30
+
+// acquire makes sure that no other fleet uses a folder: etcd would wait for it, and
+// say nothing.
+func acquire(dir string) (io.Closer, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = fmt.Errorf("another fleet uses the folder %s", dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
 
 func (f *Fleet) startBackends(opts *Options) error {
 	etcd, err := startEtcd(opts.Etcd, filepath.Join(f.DataDir, "etcd"))

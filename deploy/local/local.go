@@ -56,6 +56,7 @@ type Fleet struct {
 	control, nodes tier
 	failed         context.Context // ends when a part does
 	backends       []io.Closer     // closed in this order, after everything else has stopped
+	lock           io.Closer       // of DataDir; nil until it is held
 }
 
 // tier is parts that stop together.
@@ -100,6 +101,9 @@ func Start(ctx context.Context, opts Options) (_ *Fleet, err error) {
 		if f.DataDir, err = os.MkdirTemp("", "affleet-"); err != nil {
 			return nil, err
 		}
+	}
+	if f.lock, err = acquire(f.DataDir); err != nil {
+		return nil, err
 	}
 	if err := f.startBackends(&opts); err != nil {
 		return nil, err
@@ -190,6 +194,9 @@ func (f *Fleet) Close() error {
 	err = errors.Join(err, f.control.close())
 	for _, b := range f.backends {
 		err = errors.Join(err, b.Close())
+	}
+	if f.lock != nil {
+		err = errors.Join(err, f.lock.Close())
 	}
 	if f.temporary {
 		err = errors.Join(err, os.RemoveAll(f.DataDir))

@@ -174,6 +174,27 @@ func TestTemporaryFolderIsRemoved(t *testing.T) {
 	}
 }
 
+func TestFolderInUseIsAnErrorThatNamesIt(t *testing.T) {
+	dir := t.TempDir()
+	start(t, local.Options{Nodes: 1, DataDir: dir})
+	refused := make(chan error, 1)
+	go func() {
+		f, err := local.Start(context.Background(), local.Options{Nodes: 1, DataDir: dir})
+		if err == nil {
+			err = f.Close()
+		}
+		refused <- err
+	}()
+	select {
+	case err := <-refused:
+		if want := "another fleet uses the folder " + dir; err == nil || err.Error() != want {
+			t.Errorf("the error is %v, want %s", err, want)
+		}
+	case <-time.After(patience):
+		t.Fatal("it waits for the folder without a word")
+	}
+}
+
 func TestPortInUseIsAnErrorThatNamesIt(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

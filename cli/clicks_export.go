@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ differ, the file is kept, what is missing is listed, and the exit code is 1.`,
 	flags := cmd.Flags()
 	e.window.addTo(cmd, a, "")
 	flags.Var(&e.format, "format", "`FORMAT`: ndjson, csv or parquet (by FILE's name, or ndjson)")
+	must(cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(exportFormats, cobra.ShellCompDirectiveNoFileComp)))
 	e.chosen.addTo(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		e.path = args[0]
@@ -50,6 +52,8 @@ differ, the file is kept, what is missing is listed, and the exit code is 1.`,
 	return cmd
 }
 
+var exportFormats = []string{"ndjson", "csv", "parquet"}
+
 // exportFormat is the value of --format.
 type exportFormat string
 
@@ -57,12 +61,11 @@ func (f *exportFormat) String() string { return string(*f) }
 func (*exportFormat) Type() string     { return "format" }
 
 func (f *exportFormat) Set(text string) error {
-	switch text {
-	case "ndjson", "csv", "parquet":
+	if slices.Contains(exportFormats, text) {
 		*f = exportFormat(text)
 		return nil
 	}
-	return usagef("it is one of ndjson, csv, parquet", "there is no export format %q", text)
+	return usagef("it is one of "+strings.Join(exportFormats, ", "), "there is no export format %q", text)
 }
 
 // complete finds the format by the file's name.

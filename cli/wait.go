@@ -65,6 +65,7 @@ func (w *waiting) addTo(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.Var(&w.where, "wait", "`all|REGION|N%`: wait until all nodes, those of a region, or N% of all serve it")
 	flags.Lookup("wait").NoOptDefVal = "all"
+	must(cmd.RegisterFlagCompletionFunc("wait", cobra.FixedCompletions([]string{"all"}, cobra.ShellCompDirectiveNoFileComp)))
 	w.timeout = positive(30 * time.Second)
 	flags.Var(&w.timeout, "wait-timeout", "how long to wait at most")
 }

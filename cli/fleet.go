@@ -67,6 +67,10 @@ func (a *app) fleetStatus(w *strings.Builder, resp *adminv1.GetStatusResponse) {
 		t.right[header] = true
 	}
 	for _, r := range resp.GetReplicas() {
+		if r.GetHead() == nil && r.GetBuild() == "" { // all that is known of it is its alarm
+			t.row(r.GetReplica(), "-", "-", "-", "-", "-", "-", "does not answer")
+			continue
+		}
 		state, audit := "follows etcd", "-"
 		switch {
 		case r.GetHeldBack() != nil:

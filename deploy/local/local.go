@@ -209,6 +209,7 @@ func (f *Fleet) startControl(ctx context.Context, opts *Options) error {
 	server, err := controlplane.New(controlplane.Config{
 		Etcd:       []string{f.Etcd},
 		Listen:     opts.Control,
+		Build:      service.Version,
 		Registerer: metrics,
 		Log:        opts.Log.With("part", "control"),
 	})

@@ -25,7 +25,7 @@ const maxMessage = 64 << 20
 
 // findsOut makes a stream end when the control plane is gone without a word: what a
 // watch shows would look like the present. gRPC asks no sooner.
-var findsOut = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}
+var findsOut = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}
 
 // dial prepares the connection to the control plane; the first call makes it.
 func (a *app) dial() (*grpc.ClientConn, error) {

@@ -242,6 +242,15 @@ func (m *member) show(view *snapshot.View, now time.Time, replica string) *admin
 	return n
 }
 
+// alarms are what an operator has to look at of this replica.
+func (f *fleet) alarms() []string {
+	all := f.log.Alarms()
+	if !f.log.Following() {
+		all = append(all, "replica "+f.cfg.Replica+" does not reach etcd: it takes no writes, and its nodes get none, however little they seem to lag; is etcd running?")
+	}
+	return all
+}
+
 // merge puts the nodes of several replicas into their order. A node that two
 // replicas list is where it connected last.
 func merge(lists ...[]*adminv1.Node) []*adminv1.Node {
@@ -265,7 +274,7 @@ func (f *fleet) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*
 		lists, silent = f.listPeers(ctx, req)
 	}
 	return &adminv1.ListNodesResponse{
-		Nodes: merge(append(lists, f.local(req.GetRegion()))...), Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.log.Alarms(), silent),
+		Nodes: merge(append(lists, f.local(req.GetRegion()))...), Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.alarms(), silent),
 	}, nil
 }
 
@@ -300,7 +309,7 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 		lists, silent := others.lists()
 		nodes := merge(append(lists, f.local(req.GetRegion()))...)
 		if err := stream.Send(&adminv1.WatchNodesResponse{
-			Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.log.Alarms(), silent),
+			Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.alarms(), silent),
 		}); err != nil {
 			return err
 		}

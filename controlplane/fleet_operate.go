@@ -53,7 +53,7 @@ func (f *fleet) own() *adminv1.ReplicaStatus {
 		Replica: f.cfg.Replica, Build: f.cfg.Build,
 		Head: versionProto(view.Head()), SeenRevision: view.Seen(), Following: f.log.Following(),
 		Links: view.Links(), Entries: view.Entries(), Bytes: view.Bytes(),
-		AuditMismatches: int64(mismatches), Alarms: f.log.Alarms(),
+		AuditMismatches: int64(mismatches), Alarms: f.alarms(),
 	}
 	if !last.IsZero() {
 		r.AuditTime = timestamppb.New(last)

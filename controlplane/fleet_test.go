@@ -231,3 +231,39 @@ func TestWatchShowsNodesOfAllReplicasAsTheyChange(t *testing.T) {
 		t.Errorf("an interval of 1 ms: %v", err)
 	}
 }
+
+func TestListsOfNodesAndTheStatusSayThatEtcdIsNotFollowed(t *testing.T) {
+	etcd := etcdtest.New(t)
+	r := startReplica(t, etcd.Client(), "a")
+	list := func() []string {
+		t.Helper()
+		got, err := r.fleetClient().ListNodes(t.Context(), &adminv1.ListNodesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.GetAlarms()
+	}
+	if got := list(); len(got) != 0 {
+		t.Fatalf("while it is followed, the alarms are %q", got)
+	}
+	etcd.Stop()
+	for deadline := time.Now().Add(patience); r.log.Following(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not notice")
+		}
+	}
+	want := []string{"replica a does not reach etcd: it takes no writes, and its nodes get none, however little they seem to lag; is etcd running?"}
+	if got := list(); !slices.Equal(got, want) {
+		t.Errorf("the list of nodes has alarms %q", got)
+	}
+	if st, err := r.fleetClient().GetStatus(t.Context(), &adminv1.GetStatusRequest{}); err != nil || !slices.Equal(st.GetAlarms(), want) {
+		t.Errorf("the status has alarms %q, %v", st.GetAlarms(), err)
+	}
+	watch, err := r.fleetClient().WatchNodes(t.Context(), &adminv1.WatchNodesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := watch.Recv(); err != nil || !slices.Equal(got.GetAlarms(), want) {
+		t.Errorf("whoever watches is told of alarms %q, %v", got.GetAlarms(), err)
+	}
+}

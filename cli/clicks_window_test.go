@@ -36,7 +36,7 @@ func startStream(t *testing.T, ahead time.Duration, messages ...[]byte) (a *app,
 		return map[string]string{envNATS: s.ClientURL(), envConfig: t.TempDir() + "/config.yaml"}[name]
 	})
 	a.now = func() time.Time { return time.Now().Add(ahead) }
-	conn, js, err := a.jetStream()
+	conn, js, err := a.jetStream(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

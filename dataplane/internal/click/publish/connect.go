@@ -35,11 +35,11 @@ func (p *Publisher) connect() error {
 		nats.MaxPingsOutstanding(2),
 		nats.FlusherTimeout(p.config.Timeout),
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			p.log.Info("connected to NATS", "url", nc.ConnectedUrlRedacted())
+			p.log.Info("connected to NATS", "url", redacted(nc.ConnectedUrl()))
 			notify()
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			p.log.Info("connected to NATS again", "url", nc.ConnectedUrlRedacted())
+			p.log.Info("connected to NATS again", "url", redacted(nc.ConnectedUrl()))
 			notify()
 		}),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
@@ -75,12 +75,13 @@ func (p *Publisher) connect() error {
 	return nil
 }
 
-// redacted are the URLs of servers without their passwords.
+// redacted are the URLs of servers without what lets the node in.
 func redacted(urls string) string {
 	all := strings.Split(urls, ",")
 	for i, one := range all {
 		if u, err := url.Parse(strings.TrimSpace(one)); err == nil && u.User != nil {
-			all[i] = u.Redacted()
+			u.User = url.User("xxxxx") // a name alone may be a token
+			all[i] = u.String()
 		}
 	}
 	return strings.Join(all, ",")

@@ -51,3 +51,15 @@ func TestWhatIsSentToNATSGoesInPiecesWithAYieldBetween(t *testing.T) {
 		t.Errorf("%d bytes were written to what is closed", n)
 	}
 }
+
+func TestTheLogOfANodeShowsNothingThatLetsItIn(t *testing.T) {
+	for urls, want := range map[string]string{
+		"nats://a:4222, b:4222":              "nats://a:4222, b:4222",
+		"nats://ada:secret@a:4222":           "nats://xxxxx@a:4222",
+		"nats://token@a:4222,tls://x@b:4222": "nats://xxxxx@a:4222,tls://xxxxx@b:4222",
+	} {
+		if got := redacted(urls); got != want {
+			t.Errorf("%s became %s", urls, got)
+		}
+	}
+}

@@ -71,43 +71,26 @@ func TestWorkBesideACoreThatIsFullHasItsShare(t *testing.T) {
 	}
 }
 
-// TestGoroutinesHaveShorterTurnsWhereLoopsKeepTheOtherPs counts how often a goroutine
-// has its turn beside work that yields, on the one P that a loop leaves to both.
+// Of two Ps, a loop that keeps one leaves one to all goroutines.
 func TestGoroutinesHaveShorterTurnsWhereLoopsKeepTheOtherPs(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
-	turns := func() (n int) {
-		var stop, done atomic.Bool
-		var all sync.WaitGroup
-		for _, body := range []func(){
-			func() {}, // a loop that is never idle
-			func() { n++; runtime.Gosched() },
-		} {
-			all.Go(func() {
-				for !stop.Load() {
-					body()
-				}
-			})
-		}
-		all.Go(func() {
-			yield := NewYield()
-			for !done.Load() {
-				yield()
+	now := time.Now()
+	work := turns{all: 2}
+	work.over(now)
+	count := func() (shared int) {
+		for range 100 {
+			now = now.Add(Turn)
+			if work.shares(now) {
+				shared++
+				work.over(now)
 			}
-			stop.Store(true)
-		})
-		time.Sleep(200 * time.Millisecond)
-		done.Store(true)
-		all.Wait()
-		return n
+		}
+		return shared
 	}
-	var free, kept int
-	for range 5 {
-		free += turns()
-		release := KeepP()
-		kept += turns()
-		release()
-	}
-	if kept < 2*free {
-		t.Errorf("it had %d turns where a loop keeps the other P, and %d where both are for all: it is to have some ten times as many", kept, free)
+	free := count()
+	release := KeepP()
+	kept := count()
+	release()
+	if again := count(); free != 10 || kept != 100 || again != 10 {
+		t.Errorf("of 100 turns, others had the P in %d, in %d while a loop kept the other one, and then in %d", free, kept, again)
 	}
 }

@@ -32,24 +32,35 @@ const share = 10 * Turn
 // for work. What waits for a P finds that one by itself, so it is called with each
 // turn only where there is just the caller's.
 func NewYield() (yield func()) {
-	last := time.Now()
-	shared := last
-	all := runtime.GOMAXPROCS(0)
+	t := turns{all: runtime.GOMAXPROCS(0)}
+	t.over(time.Now())
 	return func() {
-		if time.Since(last) < Turn {
+		if time.Since(t.last) < Turn {
 			return
 		}
-		if all > 1 {
+		if t.all > 1 {
 			// A system call that Go's scheduler need not know of: it takes as long as
 			// others compute, and the P would only change hands.
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // cannot fail
 		}
-		last = time.Now()
-		if all-int(kept.Load()) > 1 && last.Sub(shared) < share {
-			return
+		if t.shares(time.Now()) {
+			runtime.Gosched()
+			t.over(time.Now())
 		}
-		runtime.Gosched()
-		last = time.Now()
-		shared = last
 	}
 }
+
+// turns are those of a goroutine.
+type turns struct {
+	all          int       // Ps
+	last, shared time.Time // when others had the core last, and the P
+}
+
+// shares says, when others have had the core, whether they are to have the P, too.
+func (t *turns) shares(now time.Time) bool {
+	t.last = now
+	return t.all-int(kept.Load()) <= 1 || now.Sub(t.shared) >= share
+}
+
+// over notes that others have had the P.
+func (t *turns) over(now time.Time) { t.last, t.shared = now, now }

@@ -118,7 +118,8 @@ func TestStateThatComesAsTheNodeEndsIsWritten(t *testing.T) {
 		}
 		client, err := New(Config{
 			Targets: []string{"passthrough:///x"}, Node: "n", Region: "r", Boot: 1, Dir: dir, Live: &table.Live{}, Log: slog.New(slog.DiscardHandler),
-			Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStreamInterceptor(
+			Credentials: insecure.NewCredentials(),
+			Dial: []grpc.DialOption{grpc.WithStreamInterceptor(
 				func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ grpc.Streamer, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 					e.ctx = ctx
 					return e, nil

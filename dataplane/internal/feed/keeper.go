@@ -152,12 +152,13 @@ const (
 
 // changed notes that another state is live.
 func (k *keeper) changed(write urgency) {
+	if write == directly {
+		raise(k.now) // alone: what comes while it is written waits for the pause
+		return
+	}
 	raise(k.dirty)
-	switch write {
-	case soon:
+	if write == soon {
 		raise(k.soon)
-	case directly:
-		raise(k.now)
 	}
 }
 

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -269,5 +271,35 @@ func TestAnotherFileComesSoonBehindAJournalThatLacksSomething(t *testing.T) {
 		case <-k.soon:
 		default:
 		}
+	}
+}
+
+// What comes while a snapshot is written is in the journal, and the pause is for it, too.
+func TestWhatComesWhileASnapshotIsWrittenWaitsForThePause(t *testing.T) {
+	for range 20 { // a select takes any of what is ready
+		synctest.Test(t, func(t *testing.T) {
+			live, k := new(table.Live), (*keeper)(nil)
+			k = newKeeper(t.TempDir(), time.Minute, live, newMetrics(live, nil), slog.New(watching{slog.NewTextHandler(io.Discard, nil), func(string) {
+				live.Store(heldTableAt(t, state{"/b": "https://x.test/b"}, 12))
+				k.changed(inTime)
+			}}))
+			k.failed = time.Now() // so that the log is told as the file is written
+			live.Store(heldTableAt(t, state{"/a": "https://x.test/a"}, 11))
+			k.changed(directly)
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { k.run(ctx) })
+			synctest.Wait()
+			if v := stateVersion(k.current()); v.Revision != 11 || live.Load().Version().Revision != 12 {
+				t.Errorf("the file is of revision %d, and %d is live", v.Revision, live.Load().Version().Revision)
+			}
+			time.Sleep(time.Minute + time.Second)
+			synctest.Wait()
+			if v := stateVersion(k.current()); v.Revision != 12 {
+				t.Errorf("behind the pause, the file is of revision %d", v.Revision)
+			}
+			cancel()
+			running.Wait()
+		})
 	}
 }

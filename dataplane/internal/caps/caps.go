@@ -84,6 +84,7 @@ const (
 	maxClaims   = 256
 	maxAccounts = 1 << 20
 	callTimeout = 2 * time.Second
+	endFor      = time.Second          // half of it for a call that is under way
 	gatherFor   = 2 * time.Millisecond // so that links that come up together are leased together
 	sweepEvery  = time.Second
 	idleSweeps  = 2                // without a click, and an account gives back
@@ -156,9 +157,12 @@ func (l *Leases) ask(a *account, unixMicro int64) {
 
 // Run leases until ctx ends, and then gives back what is left. It waits for an
 // account that is due, the time to look at all accounts, or the end. A call that
-// is under way then is waited for: what it leases is given back, too.
+// is under way then is waited for, a moment: what it leases is given back, too.
 func (l *Leases) Run(ctx context.Context) error {
-	calls := context.WithoutCancel(ctx)
+	calls, done := outlive(ctx, endFor/2)
+	defer done()
+	end, done := outlive(ctx, endFor)
+	defer done()
 	defer func() {
 		if l.conn != nil {
 			_ = l.conn.Close()
@@ -167,7 +171,7 @@ func (l *Leases) Run(ctx context.Context) error {
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	failures := 0
-	for {
+	for ctx.Err() == nil {
 		select {
 		case a := <-l.due:
 			if l.lease(calls, l.gather(a)) {
@@ -180,27 +184,28 @@ func (l *Leases) Run(ctx context.Context) error {
 			case <-ctx.Done():
 			}
 		case <-sweep.C:
-			l.sweep(ctx, time.Now())
+			l.sweep(ctx, calls, time.Now())
 		case <-ctx.Done():
-			l.end(calls)
-			return nil
 		}
 	}
+	l.end(end)
+	return nil
 }
 
-// end gives back what is left, to whoever can be reached within a second.
+// outlive gives a context that ends a while after another one.
+func outlive(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
+	return longer, cancel
+}
+
+// end gives back what is left, to whoever can be reached.
 func (l *Leases) end(ctx context.Context) {
-	ctx, done := context.WithTimeout(ctx, time.Second)
-	defer done()
 	for len(l.due) > 0 {
 		(<-l.due).queued.Store(false)
 	}
-	if l.index.Load().n.Load() == 0 {
-		return
-	}
 	for range l.cfg.Targets {
-		if l.reach(ctx) {
-			l.giveBack(ctx, func(a *account) int64 { return a.left.Load() })
+		if l.giveBack(ctx, func(a *account) int64 { return a.left.Load() }) {
 			return
 		}
 	}
@@ -223,8 +228,9 @@ func (l *Leases) gather(first *account) []*claim {
 
 // sweep forgets the accounts of periods that are over, makes those due that owe
 // something, and those give back that nobody takes from; not while control
-// planes are away, because what cannot be given back is lost.
-func (l *Leases) sweep(ctx context.Context, now time.Time) {
+// planes are away, because what cannot be given back is lost. When ctx ends, it
+// ends as soon as what it has taken is given back, which calls bounds.
+func (l *Leases) sweep(ctx, calls context.Context, now time.Time) {
 	l.forget(now)
 	for a := range l.index.Load().all() {
 		if a.owes(a.used()) > 0 {
@@ -232,39 +238,44 @@ func (l *Leases) sweep(ctx context.Context, now time.Time) {
 		}
 	}
 	if now.Sub(l.failed) > keepAfter {
-		l.giveBack(context.WithoutCancel(ctx), func(a *account) int64 {
-			surplus := a.left.Load() - a.ahead
-			switch {
-			case !a.idle(), l.failed.After(now), ctx.Err() != nil: // a call failed meanwhile, or the node ends
-				return 0
-			case surplus > 0 && !l.reach(ctx):
+		l.giveBack(calls, func(a *account) int64 {
+			if !a.idle() || ctx.Err() != nil {
 				return 0
 			}
-			return surplus
+			return a.left.Load() - a.ahead
 		})
 	}
 }
 
-// giveBack gives back of each account what surplus says.
-func (l *Leases) giveBack(ctx context.Context, surplus func(*account) int64) {
+// giveBack gives back of each account what surplus says, until that fails. It
+// says whether it did not.
+func (l *Leases) giveBack(ctx context.Context, surplus func(*account) int64) bool {
+	reached := false
 	var claims []*claim
 	for a := range l.index.Load().all() {
 		if !a.queued.CompareAndSwap(false, true) {
 			continue // it is due in any case
 		}
-		c := a.giveBack(surplus(a))
+		n := surplus(a)
+		if !reached && (n > 0 || a.owes(a.used()) > 0) {
+			if reached = l.reach(ctx); !reached {
+				a.queued.Store(false)
+				return false
+			}
+		}
+		c := a.giveBack(n)
 		if c == nil {
 			a.queued.Store(false)
 			continue
 		}
 		if claims = append(claims, c); len(claims) == maxClaims {
-			l.lease(ctx, claims)
+			if !l.lease(ctx, claims) {
+				return false
+			}
 			claims = nil
 		}
 	}
-	if len(claims) > 0 {
-		l.lease(ctx, claims)
-	}
+	return len(claims) == 0 || l.lease(ctx, claims)
 }
 
 // lease brings claims to a control plane, and says whether it answered. A lease

@@ -84,10 +84,10 @@ func TestANodeLosesNothingByAControlPlaneThatIsGone(t *testing.T) {
 	for what, giveBack := range map[string]func(*Leases){
 		"idle": func(node *Leases) {
 			for range idleSweeps + 1 {
-				node.sweep(t.Context(), time.Now())
+				node.sweep(t.Context(), t.Context(), time.Now())
 			}
 			node.failed = time.Time{} // ten seconds later
-			node.sweep(t.Context(), time.Now())
+			node.sweep(t.Context(), t.Context(), time.Now())
 		},
 		"ends": func(node *Leases) {
 			ended, cancel := context.WithCancel(t.Context())
@@ -145,7 +145,7 @@ func TestANodeStopsGivingBackWhenTheControlPlaneIsAway(t *testing.T) {
 	had := held()
 	l.set(errors.New("away"))
 	for range idleSweeps + 2 {
-		node.sweep(t.Context(), time.Now())
+		node.sweep(t.Context(), t.Context(), time.Now())
 	}
 	each := had / accounts
 	if lost := had - held(); lost == 0 || lost > maxClaims*each {

@@ -34,6 +34,7 @@ type capCall struct {
 	ctx    context.Context // of who waits
 	claims []store.CapClaim
 	answer chan capAnswer // holds one
+	gone   error          // of run: why nobody waited any more when it was answered
 }
 
 type capAnswer struct {
@@ -112,27 +113,38 @@ func (c *caps) gather(first *capCall) []*capCall {
 	return calls
 }
 
-// answer answers calls with what one write leases. Of a call that nobody waits
-// for any more only what is given back counts: the node asks for the rest again.
+// answer answers calls with what one write leases.
 func (c *caps) answer(ctx context.Context, calls []*capCall) {
 	var all []store.CapClaim
 	for _, call := range calls {
-		gone := call.ctx.Err() != nil
-		for _, claim := range call.claims {
-			if gone {
-				claim.Owed, claim.Wanted = 0, 0
-			}
-			all = append(all, claim)
+		if call.gone = call.ctx.Err(); call.gone != nil {
+			call.claims = settled(call.claims)
 		}
+		all = append(all, call.claims...)
 	}
 	granted, err := c.store.LeaseCaps(ctx, all)
 	for _, call := range calls {
-		if err != nil {
-			call.answer <- capAnswer{err: err}
-			continue
+		a := capAnswer{err: err}
+		if err == nil {
+			n := len(call.claims)
+			a = capAnswer{granted: granted[:n:n], err: call.gone}
+			granted = granted[n:]
 		}
-		n := len(call.claims)
-		call.answer <- capAnswer{granted: granted[:n:n]}
-		granted = granted[n:]
+		call.answer <- a
 	}
+}
+
+// settled is what counts of a call that nobody waits for any more: what it gives
+// back, and what is owed where nothing is wanted, since a node that ends does not
+// say it again. One that wants more asks again for that, and owes the same.
+func settled(claims []store.CapClaim) (kept []store.CapClaim) {
+	for _, claim := range claims {
+		if claim.Wanted > 0 {
+			claim.Owed, claim.Wanted = 0, 0
+		}
+		if claim.Owed > 0 || claim.Returned > 0 {
+			kept = append(kept, claim)
+		}
+	}
+	return kept
 }

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -100,6 +101,33 @@ func TestCallsThatNobodyWaitsForAnyMoreTakeNothing(t *testing.T) {
 	}
 	stop()
 	<-ended
+}
+
+// TestACallThatNobodyWaitsForAnyMoreIsRefused: what it owes has not been counted,
+// and its node, which may read the answer yet, has to say so again. One that wants
+// nothing may be a node's last.
+func TestACallThatNobodyWaitsForAnyMoreIsRefused(t *testing.T) {
+	resources := store.New(etcdtest.Start(t))
+	if _, _, err := resources.Write(t.Context(), "", []store.Write{{Verb: store.Create, Resource: cappedLink("/a", 80)}}, false); err != nil {
+		t.Fatal(err)
+	}
+	service := newCaps(resources, slog.New(slog.DiscardHandler))
+	ask := func(ctx context.Context, claim store.CapClaim) capAnswer {
+		claim.Link, claim.Period = "go.test/a", linkv1.CapPeriod_CAP_PERIOD_TOTAL
+		call := &capCall{ctx: ctx, claims: []store.CapClaim{claim}, answer: make(chan capAnswer, 1)}
+		service.answer(t.Context(), []*capCall{call})
+		return <-call.answer
+	}
+	gone, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	for _, claim := range []store.CapClaim{{Owed: 3, Wanted: 20}, {Owed: 40}} {
+		if a := ask(gone, claim); !errors.Is(a.err, context.Canceled) {
+			t.Errorf("%+v: the answer is %+v", claim, a)
+		}
+	}
+	if a := ask(t.Context(), store.CapClaim{Wanted: 80}); a.err != nil || a.granted[0].Clicks != 10 {
+		t.Errorf("leased is %+v, want a quarter of the 40 that are left", a)
+	}
 }
 
 // TestAControlPlaneThatStopsAnswersTheCallsForLeasesThatWait: what they give back

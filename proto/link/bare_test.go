@@ -92,6 +92,39 @@ func TestLinksAreReadAsTheyWereWritten(t *testing.T) {
 	}
 }
 
+// The longest value that may have a plan is, bare and with the shortest plan, as long
+// as a value may be. What an earlier release has stored is not to become too long.
+func TestTheLongestLinkWithAPlanFitsBare(t *testing.T) {
+	const longest = 65525
+	shortest, _ := link.Encode(resource(summer()))
+	inner, n := protowire.ConsumeBytes(shortest[1:])
+	if n != len(shortest)-1 {
+		t.Fatalf("%x is not a link alone", shortest)
+	}
+	inner = append(bytes.Clone(inner), 8<<3|2, 0) // an empty query policy
+	for _, size := range []int{longest, longest + 1} {
+		with := protowire.AppendTag(bytes.Clone(inner), 99, protowire.BytesType) // of a later release
+		with = protowire.AppendBytes(with, make([]byte, size-4-len(inner)-5))
+		value := protowire.AppendBytes(shortest[:1:1], with)
+		if len(value) != size {
+			t.Fatalf("%d bytes, want %d", len(value), size)
+		}
+		var m link.Match
+		if err := m.Load(value); (err == nil) != (size == longest) {
+			t.Errorf("%d bytes: got %v", size, err)
+		} else if err != nil {
+			continue
+		}
+		bare := m.Link.AppendBare(nil, value, 7)
+		if len(bare) != link.MaxValue {
+			t.Errorf("%d bytes are %d bare", size, len(bare))
+		}
+		if !bytes.Equal(m.Link.AppendValue(nil, bare, m.Plan.Bytes()), value) {
+			t.Error("another value comes back")
+		}
+	}
+}
+
 // A later release may say more in a resource, in front of the link or behind it.
 func TestFieldsOfAResourceAreNotReadAsTheLinks(t *testing.T) {
 	// Of numbers that a link has too: its cap, not_before, expires_at, labels and stickiness.

@@ -49,9 +49,8 @@ func (r *Recorder) sync() {
 			// are still in its memory, as at level process.
 			err = fmt.Errorf("sync segment: %w", err)
 			fails = true
-			if r.syncFailed.CompareAndSwap(nil, &err) {
-				r.degraded.CompareAndSwap(nil, &err) // what has failed otherwise goes on
-			}
+			r.syncFailed.CompareAndSwap(nil, &err)
+			r.degraded.CompareAndSwap(nil, r.syncFailed.Load()) // what has failed otherwise goes on
 		} else {
 			works = works || synced
 		}

@@ -280,6 +280,35 @@ func TestASyncThatWorksDoesNotHealTheFolder(t *testing.T) {
 	}
 }
 
+// The folder was removed, and is made anew; a sync fails just before it counts as healed.
+func TestSyncsThatFailGoOnToBeToldOfWhenTheFolderHasHealed(t *testing.T) {
+	real := syncMemory
+	defer func() { syncMemory, step = real, nil }()
+	r := still(t)
+	if err := os.RemoveAll(r.log.boot.dir); err != nil {
+		t.Fatal(err)
+	}
+	syncMemory = func([]byte) error { return unix.EIO }
+	failed := func() bool {
+		recordTimes(r, 0, 1)
+		r.sync()
+		return r.syncFailed.Load() != nil
+	}
+	during := false
+	step = func(name string) {
+		if name == "rotate: done" { // clicks are in the new folder
+			during = failed()
+		}
+	}
+	r.heal()
+	if !during {
+		t.Fatal("no sync has failed while the folder healed")
+	}
+	if failed(); !errors.Is(r.Degraded(), unix.EIO) {
+		t.Errorf("degraded: %v", r.Degraded())
+	}
+}
+
 // The segment whose sync failed is behind, and what is in memory is never synced.
 func TestClicksLeaveMemoryAlsoWhenASyncHadFailedBefore(t *testing.T) {
 	real := syncMemory

@@ -361,6 +361,36 @@ func TestAStreamThatLostItsEndIsNotReadFromBeforeTheStart(t *testing.T) {
 	}
 }
 
+// The state was saved by a release that did not keep when it begins.
+func TestAStreamThatLostItsEndIsNotReadFromBeforeTheStartAlsoWhereTheStateIsOld(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	subject := Subject("eu", "n")
+	publish(subject, message(t, "n", 1, 1, 5))
+	time.Sleep(20 * time.Millisecond)
+	from := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	sink := func() *table { return &table{clicks: map[string]int{}, crash: func() bool { return false }} }
+	now, at := sink(), sink()
+	beginNow(t, js, now)
+	publish(subject, message(t, "n", 1, 6, 5))
+	if got := len(read(t, js, Options{Store: at, Start: At(from)})); got != 5 {
+		t.Fatalf("%d clicks", got)
+	}
+	at.state.Marks[0].High = 9
+	for want, o := range map[string]Options{
+		"n/1:10":                         {Store: at, Start: At(from)},
+		"n/1:6 n/1:7 n/1:8 n/1:9 n/1:10": {Store: now, Start: Now()},
+	} {
+		state := &o.Store.(*table).state
+		state.Next += 5 // there had been more messages
+		state.Begin = time.Time{}
+		if got := strings.Join(read(t, js, o), " "); got != want {
+			t.Errorf("behind what was lost came %s, want %s", got, want)
+		}
+	}
+}
+
 func TestAStreamThatWasMadeAnewIsReadFromItsBeginning(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)

@@ -113,10 +113,22 @@ func (c *consumer) floor(ctx context.Context, stream jetstream.Stream) (uint64, 
 func (c *consumer) lostEnd() {
 	c.options.Log.Warn("the stream has lost its end: what came shortly before is read again, and duplicates are dropped", "sequence", c.state.Next-1)
 	c.rewind = c.state.Stored.Add(-rewindBy)
-	if c.rewind.Before(c.state.Begin) { // and what lies before that is not wanted
-		c.rewind = c.state.Begin
+	if begin := c.begin(); c.rewind.Before(begin) { // and what lies before that is not wanted
+		c.rewind = begin
 	}
 	c.state.Next = 0
+}
+
+// begin is State.Begin, or what is known of it where a release that had none has saved
+// the state.
+func (c *consumer) begin() time.Time {
+	switch {
+	case !c.state.Begin.IsZero():
+		return c.state.Begin
+	case len(c.marks) == 0: // nothing was handled since Now
+		return c.state.Stored.Add(1)
+	}
+	return c.options.Start.at.Add(-c.options.Lead)
 }
 
 // config is the server's consumer.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
@@ -43,6 +44,8 @@ func (a *app) jetStream(ctx context.Context) (*nats.Conn, jetstream.JetStream, e
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, nil, ctx.Err()
+	case errors.As(err, new(*url.Error)): // it tells the secret
+		return nil, nil, usagef("it looks like nats://USER:PASSWORD@HOST:PORT, with a % of the password as %25, and a / as %2F", "the URL of NATS cannot be read")
 	case err != nil:
 		return nil, nil, notConnected(redacted(to.NATS), strings.TrimPrefix(err.Error(), "nats: "))
 	}
@@ -90,17 +93,11 @@ func notConnected(address, reason string) error {
 	return &unreachable{what: "NATS", address: address, flag: "--nats", variable: envNATS, err: errors.New(reason)}
 }
 
-// redacted are the URLs of servers without what lets affctl in.
-func redacted(urls string) string {
-	all := strings.Split(urls, ",")
-	for i, one := range all {
-		if u, err := url.Parse(strings.TrimSpace(one)); err == nil && u.User != nil {
-			u.User = url.User("xxxxx") // a name alone may be a token
-			all[i] = u.String()
-		}
-	}
-	return strings.Join(all, ",")
-}
+// userinfo is what is before the host of a URL of a server, which may lack the scheme.
+var userinfo = regexp.MustCompile(`((?:^|,)\s*(?:[a-z]+://)?)[^,]*@`)
+
+// redacted are the URLs of servers without what lets affctl in: a name alone may be a token.
+func redacted(urls string) string { return userinfo.ReplaceAllString(urls, "${1}xxxxx@") }
 
 // clickStream finds the stream of clicks.
 func (a *app) clickStream(ctx context.Context, js jetstream.JetStream) (*jetstream.StreamInfo, error) {

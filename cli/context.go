@@ -176,7 +176,7 @@ func contextList(a *app) *cobra.Command {
 				if name == current {
 					mark = "*"
 				}
-				t.row(mark, name, c.Contexts[name].Server, c.Contexts[name].NATS)
+				t.row(mark, name, c.Contexts[name].Server, redacted(c.Contexts[name].NATS))
 			}
 			return t.flush()
 		},

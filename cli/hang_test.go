@@ -122,6 +122,20 @@ func TestWhatNATSRefusesIsNoOutageAndShowsNoSecret(t *testing.T) {
 	}
 }
 
+func TestURLOfNATSIsShownWithoutSecretHoweverItIsWritten(t *testing.T) {
+	for given, shown := range map[string]string{
+		"s3cret@127.0.0.1:1":           "affctl: no answer from NATS at xxxxx@127.0.0.1:1: ",
+		"127.0.0.1:1,ada:s3cret@[::1]": "affctl: no answer from NATS at 127.0.0.1:1,xxxxx@[::1]: ",
+		"nats://s3cret%zz@127.0.0.1:1": "affctl: the URL of NATS cannot be read\nhint: ",
+		"nats://ada:s3cret/@127.0.0.1": "affctl: the URL of NATS cannot be read\nhint: ",
+	} {
+		_, stdout, stderr := says(t.Context(), t, "stats", "--nats", given)
+		if !strings.HasPrefix(stderr, shown) || strings.Contains(stdout+stderr, "s3cret") {
+			t.Errorf("of %s it says\n%s%s", given, stdout, stderr)
+		}
+	}
+}
+
 func TestTailSaysWhatNATSLacks(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // for what would never end
 	defer cancel()

@@ -3,8 +3,7 @@ package publish
 import (
 	"context"
 	"math/rand/v2"
-	"net/url"
-	"strings"
+	"regexp"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -75,17 +74,11 @@ func (p *Publisher) connect() error {
 	return nil
 }
 
-// redacted are the URLs of servers without what lets the node in.
-func redacted(urls string) string {
-	all := strings.Split(urls, ",")
-	for i, one := range all {
-		if u, err := url.Parse(strings.TrimSpace(one)); err == nil && u.User != nil {
-			u.User = url.User("xxxxx") // a name alone may be a token
-			all[i] = u.String()
-		}
-	}
-	return strings.Join(all, ",")
-}
+// userinfo is what is before the host of a URL of a server, which may lack the scheme.
+var userinfo = regexp.MustCompile(`((?:^|,)\s*(?:[a-z]+://)?)[^,]*@`)
+
+// redacted are the URLs of servers without what lets the node in: a name alone may be a token.
+func redacted(urls string) string { return userinfo.ReplaceAllString(urls, "${1}xxxxx@") }
 
 // reconnected forgets what it believed about the server and what is under way.
 func (p *Publisher) reconnected() {

@@ -57,6 +57,8 @@ func TestTheLogOfANodeShowsNothingThatLetsItIn(t *testing.T) {
 		"nats://a:4222, b:4222":              "nats://a:4222, b:4222",
 		"nats://ada:secret@a:4222":           "nats://xxxxx@a:4222",
 		"nats://token@a:4222,tls://x@b:4222": "nats://xxxxx@a:4222,tls://xxxxx@b:4222",
+		"token@a:4222, ada:secret@b":         "xxxxx@a:4222, xxxxx@b",
+		"nats://sec%ret@a:4222":              "nats://xxxxx@a:4222",
 	} {
 		if got := redacted(urls); got != want {
 			t.Errorf("%s became %s", urls, got)

@@ -3,6 +3,7 @@ package publish
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -63,5 +64,22 @@ func TestTheLogOfANodeShowsNothingThatLetsItIn(t *testing.T) {
 		if got := redacted(urls); got != want {
 			t.Errorf("%s became %s", urls, got)
 		}
+	}
+}
+
+func TestURLThatCannotBeReadIsRefusedWithoutWhatLetsTheNodeIn(t *testing.T) {
+	r := openRecorder(t)
+	for urls, shown := range map[string]string{
+		"nats://secret%zz@a:4222": "nats://xxxxx@a:4222",
+		"b, ada:secret%zz@a:4222": "xxxxx@a:4222",
+		"nats://ada:secret/@a":    "nats://xxxxx@a",
+	} {
+		_, err := New(Config{URL: urls, Recorder: r})
+		if want := fmt.Sprintf("publish clicks: %q is no URL of NATS", shown); err == nil || err.Error() != want {
+			t.Errorf("of %s, the error is %v, want %s", urls, err, want)
+		}
+	}
+	if _, err := New(Config{URL: "a, nats://b:4222,token@c", Recorder: r}); err != nil {
+		t.Error(err)
 	}
 }

@@ -135,8 +135,12 @@ func New(config Config) (*Publisher, error) {
 	}
 	for _, u := range strings.Split(config.URL, ",") {
 		u = strings.TrimSpace(u)
-		if parsed, err := url.Parse(u); strings.Contains(u, "://") && (err != nil || parsed.Host == "") {
-			return nil, fmt.Errorf("publish clicks: %q is no URL of NATS", u)
+		whole := u
+		if !strings.Contains(u, "://") {
+			whole = "nats://" + u // as the client of NATS does
+		}
+		if parsed, err := url.Parse(whole); u != "" && (err != nil || parsed.Host == "") {
+			return nil, fmt.Errorf("publish clicks: %q is no URL of NATS", redacted(u))
 		}
 	}
 	if config.Timeout == 0 {

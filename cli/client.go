@@ -37,7 +37,7 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 		return nil, err
 	}
 	if _, _, err := net.SplitHostPort(to.Server); err != nil && !strings.HasPrefix(to.Server, "dns:") && !strings.HasPrefix(to.Server, "unix:") {
-		return nil, usagef("it looks like host:port", "--server %s has no port", to.Server) // gRPC would take that of https
+		return nil, usagef("it looks like control.example.com:7070", "--server %s is not HOST:PORT", to.Server) // without a port, gRPC would take that of https
 	}
 	conn, err := grpc.NewClient(to.Server,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -23,9 +23,7 @@ func TestAnAuditOfAWindowKnowsWhatCameBefore(t *testing.T) {
 	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5, dropped(8, 3)))
 	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3, dropped(13, 3))) // 6 and 7 come late
 	publish(Subject("eu", "old"), message(t, "old", 1, 1, 5))
-	time.Sleep(20 * time.Millisecond)
-	from := time.Now()
-	time.Sleep(20 * time.Millisecond)
+	from := apart()
 	publish(Subject("eu", "n"), message(t, "n", 1, 4, 10, dropped(20, 7))) // 6, 7 and 11 to 13 are new
 	publish(Subject("eu", "m"), message(t, "m", 1, 101, 10, dropped(111, 1)))
 	var audit Audit
@@ -58,9 +56,7 @@ func TestAnAuditOfAWindowTakesTheLatestAccountFromBefore(t *testing.T) {
 	publish(subject, message(t, "n", 1, 1, 5))
 	publish(subject, message(t, "n", 1, 6, 5, dropped))
 	publish(subject, message(t, "n", 1, 1, 5))
-	time.Sleep(20 * time.Millisecond)
-	from := time.Now()
-	time.Sleep(20 * time.Millisecond)
+	from := apart()
 	publish(subject, message(t, "n", 1, 11, 5, dropped))
 	var audit Audit
 	read(t, js, Options{Start: At(from), Lead: time.Hour, Audit: &audit})
@@ -109,9 +105,7 @@ func TestAnAuditSeesWhatCameLate(t *testing.T) {
 	publish := stream(t, js)
 	publish(Subject("eu", "n"), message(t, "n", 1, 1, 5))
 	publish(Subject("eu", "n"), message(t, "n", 1, 8, 3))
-	time.Sleep(20 * time.Millisecond)
-	until := time.Now()
-	time.Sleep(20 * time.Millisecond)
+	until := apart()
 	publish(Subject("eu", "n"), message(t, "n", 1, 6, 2))
 	publish(Subject("eu", "n"), message(t, "n", 1, 20, 2)) // all that is beyond the window
 	publish(Subject("eu", "m"), message(t, "m", 1, 1, 2))

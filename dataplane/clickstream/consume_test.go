@@ -79,9 +79,7 @@ func TestConsumeStartsWhereItIsTold(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)
 	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
-	time.Sleep(20 * time.Millisecond)
-	between := time.Now()
-	time.Sleep(20 * time.Millisecond)
+	between := apart()
 	publish(Subject("eu", "n"), message(t, "n", 1, 2, 1))
 	publish(Subject("us", "m"), message(t, "m", 1, 1, 1))
 	first := func(o Options) string {

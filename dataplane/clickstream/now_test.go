@@ -48,7 +48,7 @@ func TestAConsumerFromNowOnGoesOnFromThereHoweverSoonItEnds(t *testing.T) {
 	publish(subject, message(t, "n", 1, 1, 1))
 	for name, store := range map[string]Store{
 		"marks in NATS": NewKVStore(js, "sink", quiet()),
-		"transactions":  &table{clicks: map[string]int{}, crash: func() bool { return false }},
+		"transactions":  newTable(),
 	} {
 		beginNow(t, js, store)
 		publish(subject, message(t, "n", 1, 2, 1))
@@ -89,7 +89,7 @@ func TestAConsumerFromNowOnOfAStreamThatLostItsEndBeginsThere(t *testing.T) {
 	publish := stream(t, js)
 	subject := Subject("eu", "n")
 	publish(subject, message(t, "n", 1, 1, 1))
-	sink := &table{clicks: map[string]int{}, crash: func() bool { return false }}
+	sink := newTable()
 	beginNow(t, js, sink)
 	publish(subject, message(t, "n", 1, 2, 1))
 	for _, next := range []uint64{2 + 3, 3} { // there had been more; others have the numbers

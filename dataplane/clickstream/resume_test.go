@@ -238,6 +238,11 @@ type table struct {
 	crash     func() bool
 }
 
+// newTable is an empty one of a sink that does not crash.
+func newTable() *table {
+	return &table{clicks: map[string]int{}, crash: func() bool { return false }}
+}
+
 var errCrash = errors.New("crash")
 
 func (s *table) Load(context.Context) (State, error) {
@@ -311,7 +316,7 @@ func TestAStreamThatLostItsEndIsReadAgainThere(t *testing.T) {
 	publish := stream(t, js)
 	subject := Subject("eu", "n")
 	publish(subject, message(t, "n", 1, 1, 5))
-	sink := &table{clicks: map[string]int{}, crash: func() bool { return false }}
+	sink := newTable()
 	if got := len(read(t, js, Options{Store: sink})); got != 5 {
 		t.Fatal(got)
 	}
@@ -337,16 +342,13 @@ func TestAStreamThatLostItsEndIsNotReadFromBeforeTheStart(t *testing.T) {
 	publish := stream(t, js)
 	subject := Subject("eu", "n")
 	publish(subject, message(t, "n", 1, 1, 5))
-	time.Sleep(20 * time.Millisecond)
-	from := time.Now()
-	time.Sleep(20 * time.Millisecond)
-	sink := func() *table { return &table{clicks: map[string]int{}, crash: func() bool { return false }} }
-	now := sink()
+	from := apart()
+	now := newTable()
 	beginNow(t, js, now)
 	publish(subject, message(t, "n", 1, 6, 5))
 	for name, o := range map[string]Options{
-		"a time":     {Store: sink(), Start: At(from)},
-		"a sequence": {Store: sink(), Start: AtSequence(2)},
+		"a time":     {Store: newTable(), Start: At(from)},
+		"a sequence": {Store: newTable(), Start: AtSequence(2)},
 		"now":        {Store: now, Start: Now()},
 	} {
 		if got := len(read(t, js, o)); got != 5 {
@@ -367,11 +369,8 @@ func TestAStreamThatLostItsEndIsNotReadFromBeforeTheStartAlsoWhereTheStateIsOld(
 	publish := stream(t, js)
 	subject := Subject("eu", "n")
 	publish(subject, message(t, "n", 1, 1, 5))
-	time.Sleep(20 * time.Millisecond)
-	from := time.Now()
-	time.Sleep(20 * time.Millisecond)
-	sink := func() *table { return &table{clicks: map[string]int{}, crash: func() bool { return false }} }
-	now, at := sink(), sink()
+	from := apart()
+	now, at := newTable(), newTable()
 	beginNow(t, js, now)
 	publish(subject, message(t, "n", 1, 6, 5))
 	if got := len(read(t, js, Options{Store: at, Start: At(from)})); got != 5 {
@@ -494,3 +493,12 @@ func TestMalformedMessagesAreReportedAndPassedOver(t *testing.T) {
 }
 
 func badIndex(b *clickv1.Batch) { b.Clicks[0].UserAgent = 99 }
+
+// apart is a time that differs, by any clock, from that of what came before and of what
+// comes next.
+func apart() time.Time {
+	time.Sleep(20 * time.Millisecond)
+	t := time.Now()
+	time.Sleep(20 * time.Millisecond)
+	return t
+}

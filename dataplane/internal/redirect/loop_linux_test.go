@@ -220,15 +220,21 @@ func leaveDescriptors(t *testing.T, n int) (restore func()) {
 	return restore
 }
 
-func TestALoopThatFindsNoDescriptorFails(t *testing.T) {
-	onlyLoops(t)
+// listening is a listener's descriptor for a loop, until the test ends.
+func listening(t *testing.T) int {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
 	listener := duplicate(ln.(*net.TCPListener))
-	defer unix.Close(listener)
+	t.Cleanup(func() { _, _ = unix.Close(listener), ln.Close() })
+	return listener
+}
+
+func TestALoopThatFindsNoDescriptorFails(t *testing.T) {
+	onlyLoops(t)
+	listener := listening(t)
 	g := &group{srv: &Server{}}
 	const own = 3 // epoll, eventfd, timerfd
 	for left := range own + 1 {
@@ -358,13 +364,7 @@ func TestALoopGivesWayToWhatMakesRoomForClicksUntilThereIsNone(t *testing.T) {
 
 func TestAConnectionBehindAProxyBeginsWithADeadlineThatIsToCome(t *testing.T) {
 	onlyLoops(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	listener := duplicate(ln.(*net.TCPListener))
-	defer unix.Close(listener)
+	listener := listening(t)
 	cfg := Config{Live: &table.Live{}, Clicks: newRecorder(t)}
 	cfg.Live.Store(samples(t))
 	s, err := New(cfg)

@@ -303,7 +303,7 @@ func (o *outage) fill(ctx context.Context, clicks float64) error {
 		}
 		missing := clicks - m["unacknowledged"]
 		if missing <= 0 {
-			return nil
+			return o.whole("while the spool was filled")
 		}
 		if _, err := o.load(ctx, fast, 0, time.Duration(min(missing, 2e6)/fast*float64(time.Second))+time.Millisecond); err != nil {
 			return err
@@ -354,7 +354,16 @@ func (o *outage) drain(ctx context.Context) error {
 	}
 	o.drained = append(o.drained, drained{waited, took})
 	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", took.Seconds(), waited/took.Seconds())
-	return nil
+	return o.whole("while the spool drained")
+}
+
+// whole fails when clicks were dropped, in the phase that has just ended.
+func (o *outage) whole(phase string) error {
+	m, err := o.metrics()
+	if err == nil && m["dropped_total"] > 0 {
+		err = fmt.Errorf("clicks were dropped %s: %v\n%s", phase, m, o.node.Output())
+	}
+	return err
 }
 
 // check sees to it that no click is missing in the stream, and measures it.
@@ -362,12 +371,15 @@ func (o *outage) check(ctx context.Context) error {
 	if err := o.published(); err != nil {
 		return err
 	}
+	if err := o.whole("at the end"); err != nil {
+		return err
+	}
 	m, err := o.metrics()
 	if err != nil {
 		return err
 	}
-	if m["dropped_total"] > 0 || m["published_total"] != m["recorded_total"] {
-		return fmt.Errorf("clicks are missing: %v", m)
+	if m["published_total"] != m["recorded_total"] {
+		return fmt.Errorf("clicks are missing: %v\n%s", m, o.node.Output())
 	}
 	nc, err := nats.Connect("nats://" + o.fleet.NATSAddr)
 	if err != nil {
@@ -387,7 +399,7 @@ func (o *outage) check(ctx context.Context) error {
 }
 
 // metrics are the node's about clicks, without their prefix; those with labels
-// are added up.
+// are there one by one, and added up.
 func (o *outage) metrics() (map[string]float64, error) {
 	resp, err := http.Get("http://" + o.fleet.NodeAdmin[0] + "/metrics")
 	if err != nil {
@@ -407,7 +419,9 @@ func (o *outage) metrics() (map[string]float64, error) {
 		if err != nil {
 			return nil, fmt.Errorf("metric %s: %w", name, err)
 		}
-		m[short] += v
+		if m[short] += v; family != name {
+			m[short+strings.TrimPrefix(name, family)] = v
+		}
 	}
 	return m, lines.Err()
 }

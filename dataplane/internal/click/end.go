@@ -47,6 +47,8 @@ func (r *Recorder) Close() error {
 	}
 	close(r.stop)
 	r.stopped.Wait()
+	for r.giveUpReserve() {
+	}
 	if r.metrics != nil {
 		r.config.Registerer.Unregister(r.metrics)
 	}
@@ -73,6 +75,7 @@ func (r *Recorder) Close() error {
 func (r *Recorder) forget() {
 	l := r.log
 	l.mu.Lock()
+	l.adopt()
 	var lost uint64
 	for _, s := range l.segments {
 		if end, known := s.end(); known && s.plain() && s.first.Load() != 0 {

@@ -109,13 +109,13 @@ func (r *Recorder) leave(s *segment) {
 	}
 }
 
-// next takes a spare segment and makes it ready to go on with; nil when there is none.
+// next takes a spare segment, or one of the reserve, and makes it ready to go on with;
+// nil when there is none.
 func (r *Recorder) next(first uint64) *segment {
 	for {
 		select {
 		case s := <-r.spares:
-			r.log.boot.mark(func() { r.log.boot.noteUse(s.plain(), first) })
-			err := s.use(first)
+			err := r.use(s, first)
 			if err == nil {
 				return s
 			}
@@ -123,9 +123,16 @@ func (r *Recorder) next(first uint64) *segment {
 			r.degraded.Store(&s.damage.Load().err)
 			r.log.drop(s)
 		default:
-			return nil
+			return r.fromReserve(first)
 		}
 	}
+}
+
+// use makes a segment ready to be current from sequence first on.
+func (r *Recorder) use(s *segment, first uint64) error {
+	r.used++
+	r.log.boot.mark(func() { r.log.boot.noteUse(s.plain(), first) })
+	return s.use(r.log.boot.Boot, r.used, first)
 }
 
 // drop gives up a segment that has not come to be used.

@@ -16,6 +16,9 @@ func (r *Recorder) Degraded() error {
 	if err := r.degraded.Load(); err != nil {
 		return *err
 	}
+	if s := r.current.Load(); s != nil && s.plain() && r.config.Level != Memory {
+		return errHeldUp
+	}
 	return nil
 }
 
@@ -87,7 +90,7 @@ func (r *Recorder) replaceSpare(s *segment) {
 	r.log.segments = append(r.log.segments, s)
 	r.log.mu.Unlock()
 	r.mu.Lock()
-	r.number = s.number
+	r.number++
 	r.mu.Unlock()
 	r.spares <- s // has room: only this goroutine fills it
 }
@@ -95,7 +98,7 @@ func (r *Recorder) replaceSpare(s *segment) {
 // leaveMemory goes on with a spare segment when the current one would not
 // survive the process.
 func (r *Recorder) leaveMemory() {
-	if s := r.current.Load(); s != nil && s.plain() {
+	if s := r.current.Load(); s != nil && s.plain() && len(r.spares) > 0 {
 		r.leave(s)
 	}
 	if s := r.current.Load(); s != nil && !s.plain() {

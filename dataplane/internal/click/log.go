@@ -26,6 +26,7 @@ type Log struct {
 	recovered bool
 	tail      uint64 // damaged clicks behind the last whole one
 
+	strays   chan *segment // that came into use out of the reserve; see adopt
 	mu       sync.Mutex
 	segments []*segment // oldest first; of the running boot, the spare ones too
 	last     uint64     // of an earlier boot: its highest sequence
@@ -87,6 +88,7 @@ func (l *Log) dropped() (d [reasons]uint64) {
 func (l *Log) bytes() (n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.adopt()
 	for _, s := range l.segments {
 		n += s.size
 	}
@@ -410,9 +412,15 @@ func (c *Cursor) find() (length int, ok bool) {
 
 // enter goes to the segment that holds the next click.
 func (c *Cursor) enter() (bool, error) {
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	c.log.adopt()
+	return c.enterFirst()
+}
+
+// enterFirst is enter but for the log's mutex, which the caller holds.
+func (c *Cursor) enterFirst() (bool, error) {
 	l := c.log
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, s := range l.segments {
 		if s.leaving {
 			continue
@@ -422,6 +430,9 @@ func (c *Cursor) enter() (bool, error) {
 		}
 		if end, known := s.end(); known && end <= c.next {
 			continue
+		}
+		if s.sequence(0) > c.next && l.adopt() {
+			return c.enterFirst() // one that came into use just now is before it
 		}
 		if err := s.mapIn(); err != nil {
 			if s.recovered && errors.Is(err, os.ErrNotExist) {

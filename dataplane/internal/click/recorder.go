@@ -23,6 +23,8 @@ type Recorder struct {
 
 	current atomic.Pointer[segment] // nil: the spool is full, or the boot has ended
 	spares  chan *segment
+	reserve chan *segment // see reserve.go
+	taken   chan struct{} // out of the reserve
 	wake    chan struct{}
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -33,6 +35,7 @@ type Recorder struct {
 
 	syncFailed atomic.Pointer[error] // the sync that failed, until one works; degraded may be it
 	none       atomic.Bool           // the last try to make a spare segment gave none
+	used       uint64                // how many segments came into use; of whoever goes on with another
 
 	yield     func()    // lets redirects go first; maintain's, once that runs
 	removedAt time.Time // when segments of the log were last; maintain's
@@ -44,7 +47,7 @@ type Recorder struct {
 	warnings []error
 	ended    bool
 	closed   bool
-	number   uint64 // of the newest segment
+	number   uint64 // of the newest segment that was made
 	metrics  *metrics
 }
 
@@ -57,12 +60,14 @@ func Open(config Config) (*Recorder, error) {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	r := &Recorder{
-		config: config,
-		policy: newPolicy(config.Address, config.Omit, config.HashKey),
-		spares: make(chan *segment, spareCount),
-		wake:   make(chan struct{}, 1),
-		stop:   make(chan struct{}),
-		yield:  runtime.Gosched,
+		config:  config,
+		policy:  newPolicy(config.Address, config.Omit, config.HashKey),
+		spares:  make(chan *segment, spareCount),
+		reserve: make(chan *segment, spareCount),
+		taken:   make(chan struct{}, 1),
+		wake:    make(chan struct{}, 1),
+		stop:    make(chan struct{}),
+		yield:   runtime.Gosched,
 	}
 	if config.Retention > 0 && config.Level != Memory {
 		r.sent = newSentLog("", config.MaxBytes, config.Retention)
@@ -79,7 +84,7 @@ func Open(config Config) (*Recorder, error) {
 	if cause := b.unmade; cause != nil {
 		r.degraded.Store(&cause)
 	}
-	r.log = &Log{boot: b, wake: r.wakeUp, hurt: r.hurt}
+	r.log = &Log{boot: b, wake: r.wakeUp, hurt: r.hurt, strays: make(chan *segment, spareCount)}
 	if r.sent != nil {
 		r.sent.dir = b.dir
 	}
@@ -100,6 +105,9 @@ func Open(config Config) (*Recorder, error) {
 		}
 	}
 	r.stopped.Go(r.maintain)
+	if config.Level != Memory {
+		r.stopped.Go(r.keepReserve)
+	}
 	if config.Level == Fsync {
 		r.stopped.Go(func() { r.syncEvery(config.Sync) })
 	}
@@ -210,7 +218,10 @@ func (r *Recorder) lacksSpare() bool { return len(r.spares) < cap(r.spares) }
 // who goes on without a pause may be quicker, and lose clicks.
 func (r *Recorder) Short() bool { return len(r.spares) == 0 && !r.none.Load() }
 
-func (r *Recorder) room() bool { return r.Bytes()+r.config.SegmentBytes <= r.config.MaxBytes }
+// room says whether there is room for one more segment beside the reserve.
+func (r *Recorder) room() bool {
+	return r.Bytes()+int64(len(r.reserve)+1)*r.config.SegmentBytes <= r.config.MaxBytes
+}
 
 // errFull is why there is no spare segment when the spool has reached its limit.
 var errFull = errors.New("the spool is full")
@@ -249,7 +260,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 			_ = syncMemory(b.mem) // if this fails, so does what follows
 			s.durable.Store(segmentHead)
 		}
-		if err := s.recycle(b.Boot, number, r.pause); err != nil {
+		if err := s.recycle(b.Boot, r.pause); err != nil {
 			s.hurt(err)
 			r.degraded.Store(&s.damage.Load().err)
 			r.log.drop(s)
@@ -258,7 +269,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 		return s
 	}
 	// While the folder fails, only a new file shows that it works again.
-	if r.Degraded() == nil && !b.apart() {
+	if r.degraded.Load() == nil && !b.apart() {
 		if s := recycle(); s != nil {
 			return s, nil
 		}
@@ -275,7 +286,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 		cause := err
 		r.degraded.Store(&cause)
 	}
-	if err != nil && r.Degraded() != nil {
+	if err != nil && r.degraded.Load() != nil {
 		if s := recycle(); s != nil {
 			return s, nil
 		}
@@ -378,10 +389,10 @@ func (r *Recorder) trim() {
 	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool { return gone[l] })
 }
 
-// makeRoom gives up the oldest of what was sent.
+// makeRoom gives up the reserve, and the oldest of what was sent.
 func (r *Recorder) makeRoom() bool {
 	for !r.room() {
-		if r.sent == nil || !r.sent.trim(time.Now(), true) {
+		if !r.giveUpReserve() && (r.sent == nil || !r.sent.trim(time.Now(), true)) {
 			return false
 		}
 	}

@@ -21,7 +21,7 @@ import (
 //
 //	 0  8 bytes  magic and version of the format
 //	 8  u64  boot
-//	16  u64  number in its boot, from 1; a new one each time it is used again
+//	16  u64  number in its boot, from 1, in the order of use; 0 while the segment is spare
 //	24  u32  salt of the checksums
 //	28  u32  CRC-32C of the bytes before
 //	32  u64  sequence of the record with index 0; 0 while the segment is spare
@@ -80,11 +80,11 @@ type segment struct {
 	_     [56]byte
 }
 
-// newSegment makes a spare segment: a file in dir, whose every page is there
-// and writable, or plain memory when dir is empty. It calls pause after each
-// step.
+// newSegment makes a spare segment: a file in dir with a number in its name, whose
+// every page is there and writable, or plain memory when dir is empty. It calls pause
+// after each step.
 func newSegment(dir string, boot, number uint64, size int64, pause func()) (*segment, error) {
-	s := &segment{number: number, salt: rand.Uint32(), size: size}
+	s := &segment{salt: rand.Uint32(), size: size}
 	var mem []byte
 	var err error
 	if dir == "" {
@@ -131,7 +131,7 @@ func (s *segment) writeHead(mem []byte, boot uint64) {
 //
 // A goroutine that was held up for long may still take this segment for the
 // current one. It finds it over, as it was, until it is current again.
-func (s *segment) recycle(boot, number uint64, yield func()) error {
+func (s *segment) recycle(boot uint64, yield func()) error {
 	mem := s.bytes()
 	return guarded(mem, func() {
 		s.markSpare(mem)
@@ -141,7 +141,7 @@ func (s *segment) recycle(boot, number uint64, yield func()) error {
 			stepped("reuse: wiping")
 			yield()
 		}
-		s.number, s.salt, s.released = number, rand.Uint32(), false
+		s.number, s.salt, s.released = 0, rand.Uint32(), false
 		s.writeHead(mem, boot)
 		stepped("reuse: done")
 	})
@@ -161,9 +161,13 @@ func (s *segment) bytes() []byte {
 }
 
 // use makes a spare segment ready to be current. It is over until it is opened.
-func (s *segment) use(first uint64) error {
+func (s *segment) use(boot, number, first uint64) error {
 	mem := s.bytes()
-	if err := guarded(mem, func() { atomic.StoreUint64((*uint64)(unsafe.Pointer(&mem[32])), first) }); err != nil {
+	s.number = number
+	if err := guarded(mem, func() {
+		s.writeHead(mem, boot)
+		atomic.StoreUint64((*uint64)(unsafe.Pointer(&mem[32])), first) // spare until then
+	}); err != nil {
 		return err
 	}
 	s.first.Store(first)

@@ -336,8 +336,8 @@ func (p *Publisher) tellDegraded(now time.Time) {
 		return
 	}
 	if p.degraded = err != nil; p.degraded {
-		p.log.Error("clicks are held in memory, and do not survive the process: the folder of the spool fails", "error", err,
-			"cure", "make room on its disk, or make it writable; it is tried again every second")
+		p.log.Error("clicks are held in memory, and do not survive the process: the folder of the spool fails, or is slow", "error", err,
+			"cure", "make room on its disk, make it writable, or take a faster one; it is tried again every second")
 	} else {
 		p.log.Info("clicks are held in the folder of the spool again")
 	}

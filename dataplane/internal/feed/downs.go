@@ -21,10 +21,10 @@ import (
 // downLog keeps what was taken down beside the journal, so that a node that starts
 // anew goes on refusing it: the replica that told it may have started anew, too, and
 // know nothing of it. A record is a SubscribeResponse as it came, in the journal's
-// form; like a journal's it survives the end of the process. It stays until each file
-// that a start may begin with is of a version that holds it: the newest may be torn, or
-// be what ends the process, and what is live may be in no file yet. The zero value keeps
-// nothing.
+// form; like a journal's it survives the end of the process. It stays until there are two
+// files that a start may begin with, and both are of versions that hold it: the newest may
+// be torn, or be what ends the process, and what is live may be in no file yet. The zero
+// value keeps nothing.
 //
 // read and add belong to the goroutine that applies frames; saved may be called from
 // any goroutine.
@@ -170,7 +170,8 @@ func (d *downLog) append(record []byte) error {
 }
 
 // saved drops what all of the states hold that a start may begin with, and what is of
-// an epoch of none of them, unless that is where the node goes next.
+// an epoch of none of them, unless that is where the node goes next. A state of the zero
+// version holds nothing: a start that finds no file takes what any replica has.
 func (d *downLog) saved(states ...table.Version) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -181,7 +182,7 @@ func (d *downLog) saved(states ...table.Version) {
 	var kept []record
 	for _, r := range d.records {
 		of := func(s table.Version) bool { return s.Epoch == r.to.Epoch }
-		lacks := func(s table.Version) bool { return later(r.to, s) }
+		lacks := func(s table.Version) bool { return s == (table.Version{}) || later(r.to, s) }
 		if slices.ContainsFunc(states, lacks) || r.to.Epoch == next && !slices.ContainsFunc(states, of) {
 			kept = append(kept, r)
 		}

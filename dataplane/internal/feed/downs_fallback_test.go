@@ -71,6 +71,29 @@ func tornState(t *testing.T, dir string, k *keeper) {
 	}
 }
 
+// A start that finds no file begins with the snapshot of any replica, perhaps of one that
+// is behind.
+func TestWhatWasTakenDownIsRefusedWhereTheOnlyFileIsTorn(t *testing.T) {
+	dir := t.TempDir()
+	k, a, _ := begun(dir)
+	a.take(wire(t, takeDown(12, deleted("/a"))))
+	for _, f := range (state{"/b": "https://x.test/b"}).snapshot(12) {
+		a.take(wire(t, f))
+	}
+	tornState(t, dir, k)
+	kill(a.wire)
+	_, a, log := begun(dir)
+	defer kill(a.wire)
+	if v := heldVersion(a.live); v.Revision != 0 {
+		t.Fatalf("it begins with revision %d: %s", v.Revision, log)
+	}
+	for _, f := range (state{"/a": "https://x.test/a", "/b": "https://x.test/b"}).snapshot(10) {
+		a.take(wire(t, f))
+	}
+	wantAnswer(t, a.live, "/a", "", link.ToNotFound)
+	wantAnswer(t, a.live, "/b", "https://x.test/b", link.ToDestination)
+}
+
 // watching calls saw with each line of a log.
 type watching struct {
 	slog.Handler

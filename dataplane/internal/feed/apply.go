@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -54,17 +55,19 @@ type rejection struct {
 
 // applier turns messages into tables. It is used by one goroutine.
 type applier struct {
-	live  *table.Live
-	guard Guard
-	down  overlay
-	kept  *downLog // of down, and of what a start may lack
-	past  *epochs
-	wire  *tripwire
-	tail  *journal
-	snap  *incoming
-	buf   []byte // what chunks are decompressed into
-	list  []pair // what they hold
-	last  changes
+	live   *table.Live
+	guard  Guard
+	down   overlay
+	kept   *downLog // of down, and of what a start may lack
+	past   *epochs
+	wire   *tripwire
+	tail   *journal
+	keeper *keeper // nil: no folder
+	snap   *incoming
+	next   *candidate // nil: none waits
+	buf    []byte     // what chunks are decompressed into
+	list   []pair     // what they hold
+	last   changes
 }
 
 // newApplier makes an applier that remembers nothing beyond its process. The
@@ -74,10 +77,13 @@ func newApplier(live *table.Live, guard Guard) applier {
 	return applier{live: live, guard: guard, past: &epochs{}, wire: &tripwire{}, tail: &journal{}, kept: &downLog{}}
 }
 
-// reset forgets a snapshot under way: a new stream begins.
+// reset forgets a snapshot under way: a new stream begins, or it has ended. As a
+// candidate, it is still what the process is at.
 func (a *applier) reset() {
 	a.snap = nil
-	a.wire.done()
+	if a.next == nil {
+		a.wire.done()
+	}
 }
 
 // take takes in one message. It keeps nothing of it.
@@ -96,6 +102,8 @@ func (a *applier) take(message []byte) outcome {
 	switch {
 	case err != nil:
 		return outcome{err: fmt.Errorf("frame: %w", err)}
+	case delta != nil && a.next != nil:
+		return outcome{err: errUnanswered}
 	case delta != nil:
 		return a.delta(delta)
 	case chunk != nil:
@@ -109,6 +117,9 @@ func (a *applier) take(message []byte) outcome {
 	}
 	switch f := m.GetFrame().(type) {
 	case *feedv1.SubscribeResponse_SnapshotBegin:
+		if a.next != nil {
+			return outcome{err: errUnanswered}
+		}
 		return a.begin(f.SnapshotBegin)
 	case *feedv1.SubscribeResponse_SnapshotEnd:
 		return a.end(f.SnapshotEnd)
@@ -123,6 +134,10 @@ func (a *applier) take(message []byte) outcome {
 	}
 	return outcome{kind: kindOther}
 }
+
+// errUnanswered ends a stream on which a frame comes before the one before it was
+// answered.
+var errUnanswered = errors.New("frame: the snapshot before it has no answer yet")
 
 // reject makes the outcome of a frame that is not taken.
 func reject(k kind, v table.Version, code feedv1.RejectCode, format string, args ...any) outcome {
@@ -201,10 +216,16 @@ func (a *applier) delta(b []byte) outcome {
 
 // publish makes a verified table live, but for what was taken down.
 func (a *applier) publish(t *table.Table) *table.Table {
-	if held := heldVersion(a.live); held.Epoch != 0 && held.Epoch != t.Version().Epoch {
-		a.past.add(held.Epoch)
-	}
+	a.leave(t.Version())
 	a.down.drop(t.Version())
 	a.live.Store(a.down.over(t))
 	return t
+}
+
+// leave notes that the epoch of the live state is left, if it is not that of the next
+// one.
+func (a *applier) leave(next table.Version) {
+	if held := heldVersion(a.live); held.Epoch != 0 && held.Epoch != next.Epoch && !a.past.has(held.Epoch) {
+		a.past.add(held.Epoch)
+	}
 }

@@ -11,6 +11,7 @@
 //	session         one stream: says what the node holds, answers each frame
 //	applier         one frame: decode, build beside, verify, guard, journal,
 //	                swap one pointer
+//	candidate       a snapshot in place of a state: live once the file has it
 //	overlay         what was taken down ahead of the version that holds it
 //	keeper          writes what is live to the file, off the apply path
 //	batches, replay read the file and the journal when a node starts
@@ -24,12 +25,12 @@
 // The live version never goes back within an epoch, and never to an epoch that
 // was left. Another epoch, which an operator makes after a restore, is taken as
 // a snapshot. A node that is killed comes back with the version that it has
-// served: deltas are in the journal before they are live, and a snapshot is in the
-// file as soon as that is written, which begins at once, and which its
-// acknowledgement does not wait for. One that loses power comes back with the
-// version of the file. The one exception is a crash loop: a state that has ended the
-// process again and again is left for the one before it, and so is a take-down for
-// its version (tripwire).
+// served: deltas are in the journal before they are live, and a snapshot that takes the
+// place of a state is in the file (candidate). Where the disk does not take it, or not
+// in time, it is live without, and so is the first state of a node. One that loses power
+// comes back with the version of the file. The one exception is a crash loop: a state
+// that has ended the process again and again is left for the one before it, and so is
+// a take-down for its version (tripwire).
 //
 // # Files
 //
@@ -43,8 +44,9 @@
 // # Costs
 //
 // With a million links, on 2 cores: a snapshot is taken in within 0.5 s, the file
-// is read and verified in 0.5 s and written in 0.3 s. A delta of one link takes
-// 30 µs, and the note and the journal some µs on top.
+// is read and verified in 0.5 s and written in 0.3 s, which a snapshot in place of a
+// state waits for. A delta of one link takes 30 µs, and the note and the journal some
+// µs on top.
 //
 // Concurrency: Run is called once and owns every goroutine. Ready and ServeState
 // may be used from any goroutine. The live table may be read by anybody; only

@@ -41,6 +41,7 @@ func TestWhatWasTakenDownIsRefusedByAnOlderStateThatAStartFallsBackTo(t *testing
 			for _, f := range (state{"/b": "https://x.test/b"}).snapshot(12) {
 				a.take(wire(t, f))
 			}
+			a.goLive() // the time for its file is over
 			if v := heldVersion(a.live); v.Revision != 12 || len(a.down.refusals) != 0 {
 				t.Fatalf("revision %d is served, and %d are refused ahead of it", v.Revision, len(a.down.refusals))
 			}

@@ -2,10 +2,11 @@ package feed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,8 +67,8 @@ func (w *world) exchange(p *pipe, f *sent, held int64) (int64, bool) {
 			w.fail("the guard let revision %d pass for a node at %d", f.to, held)
 		}
 		w.check("applied", a.GetVersion(), a.GetSetHash())
-		if !f.snapshot {
-			w.deltas = append(w.deltas, [2]int64{held, f.to})
+		if f.snapshot && held != 0 {
+			w.kept = w.now() // the node waits for the next frame
 		}
 		return f.to, true
 	case m.GetRejected().GetCode() == feedv1.RejectCode_REJECT_CODE_GUARDED:
@@ -127,16 +128,17 @@ func (a *actor) boot() {
 	}
 }
 
-// restart ends the node in order, or as a crash does: with the files as they were
-// at that moment. What it then goes back behind is what neither its file nor the
-// journal could have; or anything, when the file is damaged.
+// restart ends the node in order, or as a crash does: with the files as they are at this
+// moment, or were as it acknowledged its last snapshot. It never goes back behind what
+// it had served then, but for the file before, when the newest one is damaged.
 func (a *actor) restart(crash, damage bool) {
-	files, refuses := map[string][]byte{}, map[int64]bool{}
+	var at moment
 	if crash {
 		synctest.Wait() // nothing is being written
-		files = a.files()
 		a.w.mu.Lock()
-		refuses = maps.Clone(a.w.refuses)
+		if at = a.w.kept; at.files == nil || a.w.rng.IntN(2) == 0 {
+			at = a.w.now()
+		}
 		a.w.mu.Unlock()
 	}
 	a.stop()
@@ -148,7 +150,7 @@ func (a *actor) restart(crash, damage bool) {
 				a.t.Fatal(err)
 			}
 		}
-		for name, b := range files {
+		for name, b := range at.files {
 			if err := os.WriteFile(filepath.Join(a.dir, name), b, 0o600); err != nil {
 				a.t.Fatal(err)
 			}
@@ -161,13 +163,17 @@ func (a *actor) restart(crash, damage bool) {
 		}
 	}
 	a.w.mu.Lock()
+	a.w.kept = moment{} // of a process that is over
 	if crash {
 		a.w.crashes++
-		a.w.refuses = refuses
-		a.w.floor = min(a.w.floor, a.w.durable(a.saved()))
+		a.w.floor, a.w.refuses = at.floor, at.refuses
 	}
 	if damage {
-		a.w.floor = min(a.w.floor, a.saved())
+		saved := a.saved()
+		a.w.floor = min(a.w.floor, saved)
+		if saved == 0 {
+			a.w.refuses = map[int64]bool{} // it is a new node, whatever it was told
+		}
 	}
 	if wait, _ := openTripwire(filepath.Join(a.dir, noteName), time.Now()).quarantine(); wait > 0 {
 		a.w.floor = 0 // so many crashes in a row end with the state before
@@ -176,7 +182,7 @@ func (a *actor) restart(crash, damage bool) {
 	a.boot()
 }
 
-// files are those of the node.
+// files are those of the node. One that is being written may be gone before it is read.
 func (a *actor) files() map[string][]byte {
 	files := map[string][]byte{}
 	all, err := os.ReadDir(a.dir)
@@ -184,7 +190,10 @@ func (a *actor) files() map[string][]byte {
 		a.t.Fatal(err)
 	}
 	for _, f := range all {
-		if files[f.Name()], err = os.ReadFile(filepath.Join(a.dir, f.Name())); err != nil {
+		b, err := os.ReadFile(filepath.Join(a.dir, f.Name()))
+		if err == nil {
+			files[f.Name()] = b
+		} else if !errors.Is(err, fs.ErrNotExist) {
 			a.t.Fatal(err)
 		}
 	}
@@ -312,6 +321,7 @@ func TestNodeKeepsItsPromisesUnderAnySchedule(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(seed, func(format string, args ...any) { t.Errorf("seed %d: "+format, append([]any{seed}, args...)...) })
 			a := &actor{t: t, w: w, dir: dir}
+			w.files = a.files
 			a.boot()
 			defer func() {
 				a.stop()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
@@ -36,6 +37,8 @@ type keeper struct {
 
 	tail *journal // of the file; set by boot
 	kept *downLog // likewise
+
+	next atomic.Pointer[candidate] // to be written before it is live; nil: none
 
 	dirty chan struct{} // holds one
 	soon  chan struct{} // likewise
@@ -68,7 +71,7 @@ func (k *keeper) previous() string { return filepath.Join(k.dir, previousName) }
 func (k *keeper) boot(a *applier) (held bool) {
 	k.tail = &journal{path: k.journal(), log: k.log}
 	k.kept = &downLog{path: k.downs(), log: k.log}
-	a.tail, a.kept = k.tail, k.kept
+	a.tail, a.kept, a.keeper = k.tail, k.kept, k
 	k.tail.follows(k.current())
 	k.before = stateVersion(k.previous())
 	shown := a.live
@@ -212,7 +215,8 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// close writes what is live once more, when run has ended and nothing changes any more.
+// close writes the candidate, or what is live, once more, when run has ended and nothing
+// changes any more.
 func (k *keeper) close() {
 	k.save()
 	if !k.touch() {
@@ -220,10 +224,17 @@ func (k *keeper) close() {
 	}
 }
 
-// save writes what is live, unless the file holds that, and says whether there was
-// something to write.
+// save writes the candidate, or what is live where there is none, unless the file holds
+// that, and says whether there was something to write.
 func (k *keeper) save() bool {
-	t := verified(k.live)
+	var t *table.Table
+	at := k.metrics.confirmedAt()
+	if c := k.next.Load(); c != nil {
+		defer c.settle()
+		t, at = c.table, time.Now() // it has just come
+	} else {
+		t = verified(k.live) // which a candidate is before it is none any more
+	}
 	if t == nil || t.Version() == k.saved && t.Hash() == k.savedHash {
 		return false
 	}
@@ -233,7 +244,7 @@ func (k *keeper) save() bool {
 	}
 	err := os.MkdirAll(k.dir, 0o700)
 	if err == nil {
-		err = writeStateFile(k.current(), previous, t, k.metrics.confirmedAt())
+		err = writeStateFile(k.current(), previous, t, at)
 	}
 	if err != nil {
 		k.metrics.saveFailures.Add(1)

@@ -233,7 +233,9 @@ func startNodeWith(t *testing.T, cfg Config) *node {
 	cfg.MinBackoff, cfg.MaxBackoff = time.Millisecond, 20*time.Millisecond
 	cfg.SaveInterval, cfg.StatusInterval = time.Millisecond, 20*time.Millisecond
 	cfg.Credentials = insecure.NewCredentials()
-	cfg.Log = slog.New(slog.NewTextHandler(n.logs, nil))
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.NewTextHandler(n.logs, nil))
+	}
 	var err error
 	n.Client, err = New(cfg)
 	if err != nil {

@@ -51,7 +51,7 @@ type session struct {
 // says whether the stream was of use. The first message may take so long; 0: as
 // long as any.
 func (c *Client) session(ctx context.Context, target string, first time.Duration) (good bool, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	streaming, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silent := errSilent
 	if first > 0 {
@@ -69,7 +69,7 @@ func (c *Client) session(ctx context.Context, target string, first time.Duration
 	defer conn.Close()
 	s.silence.begin(cmp.Or(first, s.patience), s.patience)
 	defer s.silence.stop()
-	s.stream, err = feedv1.NewFeedServiceClient(conn).Subscribe(ctx, grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxMessage))
+	s.stream, err = feedv1.NewFeedServiceClient(conn).Subscribe(streaming, grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
 		return false, fmt.Errorf("subscribe: %w", err)
 	}
@@ -79,11 +79,12 @@ func (c *Client) session(ctx context.Context, target string, first time.Duration
 	var reporting sync.WaitGroup
 	defer reporting.Wait()
 	defer cancel(nil)
-	reporting.Go(func() { s.report(ctx) })
+	reporting.Go(func() { s.report(streaming) })
 	err = s.receive()
-	if cause := context.Cause(ctx); errors.Is(cause, silent) {
+	if cause := context.Cause(streaming); errors.Is(cause, silent) {
 		err = cause
 	}
+	s.finish(ctx)
 	return s.good, err
 }
 
@@ -111,7 +112,7 @@ func (s *session) receive() error {
 	s.applier.reset()
 	var frame rawFrame
 	for {
-		if err := s.stream.RecvMsg(&frame); err != nil {
+		if err := s.message(&frame); err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
 		s.silence.stop()

@@ -57,6 +57,9 @@ func startControlNear(t *testing.T, through func(net.Conn) net.Conn) (*control, 
 	return c, Config{Targets: []string{"passthrough:///control"}, Dial: []grpc.DialOption{dialer}}
 }
 
+// asItIs gives nodes the connection.
+func asItIs(conn net.Conn) net.Conn { return conn }
+
 // large is some megabytes of changes.
 func large() map[string]string {
 	changes := map[string]string{}
@@ -127,7 +130,7 @@ func TestNodeLeavesAControlPlaneThatStopsWithinAFrame(t *testing.T) {
 // A control plane of which nothing works but the connection.
 func TestNodeLeavesAControlPlaneThatAnswersPingsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, cfg := startControlNear(t, func(conn net.Conn) net.Conn { return conn })
+		c, cfg := startControlNear(t, asItIs)
 		n := startNodeWith(t, cfg)
 		defer n.stop()
 		c.accept().send(heartbeat(1, maxInterval))

@@ -98,7 +98,8 @@ func (a *applier) chunk(b []byte) outcome {
 	return outcome{kind: kindSnapshot}
 }
 
-// end verifies a snapshot and makes it live.
+// end verifies a snapshot and makes it live, or the candidate for that where it takes
+// the place of a state.
 func (a *applier) end(m *feedv1.SnapshotEnd) outcome {
 	s := a.snap
 	if s == nil {
@@ -123,5 +124,10 @@ func (a *applier) end(m *feedv1.SnapshotEnd) outcome {
 			return guarded(kindSnapshot, s.version, err)
 		}
 	}
-	return outcome{kind: kindSnapshot, applied: a.publish(s.builder.Build(s.version)), unserved: s.unserved, write: directly}
+	next := s.builder.Build(s.version)
+	if a.keeper != nil && a.live.Load() != nil {
+		a.propose(next, s.unserved)
+		return outcome{kind: kindSnapshot}
+	}
+	return outcome{kind: kindSnapshot, applied: a.publish(next), unserved: s.unserved, write: directly}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 )
 
 var bad = table.Version{Epoch: 1, Revision: 11}
@@ -366,19 +367,29 @@ func TestMain(m *testing.M) {
 }
 
 func TestCrashLoopEndsWithThePreviousState(t *testing.T) {
+	next := state{"/a": "https://x.test/a"}
+	delta := next.delta(10, 11, map[string]string{"/b": "https://x.test/b"})
+	t.Run("behind a delta", func(t *testing.T) { wantCrashLoopEnds(t, delta) })
+	t.Run("behind a snapshot", func(t *testing.T) { wantCrashLoopEnds(t, next.snapshot(11)...) })
+}
+
+// wantCrashLoopEnds has a control plane give revision 11 to whoever comes, over which
+// each process ends.
+func wantCrashLoopEnds(t *testing.T, frames ...*feedv1.SubscribeResponse) {
+	t.Helper()
 	dir := t.TempDir()
 	s := state{"/a": "https://x.test/a"}
 	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	c := startControl(t)
-	go func() { // a control plane that gives revision 11 to whoever comes
-		next := state{"/a": "https://x.test/a"}
-		d := next.delta(10, 11, map[string]string{"/b": "https://x.test/b"})
+	go func() {
 		for {
 			select {
 			case p := <-c.peers:
-				_ = p.stream.Send(d)
+				for _, f := range frames {
+					_ = p.stream.Send(f)
+				}
 			case <-t.Context().Done():
 				return
 			}

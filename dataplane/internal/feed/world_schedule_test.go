@@ -90,11 +90,22 @@ type world struct {
 	serving  sync.WaitGroup
 	floor    int64 // the least revision that the node may serve
 	crashes  int
-	deltas   [][2]int64     // that the node has applied: from and to
-	refuses  map[int64]bool // the revisions of take-downs that it has acknowledged
+	refuses  map[int64]bool           // the revisions of take-downs that it has acknowledged
+	files    func() map[string][]byte // those of the node
+	kept     moment                   // when the node last acknowledged a snapshot in place of a state
 
 	applied, rejected, guarded, poisoned, refused, overtook int
 }
+
+// moment is what a crash leaves of a node: its files, and what they must lead to.
+type moment struct {
+	files   map[string][]byte // nil: there was none
+	floor   int64
+	refuses map[int64]bool
+}
+
+// now is this moment. w.mu is held.
+func (w *world) now() moment { return moment{w.files(), w.floor, maps.Clone(w.refuses)} }
 
 // takenDown is a link that a write has disabled or deleted, or a block or policy
 // that one has changed.
@@ -328,17 +339,6 @@ func (w *world) heal() {
 	for _, r := range w.replicas {
 		r.down, r.busy, r.head = false, false, w.head()
 	}
-}
-
-// durable is the revision that a node holds after a crash, when its file has one:
-// the journal has the deltas that followed.
-func (w *world) durable(file int64) int64 {
-	for _, d := range w.deltas {
-		if file != 0 && d[0] <= file {
-			file = max(file, d[1])
-		}
-	}
-	return file
 }
 
 // check compares the state that the node says to hold with the model, and its

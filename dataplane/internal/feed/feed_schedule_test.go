@@ -176,11 +176,7 @@ func (a *actor) restart(crash, damage bool) {
 		a.w.floor, a.w.refuses = at.floor, at.refuses
 	}
 	if damage {
-		saved := a.saved()
-		a.w.floor = min(a.w.floor, saved)
-		if saved == 0 {
-			a.w.refuses = map[int64]bool{} // it is a new node, whatever it was told
-		}
+		a.w.floor = min(a.w.floor, a.saved())
 	}
 	if wait, _ := openTripwire(filepath.Join(a.dir, noteName), time.Now()).quarantine(); wait > 0 {
 		a.w.floor = 0 // so many crashes in a row end with the state before

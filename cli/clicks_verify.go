@@ -120,6 +120,9 @@ func (a *app) printProof(p *proof, w *window, form string) error {
 	for _, line := range dropLines(p.Accounts) {
 		a.printf("%s\n", line)
 	}
+	for _, line := range earlierLines(p.Accounts) {
+		a.printf("%s\n", line)
+	}
 	for _, line := range append(troubles(p.Accounts), p.Malformed...) {
 		a.printf("%s %s\n", a.paint(a.stdout, red, "not proven:"), printable(line))
 	}
@@ -154,14 +157,33 @@ func dropLines(accounts []clickstream.Account) (lines []string) {
 	return lines
 }
 
+// earlierLines say what nodes counted as dropped within a window, and is from before it.
+func earlierLines(accounts []clickstream.Account) (lines []string) {
+	for _, c := range accounts {
+		if c.Earlier == 0 {
+			continue
+		}
+		line := fmt.Sprintf("from before: node %s, boot %s: %s were counted as dropped by now", printable(c.Node), c.Boot.String()[:8], thousands(int64(c.Earlier)))
+		if c.Unsure > 0 {
+			line += fmt.Sprintf("; of %s of them nothing was read that tells whether they are in the stream as well", thousands(int64(c.Unsure)))
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
 // troubles are what does not close in accounts, a line each.
 func troubles(accounts []clickstream.Account) (lines []string) {
 	for i := range accounts {
 		c := &accounts[i]
 		who := fmt.Sprintf("node %s, boot %s: ", c.Node, c.Boot.String()[:8])
 		if !c.Explained {
+			doubt := ""
+			if c.Undecided() {
+				doubt = "; whether the node counts these as dropped, or others from before or behind, cannot be known"
+			}
 			for _, r := range c.Missing {
-				lines = append(lines, who+fmt.Sprintf("clicks %d to %d (%s) are missing", r.From, r.To, thousands(int64(r.Len()))))
+				lines = append(lines, who+fmt.Sprintf("clicks %d to %d (%s) are missing%s", r.From, r.To, thousands(int64(r.Len())), doubt))
 			}
 		}
 		switch d := c.Difference(); {

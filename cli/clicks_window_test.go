@@ -59,10 +59,17 @@ func startStream(t *testing.T, ahead time.Duration, messages ...[]byte) (a *app,
 }
 
 // twoClicks are a message.
-func twoClicks(t *testing.T) []byte {
+func twoClicks(t *testing.T) []byte { return clicksFrom(t, 1, 0) }
+
+// clicksFrom is a message with two clicks from a sequence on, whose ledger has lost so many.
+func clicksFrom(t *testing.T, first, lost uint64) []byte {
 	t.Helper()
 	data, err := proto.Marshal(&clickv1.Batch{
-		Node: "n", Region: "eu", Boot: 1, FirstSequence: 1, Clicks: []*clickv1.Click{{}, {}}, Ledger: &clickv1.Ledger{Answered: 2, Recorded: 2},
+		Node: "n", Region: "eu", Boot: 1, FirstSequence: first, Clicks: []*clickv1.Click{{}, {}},
+		Ledger: &clickv1.Ledger{
+			Answered: first + 1, Recorded: first + 1 - lost,
+			Dropped: []*clickv1.Drop{{Reason: clickv1.DropReason_DROP_REASON_CORRUPT, Clicks: lost}},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +115,42 @@ func TestAMessageThatCannotBeReadCountsInItsWindowOnly(t *testing.T) {
 			if (err != nil) != test.fails || !strings.Contains(stdout.String()+stderr.String(), "message 1 on aff.clicks.v1.eu.n: malformed batch") {
 				t.Errorf("%s of %+v: %v\n%s%s", args, test, err, stdout, stderr)
 			}
+		}
+	}
+}
+
+// What a ledger counts may be what was missing before the window.
+func TestVerifyOfAWindowSaysWhatIsFromBeforeIt(t *testing.T) {
+	for name, test := range map[string]struct {
+		messages [][]byte // the last one is of the window
+		fails    bool
+		says     string
+	}{
+		"a gap that is counted in the window": {
+			[][]byte{twoClicks(t), clicksFrom(t, 6, 0), clicksFrom(t, 8, 3)},
+			false,
+			"from before: node n, boot 00000000: 3 were counted as dropped by now\nproven: 2 answered = 2 in the stream + 0 dropped\n",
+		},
+		"one in it as well, and as many are counted": {
+			[][]byte{twoClicks(t), clicksFrom(t, 6, 0), clicksFrom(t, 11, 3)},
+			true,
+			"clicks 8 to 10 (3) are missing; whether the node counts these as dropped, or others from before or behind, cannot be known\n",
+		},
+		"what no gap explains": {
+			[][]byte{twoClicks(t), clicksFrom(t, 3, 0), clicksFrom(t, 5, 1)}, true, "1 are in the stream and counted as dropped as well\n",
+		},
+		"what a gap may explain of which nothing was read": {
+			[][]byte{clicksFrom(t, 6, 0), clicksFrom(t, 8, 3)},
+			false,
+			"3 were counted as dropped by now; of 3 of them nothing was read that tells whether they are in the stream as well\nproven: ",
+		},
+	} {
+		a, stdout, _, stored := startStream(t, 0, test.messages...)
+		root := newRoot(a)
+		root.SetArgs([]string{"clicks", "verify", "--from", stored[len(stored)-1]})
+		err := errors.Join(root.ExecuteContext(t.Context()), a.out.Flush())
+		if (err != nil) != test.fails || !strings.Contains(stdout.String(), test.says) {
+			t.Errorf("%s: %v\n%s", name, err, stdout)
 		}
 	}
 }

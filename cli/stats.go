@@ -148,6 +148,11 @@ func (s *stats) run(ctx context.Context) error {
 		return nil
 	})
 	for _, account := range options.Audit.Accounts() {
+		if account.Undecided() { // and may be missing
+			for _, r := range account.Missing {
+				s.missing += r.Len()
+			}
+		}
 		s.missing += uint64(max(0, account.Difference()))
 	}
 	return err

@@ -46,6 +46,12 @@ type Account struct {
 
 	// Late is how many clicks from before First have come among the others.
 	Late uint64 `json:"late,omitempty"`
+	// Earlier is how many clicks the node counted as dropped from First to Last that
+	// are from before: they are not in Dropped. Unsure is how many of them are not
+	// known as missing there, since nothing was read from so long before: they may
+	// be in the stream as well. Only Accounts fills these.
+	Earlier uint64 `json:"earlier,omitempty"`
+	Unsure  uint64 `json:"unsure,omitempty"`
 
 	// Base is the account before what is asked for, and Seen says that
 	// anything of it was read.
@@ -58,6 +64,12 @@ type Base struct {
 	High     uint64            `json:"high"` // sequence
 	Answered uint64            `json:"answered"`
 	Dropped  map[string]uint64 `json:"dropped,omitempty"`
+	// Missing is how many clicks up to High are missing, of those behind the first
+	// that was read of the boot, and Lost how many of these the node counted as
+	// lost by then. Unread is how many before that one it may still count.
+	Missing uint64 `json:"missing,omitempty"`
+	Lost    uint64 `json:"lost,omitempty"`
+	Unread  uint64 `json:"unread,omitempty"`
 }
 
 // Lost is how many clicks the node counts as dropped.
@@ -79,10 +91,18 @@ func (a *Account) Closes() bool {
 	return a.Difference() == 0 && !a.Open && (len(a.Missing) == 0 || a.Explained)
 }
 
+// Undecided says that clicks are missing, that the node counts as many as dropped, and
+// that others are missing outside of what is asked for. No ledger says which it counts.
+func (a *Account) Undecided() bool { return len(a.Missing) > 0 && !a.Explained && a.Difference() <= 0 }
+
 // Accounts are those of all boots of which something was read, by node and in
 // the order of their boots' ids.
 func (a *Audit) Accounts() []Account {
-	return slices.DeleteFunc(a.State(), func(account Account) bool { return !account.Seen })
+	all := slices.DeleteFunc(a.State(), func(account Account) bool { return !account.Seen })
+	for i := range all {
+		all[i].settle()
+	}
+	return all
 }
 
 // State is all that there is to be kept for Resume: accounts of boots, too, of which
@@ -120,12 +140,12 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 		}
 		account = &Account{Node: mark.Node, Region: strings.Clone(b.Region), Boot: b.Boot}
 		if b.First > 1 && part == middle && !a.Whole { // the boot began before
-			account.Base = Base{b.First - 1, b.Ledger.Answered - min(b.Ledger.Answered, b.Count), b.Ledger.Dropped}
+			account.Base = Base{High: b.First - 1, Answered: b.Ledger.Answered - min(b.Ledger.Answered, b.Count), Dropped: b.Ledger.Dropped}
 		}
 		a.boots[key] = account
 	}
 	if part == lead {
-		account.Base.High = mark.High
+		account.Base.High, account.Base.Lost = mark.High, mark.Lost
 		if !older(&b.Ledger, account.Base.Answered, account.Base.Dropped) {
 			account.Base.Answered, account.Base.Dropped = b.Ledger.Answered, b.Ledger.Dropped
 		}
@@ -145,24 +165,38 @@ func (a *Audit) note(b *Batch, news []Range, mark *Mark, part part) {
 			account.Duplicates -= r.Len()
 		}
 	}
+	if possible := account.gaps(mark, a.Whole, part); possible && part == trail {
+		account.explain(&b.Ledger)
+	}
+}
+
+// gaps takes what is missing, and whether the node accounts for it. possible says that it
+// may, though it may as well account for others that are missing.
+func (a *Account) gaps(mark *Mark, whole bool, part part) (possible bool) {
 	gaps, missing := mark.gaps()
 	lost := mark.Lost
-	if a.Whole {
+	if whole {
 		gaps, missing, lost = mark.Missing, 0, lost+uint64(max(0, mark.Base))
 		for _, gap := range gaps {
 			missing += gap.Len()
 		}
+	} else {
+		a.Base.Unread = mark.unread()
 	}
-	account.Missing = nil
+	a.Missing, a.Base.Missing = nil, 0
+	var within uint64
 	for _, gap := range gaps {
-		if due, ok := gap.overlap(Range{account.Base.High + 1, account.Last}); ok {
-			account.Missing = append(account.Missing, due)
+		if due, ok := gap.overlap(Range{a.Base.High + 1, a.Last}); ok {
+			a.Missing = append(a.Missing, due)
+			within += due.Len()
+		}
+		if before, ok := gap.overlap(Range{1, a.Base.High}); ok {
+			a.Base.Missing += before.Len()
 		}
 	}
-	account.Explained = missing > 0 && missing <= lost
-	if account.Explained && part == trail {
-		account.explain(&b.Ledger)
-	}
+	// Once all that is missing is explained, what is missing behind that changes nothing.
+	a.Explained = a.Explained && part == trail || missing > 0 && missing <= lost
+	return a.Explained || within <= lost-a.Base.Lost
 }
 
 // middle takes what a message says itself.
@@ -201,7 +235,7 @@ func (a *Account) explain(l *Ledger) {
 	}
 	due := min(missing, uint64(max(0, a.Difference())))
 	for _, reason := range slices.Sorted(maps.Keys(l.Dropped)) {
-		if reason == "spool_full" { // of clicks that never had a sequence
+		if reason == spoolFull {
 			continue
 		}
 		known := a.Base.Dropped[reason] + a.Dropped[reason]
@@ -213,6 +247,27 @@ func (a *Account) explain(l *Ledger) {
 			due -= since
 		}
 	}
+}
+
+// settle takes out of Dropped what is from before what is asked for. No ledger says which
+// clicks it counts; but what is more than what is missing can only be one of these, as
+// long as there are any, or is in the stream.
+func (a *Account) settle() {
+	due := uint64(max(0, -a.Difference()))
+	known := a.Base.Missing - min(a.Base.Missing, a.Base.Lost)
+	due = min(due, known+a.Base.Unread)
+	a.Dropped = maps.Clone(a.Dropped)
+	for _, reason := range slices.Sorted(maps.Keys(a.Dropped)) {
+		if reason == spoolFull {
+			continue
+		}
+		n := min(due-a.Earlier, a.Dropped[reason])
+		a.Earlier += n
+		if a.Dropped[reason] -= n; a.Dropped[reason] == 0 {
+			delete(a.Dropped, reason)
+		}
+	}
+	a.Unsure = a.Earlier - min(a.Earlier, known)
 }
 
 // older says that a message with this ledger was published again, behind another

@@ -11,7 +11,10 @@ type Ledger struct {
 	Final    bool              `json:"final,omitempty"`
 }
 
-var dropReasons = [...]string{"unspecified", "spool_full", "too_large", "corrupt", "lost_memory"}
+// spoolFull is why clicks are dropped that never had a sequence.
+const spoolFull = "spool_full"
+
+var dropReasons = [...]string{"unspecified", spoolFull, "too_large", "corrupt", "lost_memory"}
 
 func (l *Ledger) decode(s string) error {
 	for s != "" {

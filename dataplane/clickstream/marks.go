@@ -194,6 +194,17 @@ func (m *Mark) gaps() (ranges []Range, clicks uint64) {
 	return slices.Clone(ranges), clicks
 }
 
+// unread is how many clicks below Begin may be missing that the node had not counted as
+// lost by then.
+func (m *Mark) unread() (clicks uint64) {
+	for _, r := range m.Missing {
+		if r.From < m.Begin {
+			clicks += r.Len()
+		}
+	}
+	return clicks - min(clicks, uint64(max(0, m.Base)))
+}
+
 // fill takes a range out of what is missing, and gives the parts that were in
 // gaps.
 func (m *Mark) fill(whole Range) (filled []Range) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -214,7 +215,7 @@ func (w *window) start() clickstream.Start {
 
 // around is how much is read before and behind a window to know which of its
 // clicks were there before, and which came late: nodes publish again what is
-// that old.
+// that old. Where clicks are missing, consumeAudited reads on.
 const around = 10 * time.Minute
 
 // options to read all of a window, and what came late until now by the clock of the stream.
@@ -227,6 +228,40 @@ func (w *window) options(a *app, now time.Time) clickstream.Options {
 		o.Lead = around
 	}
 	return o
+}
+
+// consumeAudited consumes with an Audit. Where clicks are missing at its end, it reads all
+// that their nodes have published since, until now: they may have come later, or be
+// counted as dropped.
+func consumeAudited(ctx context.Context, js jetstream.JetStream, options clickstream.Options, now time.Time, handle func(context.Context, *clickstream.Batch) error) error {
+	options.Store = new(handover)
+	if err := clickstream.Consume(ctx, js, options, handle); err != nil || !options.Until.Add(options.Trail).Before(now) {
+		return err
+	}
+	var nodes []string
+	for _, account := range options.Audit.Accounts() {
+		if len(account.Missing) > 0 && !account.Explained {
+			nodes = append(nodes, clickstream.Subject(account.Region, account.Node))
+		}
+	}
+	if len(nodes) == 0 {
+		return nil
+	}
+	slices.Sort(nodes) // a node may have several boots
+	options.Regions, options.Subjects, options.Trail = nil, slices.Compact(nodes), now.Sub(options.Until)
+	return clickstream.Consume(ctx, js, options, handle)
+}
+
+// handover keeps where a consumer ended for the next one.
+type handover struct{ state clickstream.State }
+
+// Load implements clickstream.Store.
+func (h *handover) Load(context.Context) (clickstream.State, error) { return h.state, nil }
+
+// Save implements clickstream.Store.
+func (h *handover) Save(_ context.Context, state clickstream.State) error {
+	h.state = state
+	return nil
 }
 
 // String is the window for people.

@@ -82,7 +82,7 @@ func (a *app) verify(ctx context.Context, w *window, regions []string) (*proof, 
 		}
 	}
 	options.Progress = bar.at
-	if err := clickstream.Consume(ctx, js, options, func(context.Context, *clickstream.Batch) error { return nil }); err != nil {
+	if err := consumeAudited(ctx, js, options, bar.now, func(context.Context, *clickstream.Batch) error { return nil }); err != nil {
 		return nil, err
 	}
 	p.Accounts = options.Audit.Accounts()

@@ -154,3 +154,27 @@ func TestVerifyOfAWindowSaysWhatIsFromBeforeIt(t *testing.T) {
 		}
 	}
 }
+
+// However late: what is read behind a window in any case ends sooner.
+func TestAGapOfAWindowIsLookedForUntilNow(t *testing.T) {
+	for name, later := range map[string][]byte{"it has come": clicksFrom(t, 3, 0), "it is counted": clicksFrom(t, 9, 2)} {
+		a, _, stderr, stored := startStream(t, 0, twoClicks(t), clicksFrom(t, 5, 0), clicksFrom(t, 7, 0), later)
+		conn, js, err := a.jetStream(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		until, err := time.Parse(time.RFC3339Nano, stored[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var audit clickstream.Audit
+		options := clickstream.Options{Until: until, Audit: &audit}
+		if err := consumeAudited(t.Context(), js, options, time.Now(), func(context.Context, *clickstream.Batch) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if account := audit.Accounts(); len(account) != 1 || len(troubles(account)) > 0 || account[0].Last != 6 {
+			t.Errorf("%s: %+v\n%s", name, account, stderr)
+		}
+	}
+}

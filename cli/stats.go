@@ -141,7 +141,7 @@ func (s *stats) run(ctx context.Context) error {
 	options := s.window.options(s.a, bar.now)
 	options.Regions, options.Filter, options.Progress = s.chosen.regions, s.chosen.filter, bar.at
 	options.Audit = &clickstream.Audit{Whole: bar.whole}
-	err = clickstream.Consume(ctx, js, options, func(_ context.Context, b *clickstream.Batch) error {
+	err = consumeAudited(ctx, js, options, bar.now, func(_ context.Context, b *clickstream.Batch) error {
 		for i := range b.Clicks {
 			s.add(&b.Clicks[i])
 		}

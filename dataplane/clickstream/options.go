@@ -53,8 +53,9 @@ type Options struct {
 	// Audit to know what came late, or was counted as dropped late.
 	Trail time.Duration
 
-	Regions []string // only these; the server filters. Default: all
-	Filter  Filter   // only these clicks; the others are not decoded
+	Regions  []string // only these; the server filters. Default: all
+	Subjects []string // only these, that Subject gives, and those of Regions. Default: all
+	Filter   Filter   // only these clicks; the others are not decoded
 
 	// Gap is called, after the handler, when clicks are missing, and again when
 	// they have come after all, or the node has accounted for them.

@@ -50,6 +50,9 @@ func TestConsumeEndsWhenAllUntilATimeIsHandled(t *testing.T) {
 	if got := strings.Join(read(t, js, Options{Regions: []string{"eu"}}), " "); got != "n/1:1 n/1:2" {
 		t.Fatal(got)
 	}
+	if got := strings.Join(read(t, js, Options{Subjects: []string{Subject("us", "m")}}), " "); got != "m/1:1" {
+		t.Fatal(got)
+	}
 	until := time.Now().Add(300 * time.Millisecond) // what comes until then is waited for
 	var got []string
 	err := Consume(t.Context(), js, Options{Until: until, Log: quiet()}, func(_ context.Context, b *Batch) error {

@@ -143,6 +143,7 @@ func (c *consumer) config() jetstream.ConsumerConfig {
 	if o.Durable == "" {
 		config.InactiveThreshold = 5 * time.Minute
 	}
+	config.FilterSubjects = slices.Clone(o.Subjects)
 	for _, region := range o.Regions {
 		config.FilterSubjects = append(config.FilterSubjects, RegionSubjects(region))
 	}

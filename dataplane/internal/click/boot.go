@@ -39,7 +39,7 @@ const (
 type marks struct {
 	cut          atomic.Uint64          // highest sequence that the boot itself gave to a reader
 	acknowledged atomic.Uint64          // highest sequence that need not be published again
-	ended        atomic.Uint64          // 1: ended cleanly
+	ended        atomic.Uint64          // the sequence that it ended cleanly before, 1 where only that is known
 	lost         atomic.Uint64          // clicks among dropped that had got a sequence
 	dropped      [reasons]atomic.Uint64 // clicks, by reason
 	position     atomic.Uint64          // in the stream: what is not acknowledged can only be there or behind

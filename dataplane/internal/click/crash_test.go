@@ -214,6 +214,14 @@ func image(t *testing.T, clicks int) (dir string, segment []byte, ends []int) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
+	b, err := openBoot(filepath.Join(dir, "0000000000000005"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.ended.Store(0)
+	if err := b.close(false); err != nil {
+		t.Fatal(err)
+	}
 	return dir, segment, ends
 }
 

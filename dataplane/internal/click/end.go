@@ -15,10 +15,11 @@ func (r *Recorder) End() {
 		return
 	}
 	r.ended = true
-	r.log.boot.mark(func() { r.log.boot.ended.Store(1) })
+	r.log.boot.end(1)
 	for {
 		s := r.current.Load()
 		if s == nil {
+			r.log.boot.end(r.first.Load())
 			return
 		}
 		// Taking more than there is seals a segment like any click that
@@ -28,6 +29,7 @@ func (r *Recorder) End() {
 			r.first.Store(first)
 			s.sealed.Store(int64(index) + 1)
 			r.current.Store(nil)
+			r.log.boot.end(first)
 			return
 		}
 		runtime.Gosched()

@@ -1,6 +1,10 @@
 package click
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 // End, held up while the spool goes round once, tries to seal the segment that it had
 // found to be the current one, and that is about to be so again. If it got that, what it
@@ -31,5 +35,69 @@ func TestASegmentIsOverUntilItIsTheCurrentOneAgain(t *testing.T) {
 	}
 	if tries == 0 {
 		t.Error("no segment came to be the current one")
+	}
+}
+
+// Nobody had read what its last segment holds, so that no mark says that it was there.
+func TestABootThatEndedCountsWhatItsLastSegmentHad(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"its head is damaged": func(path string) error {
+			return os.WriteFile(path, []byte("AFFSEG damaged, and longer than a head is"), 0o600)
+		},
+		"it is gone": os.Remove,
+	} {
+		dir := t.TempDir()
+		r := open(t, func(c *Config) { c.Dir, c.Boot = dir, 5 })
+		const n = 700
+		for range n {
+			waitFor(t, "there is a segment to go on with", func() bool { return len(r.spares) > 0 })
+			r.Record(&Event{UserAgent: make([]byte, 1000)})
+		}
+		last := r.current.Load()
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := damage(last.path); err != nil {
+			t.Fatal(err)
+		}
+		next := open(t, func(c *Config) { c.Dir, c.Boot = dir, 6 })
+		l := next.Earlier()[0]
+		cursor := l.Cursor(0)
+		read := uint64(len(readOn(t, cursor)))
+		account := cursor.Ledger()
+		cursor.Close()
+		if read == 0 || read != last.first.Load()-1 || account.Answered != n || account.Recorded != read || account.Dropped[Corrupt] != n-read {
+			t.Errorf("%s: %d of %d clicks are left: %+v", name, read, n, account)
+		}
+	}
+}
+
+// A request that was held up over the end has taken a place, and fills it no more.
+func TestAPlaceThatIsNotFilledBeforeTheEndIsNoClick(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, func(c *Config) { c.Dir, c.Boot = dir, 5 })
+	recordTimes(r, 0, 5)
+	r.current.Load().place(200)
+	recordTimes(r, 5, 10)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for boot := range uint64(2) { // the second does not find the segment any more
+		next := open(t, func(c *Config) { c.Dir, c.Boot = dir, 6+boot })
+		l := next.Earlier()[0]
+		cursor := l.Cursor(l.Acknowledged())
+		readOn(t, cursor)
+		if account := cursor.Ledger(); account.Answered != 10 || account.Lost() != 0 {
+			t.Errorf("start %d: %+v", boot+1, account)
+		}
+		cursor.Close()
+		l.Acknowledge(10)
+		waitFor(t, "the segments go", func() bool {
+			paths, err := filepath.Glob(filepath.Join(folderOfBoot(dir, 5), segmentPattern))
+			return err == nil && len(paths) == 0
+		})
+		if err := next.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

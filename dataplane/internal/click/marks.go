@@ -45,6 +45,11 @@ func (b *boot) acknowledge(sequence uint64) (raised bool) {
 	return raised
 }
 
+// end notes that the boot ends cleanly, before a sequence: 1 while that is not known.
+func (b *boot) end(before uint64) {
+	b.mark(func() { b.ended.Store(before) })
+}
+
 // drop counts clicks that are lost.
 func (b *boot) drop(reason DropReason, clicks uint64) {
 	b.mark(func() { b.dropped[reason].Add(clicks) })
@@ -127,9 +132,7 @@ func (b *boot) catchUp(copied, last []byte) {
 		}
 	}
 	m.told.Store(max(m.told.Load(), word(last, unsafe.Offsetof(m.told))))
-	if word(last, unsafe.Offsetof(m.ended)) != 0 {
-		m.ended.Store(1)
-	}
+	m.ended.Store(max(m.ended.Load(), word(last, unsafe.Offsetof(m.ended))))
 	if word(last, unsafe.Offsetof(m.toldEnd)) != 0 {
 		m.toldEnd.Store(1)
 	}

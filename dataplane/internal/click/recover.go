@@ -160,8 +160,15 @@ func (l *Log) recover() (warnings []error) {
 			l.last = max(l.last, s.sequence(uint32(s.sealed.Load()-1))-1)
 		}
 	}
-	if cut := l.boot.cut.Load(); cut > l.last {
-		l.last, l.tail = cut, 0 // clicks that a reader had seen are gone
+	least := l.boot.cut.Load() // a reader had seen these
+	switch end := l.boot.ended.Load(); {
+	case end > 1 && shift > 0: // a request came too late to fill its place: what closed up ends sooner
+		l.boot.end(1)
+	case end > 1:
+		least, l.tail = max(least, end-1), 0
+	}
+	if least > l.last {
+		l.last, l.tail = least, 0 // clicks are gone
 	}
 	return warnings
 }

@@ -86,6 +86,7 @@ type consumer struct {
 	saveAt  time.Time
 
 	sessions, messages uint64
+	reconnects         uint64 // of the connection, when the session began
 }
 
 // run consumes in sessions, until something ends it that waiting does not mend.
@@ -114,9 +115,6 @@ func (c *consumer) run(ctx context.Context) error {
 		}
 		if errors.Is(err, errLostDelivery) {
 			continue
-		}
-		if errors.Is(err, jetstream.ErrConsumerDeleted) && c.rewind.IsZero() {
-			c.unsaved = true // by another one that has taken over? The store knows.
 		}
 		if !waiting {
 			c.options.Log.Warn("clicks do not come: waiting for NATS", "error", err)
@@ -155,11 +153,13 @@ func isRefusal(err error) bool {
 
 // session consumes until something fails, or the end is reached.
 func (c *consumer) session(ctx context.Context) error {
-	if c.sessions++; c.sessions > 1 { // if another one has taken over, it ends here
+	if c.sessions++; c.sessions > 1 { // if another one has taken over, it ends here: the store knows
+		c.unsaved = c.unsaved || c.options.Durable != "" && c.name != "" && c.rewind.IsZero()
 		if err := c.save(ctx); err != nil {
 			return err
 		}
 	}
+	c.reconnects = c.js.Conn().Stats().Reconnects
 	cons, err := c.openSoon(ctx)
 	if err != nil {
 		return err
@@ -275,7 +275,9 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 	if err != nil {
 		return err
 	}
-	if meta.Sequence.Consumer != c.expected {
+	// Somebody may have made the server's consumer anew while this one was away, and
+	// nobody told it: the number may be right by chance.
+	if meta.Sequence.Consumer != c.expected || c.js.Conn().Stats().Reconnects != c.reconnects {
 		return errLostDelivery
 	}
 	c.expected++

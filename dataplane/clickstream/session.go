@@ -52,7 +52,8 @@ func (c *consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.name, c.expected = cons.CachedInfo().Name, cons.CachedInfo().Delivered.Consumer+1
+	// Not what it has delivered: somebody who was sooner to make the same may have that.
+	c.name, c.expected = cons.CachedInfo().Name, 1
 	return cons, nil
 }
 

@@ -37,10 +37,10 @@ type State struct {
 //
 // Save is called when clicks have been handled, every Options.SaveEvery or so,
 // and the messages are acknowledged after it returned nil. A consumer that begins
-// from now on calls it before the first click, too, and one that lost its consumer of
-// the server to somebody else, before it goes on. A store that writes the state together
-// with what the handler has collected, in one transaction, makes the hand-over exact. Its
-// error ends Consume.
+// from now on calls it before the first click, too, and a durable one before it goes on
+// after a disconnection, or whatever else another that takes over may have caused. A
+// store that writes the state together with what the handler has collected, in one
+// transaction, makes the hand-over exact. Its error ends Consume.
 type Store interface {
 	// Load gives what Save got last; the zero State when there was none.
 	Load(ctx context.Context) (State, error)

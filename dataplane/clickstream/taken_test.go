@@ -3,10 +3,13 @@ package clickstream
 import (
 	"context"
 	"errors"
+	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/affleet/affleet/dataplane/internal/natstest"
@@ -60,6 +63,40 @@ func TestAConsumerGoesOnWhereAnotherHasMadeTheServersSooner(t *testing.T) {
 	}
 }
 
+// The other one has begun at the same place, so that its consumer is taken for a new one,
+// and ends with a click unhandled.
+func TestAConsumerHandlesWhatTheServerHadGivenToAnotherThatWasSooner(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
+	publish(Subject("eu", "n"), message(t, "n", 1, 2, 1))
+	options := Options{Durable: "sink", Log: quiet()}
+	if err := options.complete(); err != nil {
+		t.Fatal(err)
+	}
+	raced := sooner{js, sync.OnceFunc(func() {
+		other, err := js.CreateConsumer(t.Context(), StreamName, (&consumer{options: options}).config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Next(); err != nil {
+			t.Error(err)
+		}
+	})}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var got []uint64
+	err := Consume(ctx, raced, options, func(_ context.Context, b *Batch) error {
+		if got = append(got, b.First); b.First == 2 {
+			cancel()
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || !slices.Equal(got, []uint64{1, 2}) {
+		t.Error(got, err)
+	}
+}
+
 // Without a click, too: the two would remove each other's consumer of the server, again
 // and again.
 func TestAConsumerThatIsIdleEndsWhenAnotherTakesOver(t *testing.T) {
@@ -89,5 +126,100 @@ func TestAConsumerThatIsIdleEndsWhenAnotherTakesOver(t *testing.T) {
 	stop()
 	if err := <-second; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// cutDialer makes connections that can be cut, and then refuses others for a while.
+type cutDialer struct {
+	mu    sync.Mutex
+	conns []net.Conn
+	away  bool
+}
+
+func (d *cutDialer) Dial(network, address string) (net.Conn, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.away {
+		return nil, errors.New("the network is away")
+	}
+	c, err := net.Dial(network, address)
+	d.conns = append(d.conns, c)
+	return c, err
+}
+
+func (d *cutDialer) cut(away bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.away = away
+	if away {
+		for _, c := range d.conns {
+			c.Close()
+		}
+		d.conns = nil
+	}
+}
+
+// The server counts deliveries of each consumer that it makes from 1: those of another
+// one under the same name may go on where those of the first ended.
+func TestAConsumerThatWasAwayDoesNotGoOnWithAnotherOfTheServer(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	publish := stream(t, js)
+	for i := range uint64(2) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 1+i, 1))
+	}
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	dialer := new(cutDialer)
+	conn, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(time.Millisecond), nats.SetCustomDialer(dialer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	far, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []uint64
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Consume(ctx, far, Options{Durable: "sink", Store: newTable(), SaveEvery: time.Millisecond, Log: quiet()}, func(_ context.Context, b *Batch) error {
+			if got = append(got, b.First); b.First == 5 {
+				stop()
+			}
+			return nil
+		})
+	}()
+	await(ctx, t, "two clicks are acknowledged", func() bool {
+		cons, err := js.Consumer(ctx, StreamName, "sink")
+		return err == nil && cons.CachedInfo().AckFloor.Stream == 2
+	})
+	dialer.cut(true)
+	await(ctx, t, "the consumer is away", func() bool { return !conn.IsConnected() })
+	// Somebody else makes the server's consumer anew, and ends with two clicks unhandled.
+	if err := js.DeleteConsumer(ctx, StreamName, "sink"); err != nil {
+		t.Fatal(err)
+	}
+	other, err := js.CreateConsumer(ctx, StreamName, jetstream.ConsumerConfig{
+		Durable: "sink", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: 3,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(3) {
+		publish(Subject("eu", "n"), message(t, "n", 1, 3+i, 1))
+	}
+	fetched, err := other.Fetch(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range fetched.Messages() { // until both are delivered
+	}
+	dialer.cut(false)
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if !slices.Equal(got, []uint64{1, 2, 3, 4, 5}) {
+		t.Error(got)
 	}
 }

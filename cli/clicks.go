@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -48,7 +47,7 @@ func (a *app) jetStream(ctx context.Context) (*nats.Conn, jetstream.JetStream, e
 	case errors.As(err, new(*url.Error)): // it tells the secret
 		return nil, nil, usagef("it looks like nats://USER:PASSWORD@HOST:PORT, with a % of the password as %25, and a / as %2F", "the URL of NATS cannot be read")
 	case err != nil:
-		return nil, nil, notConnected(redacted(to.NATS), strings.TrimPrefix(err.Error(), "nats: "))
+		return nil, nil, notConnected(clickstream.RedactURLs(to.NATS), strings.TrimPrefix(err.Error(), "nats: "))
 	}
 	js, err := jetstream.New(conn)
 	if err != nil {
@@ -93,12 +92,6 @@ func notConnected(address, reason string) error {
 	}
 	return &unreachable{what: "NATS", address: address, flag: "--nats", variable: envNATS, err: errors.New(reason)}
 }
-
-// userinfo is what is before the host of a URL of a server, which may lack the scheme.
-var userinfo = regexp.MustCompile(`((?:^|,)\s*(?:[a-z]+://)?)[^,]*@`)
-
-// redacted are the URLs of servers without what lets affctl in: a name alone may be a token.
-func redacted(urls string) string { return userinfo.ReplaceAllString(urls, "${1}xxxxx@") }
 
 // clickStream finds the stream of clicks.
 func (a *app) clickStream(ctx context.Context, js jetstream.JetStream) (*jetstream.StreamInfo, error) {

@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/affleet/affleet/cli/internal/document"
+	"github.com/affleet/affleet/dataplane/clickstream"
 )
 
 const (
@@ -176,7 +177,7 @@ func contextList(a *app) *cobra.Command {
 				if name == current {
 					mark = "*"
 				}
-				t.row(mark, name, c.Contexts[name].Server, redacted(c.Contexts[name].NATS))
+				t.row(mark, name, c.Contexts[name].Server, clickstream.RedactURLs(c.Contexts[name].NATS))
 			}
 			return t.flush()
 		},

@@ -152,7 +152,7 @@ func (d *doctor) clicks(ctx context.Context) {
 		return
 	}
 	defer conn.Close()
-	d.say("NATS", levelOK, "%s, nats-server %s, %s known", redacted(conn.ConnectedUrl()), conn.ConnectedServerVersion(), count(int64(len(conn.Servers())), "server"))
+	d.say("NATS", levelOK, "%s, nats-server %s, %s known", clickstream.RedactURLs(conn.ConnectedUrl()), conn.ConnectedServerVersion(), count(int64(len(conn.Servers())), "server"))
 	info, err := d.a.clickStream(ctx, js)
 	if err != nil {
 		d.say("stream", levelWrong, "%s: clicks stay in the spools of the nodes", describe(err).lines[0])

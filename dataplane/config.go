@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/feed"
 	"github.com/affleet/affleet/dataplane/internal/label"
@@ -112,6 +113,9 @@ func (c *Config) Validate() error {
 		return errors.New("data-dir: a folder is needed")
 	case c.Drain < 0 || c.Flush < 0:
 		return errors.New("drain, flush: they must not be negative")
+	}
+	if err := clickstream.ValidateURLs(c.NATS); err != nil {
+		return fmt.Errorf("nats: %w", err)
 	}
 	if err := c.validateListeners(); err != nil {
 		return err

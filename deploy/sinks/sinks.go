@@ -56,6 +56,9 @@ func (s *Source) Check() error {
 	if _, err := s.start(); err != nil {
 		return err
 	}
+	if err := clickstream.ValidateURLs(s.NATS); err != nil {
+		return fmt.Errorf("nats: %w", err)
+	}
 	switch {
 	case s.Name == "" || strings.ContainsAny(s.Name, ". *>/\\\t"):
 		return fmt.Errorf("name %q: it must not be empty, and must not contain dots, blanks, slashes, * or >", s.Name)

@@ -23,10 +23,11 @@ func TestTheSettingsOfASinkAreChecked(t *testing.T) {
 		"it is beginning, now, or a time": func(s *sinks.Source) { s.From = "soon" },
 		"must not contain dots":           func(s *sinks.Source) { s.Name = "a.b" },
 		"must be above 0":                 func(s *sinks.Source) { s.Every = 0 },
+		`"xxxxx@a" is no URL of NATS`:     func(s *sinks.Source) { s.NATS = "ada:s3cret%zz@a" },
 	} {
 		s := good
 		change(&s)
-		if err := s.Check(); err == nil || !strings.Contains(err.Error(), want) {
+		if err := s.Check(); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: %v", want, err)
 		}
 	}

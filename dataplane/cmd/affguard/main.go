@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/dataplane"
+	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/deploy/service"
 )
 
@@ -50,6 +52,9 @@ func main() {
 				return errors.New("name: it is missing, and the host has none")
 			case len(cfg.Control) == 0:
 				return errors.New("control: it is missing")
+			}
+			if err := clickstream.ValidateURLs(cfg.NATS); err != nil {
+				return fmt.Errorf("nats: %w", err)
 			}
 			return nil
 		},

@@ -54,6 +54,9 @@ func (r *replaying) check() (err error) {
 	if r.rules, err = readPolicy(r.policy); err != nil {
 		return err
 	}
+	if err := clickstream.ValidateURLs(r.nats); r.input == "" && err != nil {
+		return fmt.Errorf("nats: %w", err)
+	}
 	now := time.Now()
 	if r.start, err = parseTime(r.from, time.Time{}, now); err != nil {
 		return fmt.Errorf("from: %w", err)

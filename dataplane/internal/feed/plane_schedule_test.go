@@ -110,7 +110,8 @@ func (w *world) tellDowns(r *modelReplica, p *pipe, held, most, told int64) (int
 			w.fail("a take-down of revision %d is answered with %v", m.Version.Revision, a)
 		}
 		w.refused++
-		w.refuses[m.Version.Revision] = got == m.Version.Revision
+		// What it holds by now need not be refused by an older state.
+		w.refuses[m.Version.Revision] = got == m.Version.Revision && m.Version.Revision > p.early.GetApplied().GetVersion().GetRevision()
 		w.mu.Unlock()
 		told = m.Version.Revision
 	}

@@ -3,11 +3,12 @@ package publish
 import (
 	"context"
 	"math/rand/v2"
-	"regexp"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/affleet/affleet/dataplane/clickstream"
 )
 
 // connect makes the connection, which may come up much later.
@@ -34,11 +35,11 @@ func (p *Publisher) connect() error {
 		nats.MaxPingsOutstanding(2),
 		nats.FlusherTimeout(p.config.Timeout),
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			p.log.Info("connected to NATS", "url", redacted(nc.ConnectedUrl()))
+			p.log.Info("connected to NATS", "url", clickstream.RedactURLs(nc.ConnectedUrl()))
 			notify()
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			p.log.Info("connected to NATS again", "url", redacted(nc.ConnectedUrl()))
+			p.log.Info("connected to NATS again", "url", clickstream.RedactURLs(nc.ConnectedUrl()))
 			notify()
 		}),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
@@ -59,7 +60,7 @@ func (p *Publisher) connect() error {
 		return err
 	}
 	if !nc.IsConnected() {
-		p.log.Warn("NATS does not answer yet: clicks stay in the spool", "url", redacted(p.config.URL))
+		p.log.Warn("NATS does not answer yet: clicks stay in the spool", "url", clickstream.RedactURLs(p.config.URL))
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -73,12 +74,6 @@ func (p *Publisher) connect() error {
 	}
 	return nil
 }
-
-// userinfo is what is before the host of a URL of a server, which may lack the scheme.
-var userinfo = regexp.MustCompile(`((?:^|,)\s*(?:[a-z]+://)?)[^,]*@`)
-
-// redacted are the URLs of servers without what lets the node in: a name alone may be a token.
-func redacted(urls string) string { return userinfo.ReplaceAllString(urls, "${1}xxxxx@") }
 
 // reconnected forgets what it believed about the server and what is under way.
 func (p *Publisher) reconnected() {

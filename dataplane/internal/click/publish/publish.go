@@ -26,9 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/url"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -133,15 +131,8 @@ func New(config Config) (*Publisher, error) {
 	if config.URL == "" {
 		return nil, errors.New("publish clicks: no NATS URL")
 	}
-	for _, u := range strings.Split(config.URL, ",") {
-		u = strings.TrimSpace(u)
-		whole := u
-		if !strings.Contains(u, "://") {
-			whole = "nats://" + u // as the client of NATS does
-		}
-		if parsed, err := url.Parse(whole); u != "" && (err != nil || parsed.Host == "") {
-			return nil, fmt.Errorf("publish clicks: %q is no URL of NATS", redacted(u))
-		}
+	if err := clickstream.ValidateURLs(config.URL); err != nil {
+		return nil, fmt.Errorf("publish clicks: %w", err)
 	}
 	if config.Timeout == 0 {
 		config.Timeout = 5 * time.Second

@@ -32,6 +32,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/affleet/affleet/dataplane/clickstream"
 	"github.com/affleet/affleet/dataplane/internal/guard"
 )
 
@@ -75,6 +76,9 @@ func New(cfg Config) (*Process, error) {
 	}
 	if strings.TrimSpace(cfg.NATS) == "" {
 		return nil, errors.New("guard: no NATS URL")
+	}
+	if err := clickstream.ValidateURLs(cfg.NATS); err != nil {
+		return nil, fmt.Errorf("guard: %w", err)
 	}
 	for _, d := range []struct {
 		v *time.Duration

@@ -38,6 +38,13 @@ func config(name, url, control string) Config {
 	}
 }
 
+func TestURLOfNATSThatCannotBeReadIsRefusedWithoutItsSecret(t *testing.T) {
+	_, err := New(config("one", "nats://ada:s3cret%zz@a:4222", "127.0.0.1:1"))
+	if want := `guard: "nats://xxxxx@a:4222" is no URL of NATS`; err == nil || err.Error() != want {
+		t.Errorf("the error is %v, want %s", err, want)
+	}
+}
+
 // admin is a control plane that takes blocks, and has one policy.
 type admin struct {
 	adminv1.UnimplementedLinkServiceServer

@@ -126,7 +126,7 @@ func newRoot(a *app) *cobra.Command {
 		root.AddCommand(n.command(a))
 	}
 	root.AddCommand(newApply(a), newImport(a), newExport(a), newExplain(a), newNodes(a), newFleet(a), newClicks(a), newStats(a), newFraud(a), newDoctor(a),
-		newContext(a), newVersion(a), exitCodesTopic, connectionTopic)
+		newContext(a), newVersion(a), exitCodesTopic(), connectionTopic())
 	setHelp(root)
 	a.markStart(root)
 	return root

@@ -345,7 +345,7 @@ func (p *applying) write(ctx context.Context, known bool, stale []*linkv1.Link) 
 		}
 	}
 	if err != nil {
-		imp.ended(total)
+		imp.ended(total, err)
 		return err
 	}
 	deleted, version := 0, total.GetVersion()

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
@@ -79,14 +80,35 @@ func (a *app) unary(ctx context.Context, method string, req, reply any, cc *grpc
 	}
 	limited, cancel := a.limit(ctx)
 	defer cancel()
-	err := invoke(a.identify(limited), method, req, reply, cc, opts...)
+	var told peer.Peer // who took the call, if anybody did
+	err := invoke(a.identify(limited), method, req, reply, cc, append(opts, grpc.Peer(&told))...)
+	perhaps := told.Addr != nil && writes(req)
 	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
-		return &failure{
+		late := &failure{
 			code: codeTimeout, message: fmt.Sprintf("no answer from the control plane at %s within %s", a.target, &a.timeout),
 			hint: "is it well? give it more time with --timeout",
 		}
+		if perhaps {
+			late.message, late.hint = late.message+perhapsWritten, lookFirst+"; give it more time with --timeout"
+		}
+		return late
 	}
-	return a.explainUnavailable(err)
+	err = a.explainUnavailable(err)
+	if u, ok := errors.AsType[*unreachable](err); ok {
+		u.perhaps = perhaps
+	}
+	return err
+}
+
+// writes says whether a call changes what is stored.
+func writes(req any) bool {
+	switch r := req.(type) {
+	case interface{ GetValidateOnly() bool }:
+		return !r.GetValidateOnly()
+	case *adminv1.ReleaseRequest, *adminv1.NewEpochRequest:
+		return true
+	}
+	return false
 }
 
 // limit gives a call its time.

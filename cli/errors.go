@@ -57,10 +57,21 @@ func (s silent) Error() string { return "exit code " + fmt.Sprint(int(s)) }
 type unreachable struct {
 	what, address, flag, variable string
 	err                           error
+	perhaps                       bool // it was a write, and the server may have made it
 }
 
+// What is said of a write that may have been made.
+const (
+	perhapsWritten = "; what was being written may or may not have been"
+	lookFirst      = "look whether it is before you repeat it"
+)
+
 func (u *unreachable) Error() string {
-	return fmt.Sprintf("no answer from %s at %s: %s", u.what, u.address, u.err)
+	text := fmt.Sprintf("no answer from %s at %s: %s", u.what, u.address, u.err)
+	if u.perhaps {
+		text += perhapsWritten
+	}
+	return text
 }
 
 func (u *unreachable) Unwrap() error { return u.err }
@@ -110,10 +121,12 @@ func describe(err error) told {
 		return told{lines: []string{err.Error()}, hints: some(p.Hint), code: codeError}
 	}
 	if u, ok := errors.AsType[*unreachable](err); ok {
-		return told{
-			lines: []string{u.Error()}, code: codeUnavailable,
-			hints: []string{fmt.Sprintf(`is it running? name another with %s, %s or "affctl context"`, u.flag, u.variable)},
+		t := told{lines: []string{u.Error()}, code: codeUnavailable}
+		if u.perhaps {
+			t.hints = append(t.hints, lookFirst)
 		}
+		t.hints = append(t.hints, fmt.Sprintf(`is it running? name another with %s, %s or "affctl context"`, u.flag, u.variable))
+		return t
 	}
 	if e, ok := errors.AsType[*link.Error](err); ok {
 		return told{lines: []string{err.Error()}, hints: some(e.Hint), code: exitCode(grpcCodes[e.Kind])}

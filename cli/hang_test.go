@@ -6,10 +6,12 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"google.golang.org/grpc"
 
 	"github.com/affleet/affleet/cli"
 	"github.com/affleet/affleet/deploy/local"
@@ -69,6 +71,62 @@ func TestControlPlaneThatDoesNotAnswerInTimeIsNamed(t *testing.T) {
 	if code != 7 || stderr != want {
 		t.Errorf("exit code %d, and it said\n%swant\n%s", code, stderr, want)
 	}
+}
+
+// mute is a control plane that takes calls and ends each as it is told to: never, as
+// far as affctl can wait, or with its connection.
+func mute(t *testing.T, end func(s *grpc.Server, call context.Context)) (address string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s *grpc.Server
+	s = grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		end(s, stream.Context())
+		return stream.Context().Err()
+	}))
+	var running sync.WaitGroup
+	running.Go(func() { _ = s.Serve(ln) }) // ends with Stop
+	t.Cleanup(func() { s.Stop(); running.Wait() })
+	return ln.Addr().String()
+}
+
+func TestWriteThatIsNotAnsweredIsSaidToBePerhapsMade(t *testing.T) {
+	silent := mute(t, func(_ *grpc.Server, call context.Context) { <-call.Done() })
+	gone := func() string { // it serves one call
+		return mute(t, func(s *grpc.Server, call context.Context) { go s.Stop(); <-call.Done() })
+	}
+	unheard, _ := silence(t)
+	const perhaps = "; what was being written may or may not have been\nhint: look whether it is before you repeat it"
+	var all sync.WaitGroup
+	create := []string{"link", "create", "go.example.com/a", "https://store.com/"}
+	for _, tt := range []struct {
+		server  string
+		args    []string
+		code    int
+		perhaps bool
+	}{
+		{silent, create, 7, true},
+		{silent, []string{"link", "update", "go.example.com/a", "--disabled"}, 7, true},
+		{silent, []string{"link", "delete", "go.example.com/a"}, 7, true},
+		{silent, []string{"fraud", "policy", "set", "--off"}, 7, true},
+		{silent, []string{"fleet", "release", "--version", "7"}, 7, true},
+		{gone(), create, 6, true},
+		{gone(), []string{"link", "get", "go.example.com/a"}, 6, false},
+		{silent, append(create, "--dry-run"), 7, false},
+		{silent, []string{"link", "get", "go.example.com/a"}, 7, false},
+		{unheard, create, 7, false}, // nobody was told of it
+		{"127.0.0.1:1", create, 6, false},
+	} {
+		all.Go(func() { // each waits for as long as it may take to be heard on a busy machine
+			code, _, stderr := says(t.Context(), t, append(tt.args, "--server", tt.server, "--timeout", "3s")...)
+			if code != tt.code || strings.Contains(stderr, perhaps) != tt.perhaps || !strings.HasPrefix(stderr, "affctl: no answer from the control plane at "+tt.server) {
+				t.Errorf("%q: exit code %d, and it said\n%s", tt.args, code, stderr)
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestDoctorWaitsOnceForAControlPlaneThatDoesNotAnswer(t *testing.T) {

@@ -8,10 +8,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-var exitCodesTopic = &cobra.Command{
-	Use:   "exit-codes",
-	Short: "What the exit codes mean",
-	Long: `affctl ends with one of these codes:
+func exitCodesTopic() *cobra.Command {
+	return &cobra.Command{
+		Use:   "exit-codes",
+		Short: "What the exit codes mean",
+		Long: `affctl ends with one of these codes:
 
   0  done
   1  any other error: refused by the control plane, a file that cannot be read
@@ -20,13 +21,18 @@ var exitCodesTopic = &cobra.Command{
   4  not found
   5  conflict: it exists already, or somebody else changed it (etag)
   6  no answer: the control plane or NATS is down or busy, try again
-  7  the time ran out, in --timeout or --wait-timeout`,
+  7  the time ran out, in --timeout or --wait-timeout
+
+After 6 and 7, what was being written may or may not have been, where the message
+says so: look whether it is before you repeat it. An import can be repeated.`,
+	}
 }
 
-var connectionTopic = &cobra.Command{
-	Use:   "connection",
-	Short: "How affctl finds the control plane and NATS",
-	Long: `Every command takes these flags. A flag wins over its variable, the variable
+func connectionTopic() *cobra.Command {
+	return &cobra.Command{
+		Use:   "connection",
+		Short: "How affctl finds the control plane and NATS",
+		Long: `Every command takes these flags. A flag wins over its variable, the variable
 over the context, and the context over the default.
 
   --server HOST:PORT  AFFCTL_SERVER   the control plane (` + defaultServer + `)
@@ -38,6 +44,7 @@ over the context, and the context over the default.
 
 Other variables: AFFCTL_USER is recorded as who wrote (default: $USER at this
 host); NO_COLOR turns colours off.`,
+	}
 }
 
 // setHelp replaces cobra's help by one that fits a screen.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
@@ -66,6 +67,8 @@ type importer struct {
 	marks   []mark                 // of each batch of it
 	totals  adminv1.ImportProgress // of the streams before, and of rows that failed here
 	current adminv1.ImportProgress // of the stream under way
+
+	unanswered int64 // rows of the last stream that were sent, and have no outcome
 }
 
 type mark struct{ rows, done int64 }
@@ -259,6 +262,7 @@ func (imp *importer) fold() {
 	if c.GetVersion() != nil {
 		t.Version = proto.CloneOf(c.GetVersion())
 	}
+	imp.unanswered = int64(len(imp.sent)) - c.GetRows()
 	proto.Reset(c)
 	imp.sent, imp.marks = imp.sent[:0], imp.marks[:0]
 }
@@ -353,7 +357,7 @@ func (imp *importer) finish(ctx context.Context, t *adminv1.ImportProgress, err 
 		a.summary(t, time.Since(started), dryRun)
 	}
 	if err != nil {
-		imp.ended(t)
+		imp.ended(t, err)
 		return err
 	}
 	if !dryRun {
@@ -370,11 +374,24 @@ func (imp *importer) finish(ctx context.Context, t *adminv1.ImportProgress, err 
 	return silent(codePartly)
 }
 
-// ended tells what became of the rows that were written before an error.
-func (imp *importer) ended(t *adminv1.ImportProgress) {
-	if written := t.GetCreated() + t.GetUpdated(); written > 0 && !imp.options.GetValidateOnly() {
-		imp.a.notef("written before that: %s; doing it again counts them as unchanged", count(written, "resource"))
+// ended tells what became of the rows that were sent before an error, and what
+// sending them again does: the control plane writes them in no particular order.
+func (imp *importer) ended(t *adminv1.ImportProgress, err error) {
+	written, perhaps := t.GetCreated()+t.GetUpdated(), imp.unanswered
+	if st, ok := status.FromError(err); ok && st.Code() != codes.Canceled {
+		perhaps = 0 // it is the control plane that says why, and what of these
 	}
+	if imp.options.GetValidateOnly() || written+perhaps == 0 {
+		return
+	}
+	text, again := "written before that: "+count(written, "resource"), "counts as unchanged"
+	if perhaps > 0 {
+		text += ", and perhaps some of " + count(perhaps, "more row")
+	}
+	if imp.options.GetCreateOnly() {
+		again = "fails as existing"
+	}
+	imp.a.notef("%s; done again, what is written %s", text, again)
 }
 
 // missingAffiliate says whether a row failed only because its affiliate does

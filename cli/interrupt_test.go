@@ -5,12 +5,16 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/affleet/affleet/cli"
 	"github.com/affleet/affleet/deploy/local"
+	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
 )
 
 // stalledImport imports rows from a pipe that gives nothing more after them,
@@ -87,5 +91,61 @@ func TestImportFromAPipeThatStallsEndsWhenTheControlPlaneDoes(t *testing.T) {
 	endsWith(t, ended, 6)
 	if got := stderr.String(); !strings.Contains(got, "written before that: 1,000 resources") {
 		t.Errorf("it said %q", got)
+	}
+}
+
+// halfway is a control plane that ends behind the first message of an import, when it
+// has the second.
+type halfway struct {
+	adminv1.UnimplementedLinkServiceServer
+	stop func()
+}
+
+func (h *halfway) Import(stream adminv1.LinkService_ImportServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	rows := int64(len(first.GetResources()))
+	if err := stream.Send(&adminv1.ImportResponse{Progress: &adminv1.ImportProgress{Rows: rows, Created: rows - 400, Unchanged: 400}}); err != nil {
+		return err
+	}
+	if _, err := stream.Recv(); err != nil {
+		return err
+	}
+	go h.stop()
+	<-stream.Context().Done()
+	return stream.Context().Err()
+}
+
+func TestImportThatIsNotAnsweredSaysHowFarItGotForSure(t *testing.T) {
+	var text strings.Builder
+	for i := range 1500 { // two messages
+		fmt.Fprintf(&text, `{"domain":"go.example.com","path":"/%d","destination":"https://store.com/"}`+"\n", i)
+	}
+	for _, tt := range []struct{ flag, want string }{
+		{"--create-only=false", "written before that: 600 resources, and perhaps some of 500 more rows; done again, what is written counts as unchanged\n"},
+		{"--create-only", "written before that: 600 resources, and perhaps some of 500 more rows; done again, what is written fails as existing\n"},
+		{"--dry-run", ""},
+	} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := grpc.NewServer()
+		adminv1.RegisterLinkServiceServer(s, &halfway{stop: s.Stop})
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ln) }()
+		var stderr bytes.Buffer
+		args := []string{"import", "ndjson", "-", tt.flag, "--server", ln.Addr().String()}
+		code := cli.Main(t.Context(), args, strings.NewReader(text.String()), io.Discard, &stderr, func(string) string { return "" })
+		told, rest, _ := strings.Cut(stderr.String(), "affctl: no answer from the control plane at ")
+		if code != 6 || told != tt.want || rest == "" {
+			t.Errorf("%s: exit code %d, and it said\n%swant\n%s", tt.flag, code, &stderr, tt.want)
+		}
+		s.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -37,8 +37,8 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := net.SplitHostPort(to.Server); err != nil && !strings.HasPrefix(to.Server, "dns:") && !strings.HasPrefix(to.Server, "unix:") {
-		return nil, usagef("it looks like control.example.com:7070", "--server %s is not HOST:PORT", to.Server) // without a port, gRPC would take that of https
+	if err := checkServer(to.Server); err != nil {
+		return nil, err
 	}
 	conn, err := grpc.NewClient(to.Server,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -55,6 +55,24 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	}
 	a.conn, a.target = conn, to.Server
 	return conn, nil
+}
+
+// checkServer refuses what names no port: gRPC would take that of https. It lets the
+// sockets and the DNS names pass that gRPC knows of, unix:PATH and dns:///HOST:PORT.
+func checkServer(server string) error {
+	if strings.HasPrefix(server, "unix:") || strings.HasPrefix(server, "unix-abstract:") {
+		return nil
+	}
+	address := server
+	if name, ok := strings.CutPrefix(server, "dns:"); ok {
+		address = name[strings.LastIndexByte(name, '/')+1:] // behind //AUTHORITY/
+	}
+	if _, port, err := net.SplitHostPort(address); err == nil {
+		if number, err := net.LookupPort("tcp", port); err == nil && number > 0 {
+			return nil
+		}
+	}
+	return usagef("it looks like control.example.com:7070", "--server %s is not HOST:PORT", server)
 }
 
 func (a *app) links() (adminv1.LinkServiceClient, error) {

@@ -215,6 +215,14 @@ func contextSet(a *app) *cobra.Command {
 			if a.server == "" && a.nats == "" {
 				return usagef("", "nothing to set: give --server or --nats")
 			}
+			if a.server != "" {
+				if err := checkServer(a.server); err != nil {
+					return err
+				}
+			}
+			if err := clickstream.ValidateURLs(a.nats); err != nil {
+				return usagef("it looks like nats://USER:PASSWORD@HOST:PORT", "--nats %s", err)
+			}
 			c, err := a.readConfig()
 			if err != nil {
 				return err

@@ -129,6 +129,26 @@ func TestWriteThatIsNotAnsweredIsSaidToBePerhapsMade(t *testing.T) {
 	all.Wait()
 }
 
+func TestServerWithoutAPortIsRefusedBeforeAnythingIsDialled(t *testing.T) {
+	for _, server := range []string{
+		"host", "host:", "[::1]", "::1", "host:0", "host:70000", "host:no-such-port", "http://host:7070",
+		"dns:host", "dns:///host", "dns:///host:", "dns://127.0.0.1:53/host", "xds:///host", "passthrough:///host",
+	} {
+		for _, args := range [][]string{{"nodes", "--timeout", "5s"}, {"context", "set", "prod"}} {
+			code, _, stderr := says(t.Context(), t, append(args, "--server", server)...)
+			want := "affctl: --server " + server + " is not HOST:PORT\nhint: it looks like control.example.com:7070\n"
+			if code != 2 || stderr != want {
+				t.Errorf("%s: exit code %d, and it said\n%swant\n%s", args[0], code, stderr, want)
+			}
+		}
+	}
+	for _, server := range []string{"127.0.0.1:1", "[::1]:1", ":1", "dns:127.0.0.1:1", "dns:///127.0.0.1:1", "dns:///[::1]:1", "unix:///no/such/socket", "unix-abstract:none"} {
+		if code, _, stderr := says(t.Context(), t, "nodes", "--server", server); code != 6 {
+			t.Errorf("%s: exit code %d, and it said\n%s", server, code, stderr)
+		}
+	}
+}
+
 func TestDoctorWaitsOnceForAControlPlaneThatDoesNotAnswer(t *testing.T) {
 	address, _ := silence(t)
 	_, stdout, _ := says(t.Context(), t, "doctor", "--server", address, "--nats", "nats://127.0.0.1:1", "--timeout", "200ms", "-o", "json")

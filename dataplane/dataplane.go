@@ -121,6 +121,10 @@ func (n *Node) openDecisions() (err error) {
 	n.caps, err = caps.New(caps.Config{
 		Targets: n.cfg.Control, Node: n.cfg.Node, Log: n.cfg.Log, Registerer: n.cfg.Registerer,
 		Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		Has: func(name []byte) bool {
+			t := n.live.Load()
+			return t == nil || t.Has(name)
+		},
 	})
 	return err
 }

@@ -31,6 +31,7 @@ type account struct {
 	vain    uint // leases that gave nothing, one after the other
 	swept   int64
 	still   int // sweeps at which nothing had been used
+	missing int // times in a row that its link was looked for and not there
 }
 
 // aheadOf is how many clicks may be sent on before the first lease.
@@ -160,7 +161,11 @@ func (a *account) idle() bool {
 	return a.still >= idleSweeps
 }
 
-// over says whether the account's period has been over for a while.
+// over says whether the account's period, or its link's life, has been over for a
+// while.
 func (a *account) over(now time.Time) bool {
-	return a.period != link.PerLife && numberOf(a.period, now.Add(-time.Minute).UnixMicro()) > a.number
+	if a.period == link.PerLife {
+		return a.missing > 1
+	}
+	return numberOf(a.period, now.Add(-time.Minute).UnixMicro()) > a.number
 }

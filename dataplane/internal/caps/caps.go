@@ -25,7 +25,11 @@
 //
 // Without a control plane the node uses up what it has; then the link is as if
 // its cap were reached. So is one that finds no account free: a node has about a
-// million, and those of caps for the life of a link are not freed before it ends.
+// million. It closes those of periods that are over, and those of caps for the
+// life of a link when the state that it serves has not had the link for a minute:
+// no request comes for that one any more, and one that is made anew has a cap of
+// its own. A link that still is served keeps its account, also where it is deleted
+// in etcd: one that is opened again has clicks ahead again.
 //
 // # When not to use it
 //
@@ -60,6 +64,9 @@ type Config struct {
 	Targets []string          // control planes, "host:port" each. At least one
 	Node    string            // required
 	Dial    []grpc.DialOption // transport credentials included. Required
+	// Has says whether the state that the node serves has a resource of this name,
+	// which it does not keep. Default: accounts for life stay open.
+	Has func(name []byte) bool
 
 	Log        *slog.Logger          // default: slog.Default()
 	Registerer prometheus.Registerer // default: none
@@ -76,6 +83,7 @@ type Leases struct {
 	target int              // of Run: which one conn is to
 	failed time.Time        // of Run: when a call failed last
 	told   time.Time        // of Run: when the log was told that nothing can be leased
+	looked time.Time        // of Run: when links were last looked for
 
 	leased, returned, errors, refused atomic.Uint64
 }
@@ -87,6 +95,7 @@ const (
 	endFor      = time.Second          // half of it for a call that is under way
 	gatherFor   = 2 * time.Millisecond // so that links that come up together are leased together
 	sweepEvery  = time.Second
+	lookEvery   = time.Minute      // for links that are gone
 	idleSweeps  = 2                // without a click, and an account gives back
 	keepAfter   = 10 * time.Second // a failed call, and nothing is given back
 	tellEvery   = time.Minute
@@ -226,8 +235,8 @@ func (l *Leases) gather(first *account) []*claim {
 	return claims
 }
 
-// sweep forgets the accounts of periods that are over, makes those due that owe
-// something, and those give back that nobody takes from; not while control
+// sweep forgets the accounts of periods and links that are over, makes those due
+// that owe something, and those give back that nobody takes from; not while control
 // planes are away, because what cannot be given back is lost. When ctx ends, it
 // ends as soon as what it has taken is given back, which calls bounds.
 func (l *Leases) sweep(ctx, calls context.Context, now time.Time) {

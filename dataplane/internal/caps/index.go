@@ -108,9 +108,33 @@ func (l *Leases) open(k key, domain, path []byte, clicks uint64) *account {
 	return a
 }
 
-// forget closes the accounts of periods that are over. What they have cannot be
-// used any more, and nobody else can use it either.
+// look counts how often links with a cap for life were not there. An account of
+// which that is enough is not due, and never will be: what it leased of a link
+// that is made anew would be lost.
+func (l *Leases) look(now time.Time) {
+	if l.cfg.Has == nil || now.Sub(l.looked) < lookEvery {
+		return
+	}
+	l.looked = now
+	var name []byte
+	for a := range l.index.Load().all() {
+		if a.period != link.PerLife {
+			continue
+		}
+		name = append(append(append(name[:0], link.Links.Prefix()...), a.domain...), a.path...)
+		switch {
+		case l.cfg.Has(name):
+			a.missing = 0
+		case a.missing == 0 || a.queued.CompareAndSwap(false, true):
+			a.missing++
+		}
+	}
+}
+
+// forget closes the accounts of periods that are over, and of links that are gone.
+// What they have cannot be used any more, and nobody else can use it either.
 func (l *Leases) forget(now time.Time) {
+	l.look(now)
 	over := 0
 	for a := range l.index.Load().all() {
 		if a.over(now) {

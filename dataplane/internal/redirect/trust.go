@@ -144,7 +144,9 @@ func (c *chain) fail() { c.client, c.broken = netip.Addr{}, true }
 // forwarded follows the elements of a Forwarded line: lists of name=value
 // pairs. One that cannot be read breaks the chain, and the next begins behind the
 // next comma, in quotes or not: a quote that a client has left open hides nothing
-// of what its proxy writes behind it.
+// of what its proxy writes behind it. Only one that ends where the proxy quotes a
+// text that begins with a comma or a semicolon, as no host does, passes for well
+// written; then it is the peer's, as no element that the client wrote is the last.
 func (c *chain) forwarded(b []byte) {
 	var node []byte // of the element, when found
 	var pairs, nodes int

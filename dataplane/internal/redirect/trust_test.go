@@ -206,6 +206,52 @@ func hasOddPort(list string) bool {
 	return false
 }
 
+// allOf gives all texts of up to n of some tokens.
+func allOf(n int, tokens ...string) []string {
+	all := []string{""}
+	for from := 0; n > 0; n-- {
+		to := len(all)
+		for _, text := range all[from:to] {
+			for _, token := range tokens {
+				all = append(all, text+token)
+			}
+		}
+		from = to
+	}
+	return all
+}
+
+// TestWhateverAClientWritesItsProxySaysWhoItIs tries all that is short, in front of
+// what proxies write, quoted texts among it that the client has chosen, too.
+func TestWhateverAClientWritesItsProxySaysWhoItIs(t *testing.T) {
+	tr := trust{proxies: mustProxies(t, "10.0.0.0/8", "fd00::/8"), header: Forwarded}
+	peer, client := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("198.51.100.7")
+	written := allOf(4, `"`, `\`, ",", ";", "=", "x", "for=203.0.113.1", " ") // the shortest are first
+	check := func(text string, odd bool) {
+		if got := tr.client(peer, &head{forwarded: []byte(text)}); got != client && (!odd || got != peer) {
+			t.Fatalf("%q: got %v, want %v", text, got, client)
+		}
+	}
+	for _, own := range written {
+		for _, proxies := range []string{
+			"for=198.51.100.7", `for="198.51.100.7:80" ; proto=http,for="[fd00::1]:_x"`, `by="[fd00::1]";For="[::ffff:198.51.100.7]", for=10.0.0.3;by=""`,
+			`for=198.51.100.7;host="a.example:80";ext="x, for=203.0.113.1;", for=10.0.0.3;ext="\"\\"`,
+		} {
+			check(own+","+proxies, false)
+			check(own+"\r\nForwarded: "+proxies, false)
+		}
+	}
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	for _, text := range written[:1+8+8*8] {
+		odd := strings.HasPrefix(strings.TrimLeft(text, " "), ",") || strings.HasPrefix(strings.TrimLeft(text, " "), ";")
+		quoted := `"` + escape.Replace(text) + `"`
+		for _, own := range written[:1+8+8*8+8*8*8] {
+			check(own+", for=198.51.100.7;host="+quoted, odd)
+			check(own+",host="+quoted+`;for="198.51.100.7:80";ua=`+quoted+", for=10.0.0.3", odd)
+		}
+	}
+}
+
 // FuzzForwarded checks what must hold of any value: an address that a trusted
 // proxy appends decides, whatever was there.
 func FuzzForwarded(f *testing.F) {

@@ -28,6 +28,8 @@ type peers interface {
 	Changed() <-chan struct{}
 	Refresh(ctx context.Context) error
 	Revision() int64
+	Left() []replica.Peer
+	Forget(replica.Peer)
 }
 
 // fleetConfig says who this replica is and how it reaches the others.
@@ -251,6 +253,16 @@ func (f *fleet) alarms() []string {
 	return all
 }
 
+// each gives each alarm once: replicas have most of them in common.
+func each(lists ...[]string) (all []string) {
+	for _, alarm := range slices.Concat(lists...) {
+		if !slices.Contains(all, alarm) {
+			all = append(all, alarm)
+		}
+	}
+	return all
+}
+
 // merge puts the nodes of several replicas into their order. A node that two
 // replicas list is where it connected last.
 func merge(lists ...[]*adminv1.Node) []*adminv1.Node {
@@ -269,12 +281,12 @@ func merge(lists ...[]*adminv1.Node) []*adminv1.Node {
 // ListNodes implements adminv1.FleetServiceServer.
 func (f *fleet) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
 	var lists [][]*adminv1.Node
-	var silent []string
+	var others []string
 	if !localOnly(ctx) {
-		lists, silent = f.listPeers(ctx, req)
+		lists, others = f.listPeers(ctx, req)
 	}
 	return &adminv1.ListNodesResponse{
-		Nodes: merge(append(lists, f.local(req.GetRegion()))...), Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.alarms(), silent),
+		Nodes: merge(append(lists, f.local(req.GetRegion()))...), Head: versionProto(f.log.Head()), Alarms: each(f.alarms(), others),
 	}, nil
 }
 
@@ -306,10 +318,10 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 		case <-pause.C:
 		}
 		moved := f.log.Changed()
-		lists, silent := others.lists()
+		lists, alarms := others.lists()
 		nodes := merge(append(lists, f.local(req.GetRegion()))...)
 		if err := stream.Send(&adminv1.WatchNodesResponse{
-			Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: slices.Concat(f.alarms(), silent),
+			Nodes: nodes, Head: versionProto(f.log.Head()), Alarms: each(f.alarms(), alarms),
 		}); err != nil {
 			return err
 		}

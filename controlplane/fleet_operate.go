@@ -36,11 +36,7 @@ func (f *fleet) GetStatus(ctx context.Context, req *adminv1.GetStatusRequest) (*
 		return cmp.Compare(a.GetReplica(), b.GetReplica())
 	})
 	for _, r := range resp.GetReplicas() {
-		for _, alarm := range r.GetAlarms() {
-			if !slices.Contains(resp.Alarms, alarm) {
-				resp.Alarms = append(resp.Alarms, alarm)
-			}
-		}
+		resp.Alarms = each(resp.Alarms, r.GetAlarms())
 	}
 	return resp, nil
 }
@@ -88,10 +84,11 @@ func (f *fleet) guarding() (nodes []*member) {
 	return nodes
 }
 
-// statusOfPeers asks the other replicas how they fare, all at once.
+// statusOfPeers asks the other replicas how they fare, all at once, and those that
+// have left and still answer.
 func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest) []*adminv1.ReplicaStatus {
 	f.refreshPeers(ctx)
-	peers, _ := f.peers()
+	peers, listed := f.peersAndLeft()
 	all := make([]*adminv1.ReplicaStatus, len(peers))
 	call, cancel := context.WithTimeout(asLocal(ctx, knowsNothing), f.cfg.PeerTimeout)
 	defer cancel()
@@ -106,6 +103,10 @@ func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest
 					return
 				}
 			}
+			if i >= listed {
+				f.cfg.Peers.Forget(p)
+				return
+			}
 			all[i] = &adminv1.ReplicaStatus{Replica: p.ID, Alarms: []string{doesNotAnswer(at(p))}}
 			if err != nil {
 				f.skip(ctx, p, err)
@@ -113,7 +114,7 @@ func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest
 		})
 	}
 	asking.Wait()
-	return all
+	return slices.DeleteFunc(all, func(r *adminv1.ReplicaStatus) bool { return r == nil })
 }
 
 // Release implements adminv1.FleetServiceServer.

@@ -97,8 +97,20 @@ func (f *fleet) peers() ([]replica.Peer, <-chan struct{}) {
 	}
 	changed := f.cfg.Peers.Changed()
 	peers := f.cfg.Peers.Peers()
-	f.conns.keep(peers)
+	f.conns.keep(slices.Concat(peers, f.cfg.Peers.Left()))
 	return peers, changed
+}
+
+// peersAndLeft are the other replicas, so many of which are listed, and those that
+// have left. One of these that answers has not stopped: its lease has ended because it
+// does not reach etcd, and nobody else tells of it and of its nodes. One that does not
+// is forgotten.
+func (f *fleet) peersAndLeft() (all []replica.Peer, listed int) {
+	peers, _ := f.peers()
+	if f.cfg.Peers == nil {
+		return nil, 0
+	}
+	return slices.Concat(peers, f.cfg.Peers.Left()), len(peers)
 }
 
 // refreshPeers makes peers all that are listed now. Without etcd they stay what
@@ -137,12 +149,12 @@ func (f *fleet) skip(ctx context.Context, p replica.Peer, err error) {
 	}
 }
 
-// listPeers asks the other replicas for their nodes, all at once, and gives an
-// alarm for each that is silent.
+// listPeers asks the other replicas for their nodes, all at once, and gives their
+// alarms, and one for each that is silent.
 func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (lists [][]*adminv1.Node, alarms []string) {
-	peers, _ := f.peers()
+	peers, listed := f.peersAndLeft()
 	lists = make([][]*adminv1.Node, len(peers))
-	silent := make([]bool, len(peers))
+	told := make([][]string, len(peers))
 	call, cancel := context.WithTimeout(asLocal(ctx, knowsNothing), f.cfg.PeerTimeout)
 	defer cancel()
 	var asking sync.WaitGroup
@@ -152,37 +164,37 @@ func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (l
 			if err == nil {
 				var got *adminv1.ListNodesResponse
 				got, err = client.ListNodes(call, req)
-				lists[i] = got.GetNodes()
+				lists[i], told[i] = got.GetNodes(), got.GetAlarms()
 			}
-			if silent[i] = err != nil; silent[i] {
+			switch {
+			case err == nil:
+				f.conns.heard(p.Address)
+			case i >= listed:
+				f.cfg.Peers.Forget(p)
+			default:
+				told[i] = []string{notListed(p)}
 				f.skip(ctx, p, err)
-				return
 			}
-			f.conns.heard(p.Address)
 		})
 	}
 	asking.Wait()
-	for i, p := range peers {
-		if silent[i] {
-			alarms = append(alarms, notListed(p))
-		}
-	}
-	return lists, alarms
+	return lists, slices.Concat(told...)
 }
 
 // peerNodes are the nodes that other replicas list.
 type peerNodes struct {
 	mu     sync.Mutex
-	byPeer map[replica.Peer][]*adminv1.Node // nil: it is silent
+	byPeer map[replica.Peer]*adminv1.WatchNodesResponse // nil: it is silent
 }
 
-// lists gives them, a list per replica, and an alarm for each that is silent.
+// lists gives them, a list per replica, and the alarms of these, with one for each
+// that is silent.
 func (n *peerNodes) lists() (lists [][]*adminv1.Node, alarms []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for p, nodes := range n.byPeer {
-		lists = append(lists, nodes)
-		if nodes == nil {
+	for p, last := range n.byPeer {
+		lists, alarms = append(lists, last.GetNodes()), append(alarms, last.GetAlarms()...)
+		if last == nil {
 			alarms = append(alarms, notListed(p))
 		}
 	}
@@ -190,14 +202,14 @@ func (n *peerNodes) lists() (lists [][]*adminv1.Node, alarms []string) {
 	return lists, alarms
 }
 
-// set replaces the list of a replica; nil: it is silent.
-func (n *peerNodes) set(p replica.Peer, nodes []*adminv1.Node) {
+// set replaces what a replica has said; nil: it is silent.
+func (n *peerNodes) set(p replica.Peer, last *adminv1.WatchNodesResponse) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.byPeer == nil {
-		n.byPeer = make(map[replica.Peer][]*adminv1.Node)
+		n.byPeer = make(map[replica.Peer]*adminv1.WatchNodesResponse)
 	}
-	n.byPeer[p] = nodes
+	n.byPeer[p] = last
 }
 
 // forget drops a replica that is not listed any more.
@@ -213,8 +225,8 @@ func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, 
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		f.eachPeer(ctx, func(ctx context.Context, p replica.Peer) {
-			f.watchPeer(ctx, p, req, func(nodes []*adminv1.Node) {
-				others.set(p, nodes)
+			f.watchPeer(ctx, p, req, func(last *adminv1.WatchNodesResponse) {
+				others.set(p, last)
 				poke(woken)
 			})
 			others.forget(p)
@@ -227,7 +239,7 @@ func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, 
 // watchPeer follows the nodes of another replica until ctx ends. It gives nil
 // while that is silent: a watch is answered at once, and what hangs later is found
 // out by the connection's keepalive.
-func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.WatchNodesRequest, set func([]*adminv1.Node)) {
+func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.WatchNodesRequest, set func(*adminv1.WatchNodesResponse)) {
 	for ctx.Err() == nil {
 		err := func() error {
 			client, err := f.peer(p)
@@ -249,7 +261,7 @@ func (f *fleet) watchPeer(ctx context.Context, p replica.Peer, req *adminv1.Watc
 				}
 				hangs.Stop()
 				f.conns.heard(p.Address)
-				set(append([]*adminv1.Node{}, got.GetNodes()...)) // not nil
+				set(got)
 			}
 		}()
 		f.skip(ctx, p, err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
+	feedv1 "github.com/affleet/affleet/proto/aff/feed/v1"
 	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 )
 
@@ -237,4 +238,44 @@ func TestListsOfNodesNameAReplicaThatDoesNotAnswer(t *testing.T) {
 	until("off the list", func(got *adminv1.WatchNodesResponse) bool {
 		return len(got.GetAlarms()) == 0 && len(got.GetNodes()) == 1
 	})
+}
+
+// TestAReplicaThatIsCutOffFromEtcdIsNamedByTheOthers: also when its lease has ended,
+// with nodes that nobody else would know of. One that has stopped is not missed.
+func TestAReplicaThatIsCutOffFromEtcdIsNamedByTheOthers(t *testing.T) {
+	etcd := etcdtest.New(t)
+	a := startReplica(t, etcd.Client(), "a")
+	stopped := startReplica(t, etcd.Client(), "c")
+	between := startNetwork(t, etcd.Endpoint())
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + between.ln.Addr().String()}, DialKeepAliveTime: time.Second, DialKeepAliveTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	b := startReplica(t, client, "b")
+	b.fleet.join(&feedv1.Hello{Node: "edge-1"})
+	a.fleet.cfg.PeerTimeout = patience // however busy the machine is
+	stopped.stop()
+	between.drops.Store(true)
+	const alarm = "replica b does not reach etcd: it takes no writes, and its nodes get none, however little they seem to lag; is etcd running?"
+	for deadline := time.Now().Add(patience); b.log.Following() || len(a.fleet.listed()) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("b follows: %v, and listed are %v", b.log.Following(), a.fleet.listed())
+		}
+	}
+	for range 2 { // whoever has been asked once is asked again
+		st, err := a.fleetClient().GetStatus(t.Context(), &adminv1.GetStatusRequest{})
+		if err != nil || !slices.Equal(st.GetAlarms(), []string{alarm}) || len(st.GetReplicas()) != 2 || st.GetReplicas()[1].GetReplica() != "b" || st.GetReplicas()[1].GetFollowing() {
+			t.Errorf("the status is %v, %v", st, err)
+		}
+		nodes, err := a.fleetClient().ListNodes(t.Context(), &adminv1.ListNodesRequest{})
+		if err != nil || !slices.Equal(nodes.GetAlarms(), []string{alarm}) || len(nodes.GetNodes()) != 1 {
+			t.Errorf("the list of nodes is %v, %v", nodes, err)
+		}
+	}
+	b.stop()
+	st, err := a.fleetClient().GetStatus(t.Context(), &adminv1.GetStatusRequest{})
+	if err != nil || len(st.GetAlarms()) != 0 || len(st.GetReplicas()) != 1 {
+		t.Errorf("when it is gone, the status is %v, %v", st, err)
+	}
 }

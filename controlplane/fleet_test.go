@@ -234,7 +234,7 @@ func TestWatchShowsNodesOfAllReplicasAsTheyChange(t *testing.T) {
 
 func TestListsOfNodesAndTheStatusSayThatEtcdIsNotFollowed(t *testing.T) {
 	etcd := etcdtest.New(t)
-	r := startReplica(t, etcd.Client(), "a")
+	r, other := startReplica(t, etcd.Client(), "a"), startReplica(t, etcd.Client(), "b")
 	list := func() []string {
 		t.Helper()
 		got, err := r.fleetClient().ListNodes(t.Context(), &adminv1.ListNodesRequest{})
@@ -246,24 +246,38 @@ func TestListsOfNodesAndTheStatusSayThatEtcdIsNotFollowed(t *testing.T) {
 	if got := list(); len(got) != 0 {
 		t.Fatalf("while it is followed, the alarms are %q", got)
 	}
+	for deadline := time.Now().Add(patience); len(r.fleet.listed()) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not find the other one")
+		}
+	}
 	etcd.Stop()
-	for deadline := time.Now().Add(patience); r.log.Following(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); r.log.Following() || other.log.Following(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it does not notice")
 		}
 	}
-	want := []string{"replica a does not reach etcd: it takes no writes, and its nodes get none, however little they seem to lag; is etcd running?"}
+	const cutOff = " does not reach etcd: it takes no writes, and its nodes get none, however little they seem to lag; is etcd running?"
+	want := []string{"replica a" + cutOff, "replica b" + cutOff}
 	if got := list(); !slices.Equal(got, want) {
 		t.Errorf("the list of nodes has alarms %q", got)
 	}
 	if st, err := r.fleetClient().GetStatus(t.Context(), &adminv1.GetStatusRequest{}); err != nil || !slices.Equal(st.GetAlarms(), want) {
 		t.Errorf("the status has alarms %q, %v", st.GetAlarms(), err)
 	}
-	watch, err := r.fleetClient().WatchNodes(t.Context(), &adminv1.WatchNodesRequest{})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	watch, err := r.fleetClient().WatchNodes(ctx, &adminv1.WatchNodesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := watch.Recv(); err != nil || !slices.Equal(got.GetAlarms(), want) {
-		t.Errorf("whoever watches is told of alarms %q, %v", got.GetAlarms(), err)
+	for { // it is told of the others as they answer
+		got, err := watch.Recv()
+		if err != nil {
+			t.Fatalf("whoever watches is not told: %v", err)
+		}
+		if slices.Equal(got.GetAlarms(), want) {
+			break
+		}
 	}
 }

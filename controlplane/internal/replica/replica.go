@@ -57,6 +57,7 @@ type Directory struct {
 
 	mu       sync.Mutex
 	peers    []Peer // by id; replaced, never changed
+	left     []Peer // the last ones that were among peers; replaced, never changed
 	revision int64  // of etcd, that peers are from
 	changed  chan struct{}
 }
@@ -86,6 +87,24 @@ func (d *Directory) Peers() []Peer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.peers
+}
+
+// maxLeft bounds the replicas that are remembered and not listed.
+const maxLeft = 8
+
+// Left are replicas that were listed and are not any more, the last ones: they have
+// stopped, or live and do not reach etcd.
+func (d *Directory) Left() []Peer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.left
+}
+
+// Forget takes a replica off those that have left.
+func (d *Directory) Forget(p Peer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left = slices.DeleteFunc(slices.Clone(d.left), func(q Peer) bool { return q == p })
 }
 
 // Revision is one of etcd up to which Peers lacks none.
@@ -251,6 +270,11 @@ func (d *Directory) set(list map[string]string, revision int64) {
 	}
 	d.revision = revision
 	if !slices.Equal(peers, d.peers) {
+		isBack := func(p Peer) bool {
+			return at[p.Address] || slices.ContainsFunc(peers, func(q Peer) bool { return q.ID == p.ID })
+		}
+		left := slices.DeleteFunc(slices.Concat(d.left, d.peers), isBack)
+		d.left = left[max(0, len(left)-maxLeft):]
 		d.peers = peers
 		close(d.changed)
 		d.changed = make(chan struct{})

@@ -62,6 +62,37 @@ func TestReplicasFindEachOther(t *testing.T) {
 	until(t, b, "a", "c")
 	stopC()
 	until(t, a, "b")
+	c := Peer{ID: "c", Address: "c:7070"}
+	if got := a.Left(); !slices.Equal(got, []Peer{c}) {
+		t.Errorf("left have %v", got)
+	}
+	start(t, client, "c")
+	until(t, a, "b", "c")
+	if got := a.Left(); len(got) != 0 {
+		t.Errorf("left have %v, and c is back", got)
+	}
+}
+
+func TestReplicasThatHaveLeftAreForgotten(t *testing.T) {
+	d, err := New(nil, Config{ID: "a", Address: "a:7070"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := map[string]string{}
+	for i := range maxLeft + 2 {
+		id := string(rune('b' + i))
+		list[prefix+id] = id + ":7070"
+	}
+	d.set(list, 1)
+	d.set(nil, 2)
+	left := d.Left()
+	if len(left) != maxLeft || left[0].ID != "d" {
+		t.Fatalf("left have %v", left)
+	}
+	d.Forget(left[0])
+	if got := d.Left(); !slices.Equal(got, left[1:]) {
+		t.Errorf("left have %v, want %v", got, left[1:])
+	}
 }
 
 // A watch is behind for a while when it begins after an event.

@@ -117,14 +117,14 @@ type chosen struct {
 
 func (c *chosen) addTo(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&c.filter.Links, "link", nil, "only those of this link, `DOMAIN/PATH`")
-	flags.StringArrayVar(&c.filter.Affiliates, "affiliate", nil, "only those of this affiliate `ID`")
-	flags.StringArrayVar(&c.filter.Labels, "label", nil, "only those with this label `NAME`")
+	flags.StringArrayVar(&c.filter.Links, "link", nil, "only those of this link, `DOMAIN/PATH`; may be repeated")
+	flags.StringArrayVar(&c.filter.Affiliates, "affiliate", nil, "only those of this affiliate `ID`; may be repeated")
+	flags.StringArrayVar(&c.filter.Labels, "label", nil, "only those with this label `NAME`; may be repeated")
 	c.addRegionTo(cmd)
 }
 
 func (c *chosen) addRegionTo(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&c.regions, "region", nil, "only those of this `REGION`; each may be repeated")
+	cmd.Flags().StringArrayVar(&c.regions, "region", nil, "only those of this `REGION`; may be repeated")
 }
 
 // check completes the links, each of which may be "/path" of every host.

@@ -207,7 +207,7 @@ func contextUse(a *app) *cobra.Command {
 
 func contextSet(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "set NAME --server HOST:PORT [--nats URL]", Short: "Make or change a context",
+		Use: "set NAME [--server HOST:PORT] [--nats URL]", Short: "Make or change a context",
 		Long:    "Make or change a context. The first one becomes the one that is used.",
 		Example: "  affctl context set prod --server control.example.com:7070 \\\n    --nats nats://nats.example.com:4222",
 		Args:    argCount(1, 1), DisableFlagsInUseLine: true,

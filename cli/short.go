@@ -23,7 +23,7 @@ type shortFlag struct {
 // linkShorts are those of links.
 var linkShorts = []shortFlag{
 	{
-		flag: "split", field: "splits", many: true, usage: "variants `'a=70:URL,b=30:URL'`",
+		flag: "split", field: "splits", many: true, usage: "`VARIANTS` by weight: a=70:URL,b=30:URL",
 		set: func(r *linkv1.Resource, texts []string) (err error) {
 			r.GetLink().Splits, err = parseSplits(strings.Join(texts, ","))
 			return err
@@ -31,7 +31,7 @@ var linkShorts = []shortFlag{
 	},
 	{
 		flag: "rule", field: "rules", many: true,
-		usage: "`'WHEN => TO'`: CEL, and a URL, fallback or not-found",
+		usage: "`'WHEN => TO'`: CEL, and a URL, fallback or not-found; may be repeated",
 		set: func(r *linkv1.Resource, texts []string) error {
 			for _, text := range texts {
 				rule, err := parseRule(text)
@@ -44,11 +44,11 @@ var linkShorts = []shortFlag{
 		},
 	},
 	queryFlag(func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
-	queryNames("query-allow", "allow", "forward only these: `NAMES`", func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
-	queryNames("query-deny", "deny", "do not forward these: `NAMES`", func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
-	queryNames("capture", "capture", "record these only: `NAMES`", func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
+	queryNames("query-allow", "allow", "forward only these parameters: `NAMES`, by commas", func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
+	queryNames("query-deny", "deny", "do not forward these: `NAMES`, by commas", func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
+	queryNames("capture", "capture", "record these, and do not forward them: `NAMES`", func(r *linkv1.Resource) **linkv1.QueryPolicy { return &r.GetLink().Query }),
 	{
-		flag: "cap", field: "cap", usage: "at most so many clicks: `1000/day`, 9/hour, 9",
+		flag: "cap", field: "cap", usage: "at most so many `CLICKS`: 1000/day, 9/hour, or 9 in all",
 		set: func(r *linkv1.Resource, texts []string) (err error) {
 			r.GetLink().Cap, err = parseCap(texts[0])
 			return err
@@ -59,7 +59,7 @@ var linkShorts = []shortFlag{
 // queryFlag is the mode of a query policy.
 func queryFlag(policy func(*linkv1.Resource) **linkv1.QueryPolicy) shortFlag {
 	return shortFlag{
-		flag: "query", field: "query.mode", usage: "its parameters: `drop`, keep, override or append",
+		flag: "query", field: "query.mode", usage: "`MODE`: drop, keep, override or append the request's parameters",
 		set: func(r *linkv1.Resource, texts []string) error {
 			q := policyOf(policy(r)).ProtoReflect()
 			return document.SetText(q, q.Descriptor().Fields().ByName("mode"), texts[0])

@@ -52,7 +52,7 @@ LABELLED is the share of clicks with at least one label, such as those of bots.`
 	s.window.addTo(cmd, a, "1h")
 	cmd.Flags().StringSliceVar(&s.by, "by", nil, "only by these `NAMES`: "+strings.Join(names, ", "))
 	must(cmd.RegisterFlagCompletionFunc("by", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)))
-	cmd.Flags().IntVar(&s.top, "top", s.top, "`N` rows of each, the most clicks first; at least 24 hours")
+	cmd.Flags().IntVar(&s.top, "top", s.top, "at most `N` rows of each, the most clicks first; of hours at least 24")
 	s.chosen.addTo(cmd)
 	out.addTo(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

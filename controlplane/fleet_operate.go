@@ -95,7 +95,8 @@ func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest
 	var asking sync.WaitGroup
 	for i, p := range peers {
 		asking.Go(func() {
-			client, err := f.peer(p)
+			client, done, err := f.ask(p, i < listed)
+			defer done()
 			if err == nil {
 				var got *adminv1.GetStatusResponse
 				if got, err = client.GetStatus(call, req); err == nil && len(got.GetReplicas()) == 1 {

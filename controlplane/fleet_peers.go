@@ -97,7 +97,7 @@ func (f *fleet) peers() ([]replica.Peer, <-chan struct{}) {
 	}
 	changed := f.cfg.Peers.Changed()
 	peers := f.cfg.Peers.Peers()
-	f.conns.keep(slices.Concat(peers, f.cfg.Peers.Left()))
+	f.conns.keep(peers)
 	return peers, changed
 }
 
@@ -142,6 +142,20 @@ func (f *fleet) peer(p replica.Peer) (adminv1.FleetServiceClient, error) {
 	return adminv1.NewFleetServiceClient(conn), nil
 }
 
+// ask gives the FleetService of one of peersAndLeft until done is called. One that has
+// left has a connection for the one call: that its address has answered counts no more.
+func (f *fleet) ask(p replica.Peer, listed bool) (client adminv1.FleetServiceClient, done func(), err error) {
+	if listed {
+		client, err = f.peer(p)
+		return client, func() {}, err
+	}
+	conn, err := f.cfg.Dial(p.Address)
+	if err != nil {
+		return nil, func() {}, err
+	}
+	return adminv1.NewFleetServiceClient(conn), func() { _ = conn.Close() }, nil
+}
+
 // skip logs that a replica is silent.
 func (f *fleet) skip(ctx context.Context, p replica.Peer, err error) {
 	if ctx.Err() == nil {
@@ -160,17 +174,19 @@ func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (l
 	var asking sync.WaitGroup
 	for i, p := range peers {
 		asking.Go(func() {
-			client, err := f.peer(p)
+			client, done, err := f.ask(p, i < listed)
+			defer done()
 			if err == nil {
 				var got *adminv1.ListNodesResponse
 				got, err = client.ListNodes(call, req)
 				lists[i], told[i] = got.GetNodes(), got.GetAlarms()
 			}
 			switch {
+			case i >= listed && err != nil:
+				f.cfg.Peers.Forget(p)
+			case i >= listed:
 			case err == nil:
 				f.conns.heard(p.Address)
-			case i >= listed:
-				f.cfg.Peers.Forget(p)
 			default:
 				told[i] = []string{notListed(p)}
 				f.skip(ctx, p, err)

@@ -166,7 +166,9 @@ func (s *segment) use(boot, number, first uint64) error {
 	s.number = number
 	if err := guarded(mem, func() {
 		s.writeHead(mem, boot)
+		stepped("use: head")
 		atomic.StoreUint64((*uint64)(unsafe.Pointer(&mem[32])), first) // spare until then
+		stepped("use: done")
 	}); err != nil {
 		return err
 	}

@@ -184,7 +184,7 @@ func countSteps(said string) map[string]int {
 func TestANodeKilledAtAnyStepLosesAndDoublesNothing(t *testing.T) {
 	said, _ := runStepper(t, t.TempDir(), "")
 	steps := countSteps(said)
-	if len(steps) != 18 {
+	if len(steps) != 20 {
 		t.Fatalf("steps: %v", steps)
 	}
 	rnd := rand.New(rand.NewPCG(3, 4))

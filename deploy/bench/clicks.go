@@ -202,9 +202,9 @@ func show3(v float64) string {
 
 // outageRow is a line of the report about timings.
 type outageRow struct {
-	What                                            string
-	Timings                                         int
-	P50, P99, Low, High, Slice, Late, Stolen, Ratio string
+	What                                              string
+	Timings                                           int
+	P50, P99, Low, High, Slice, Paused, Stolen, Ratio string
 }
 
 // Rows compare the timings with those before.
@@ -219,7 +219,7 @@ func (o *outage) Rows() (rows []outageRow) {
 	p50 := func(t timing) float64 { return float64(t.P50) / 1e3 }
 	p99 := func(t timing) float64 { return float64(t.P99) / 1e3 }
 	slice := func(t timing) float64 { return float64(t.SliceP99) / 1e3 }
-	late := func(t timing) float64 { return float64(t.Late) / 1e3 }
+	paused := func(t timing) float64 { return 100 * t.paused }
 	stolen := func(t timing) float64 { return 100 * t.stolen }
 	before, beforeSlice := median(of(o.before, p99)), median(of(o.before, slice))
 	for _, r := range []struct {
@@ -229,7 +229,7 @@ func (o *outage) Rows() (rows []outageRow) {
 		all, typical := of(r.timings, p99), median(of(r.timings, slice))
 		rows = append(rows, outageRow{
 			r.what, len(r.timings), show3(median(of(r.timings, p50))),
-			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(typical), show3(median(of(r.timings, late))), show3(median(of(r.timings, stolen))),
+			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(typical), show3(median(of(r.timings, paused))), show3(median(of(r.timings, stolen))),
 			fmt.Sprintf("%.2f / %.2f", median(all)/before, typical/beforeSlice),
 		})
 	}
@@ -282,16 +282,18 @@ requests of the other benchmarks, every link as likely as any other.
 
 affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}} The
 generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over 64 connections: a latency counts from the request's
-moment in the schedule. Each timing is {{.Window}} behind a second of warm-up. How late requests were sent is
-the generator's own part of a latency: what shares its core goes first at times, though its priority is real-time. Stolen is the share of both cores' time that
+moment in the schedule until the kernel has the answer. Each timing is {{.Window}} behind a second of warm-up. NATS and the
+generator share a core, and the kernel finishes what it does for NATS first, for some ms at times, though the generator's
+priority is real-time. While the generator is not let run, the schedule stands still: what others do on its core is not
+the node's. What comes while all connections wait for the node is. Stolen is the share of both cores' time that
 the hypervisor gave to others while this machine wanted it, by /proc/stat. When NATS had been
 stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for
 {{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. Then came more timings as before, and
 outages until the spool was full again, {{.Drains}} in all. All clicks were in the stream in the end, and none was dropped.
 
-| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | sent late, p99, µs | stolen, % | against before (p99 / typically) |
+| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | generator paused, % | stolen, % | against before (p99 / typically) |
 |---|---|---|---|---|---|---|---|---|---|
-{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Late}} | {{.Stolen}} | {{.Ratio}} |
+{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Paused}} | {{.Stolen}} | {{.Ratio}} |
 {{end}}
 The goal is at most 1.2 times. Draining 10,000,000 clicks took **{{.Drained}}** (goal: 30 s): {{.PerSecond}} clicks/s beside the
 redirects, the median of {{.Drains}} drains ({{.Slowest}} to {{.Quickest}}). In the stream, a click of these

@@ -59,10 +59,11 @@ type drained struct {
 
 // timing is what the program openloop prints.
 type timing struct {
-	Answered                 uint64
-	P50, P99, SliceP99, Late int64 // ns
+	Answered           uint64
+	P50, P99, SliceP99 int64 // ns
+	Paused             int64 // ns for which the generator was not let run: nothing was due meanwhile
 
-	stolen float64 // share of both cores' time that the hypervisor took meanwhile
+	stolen, paused float64 // shares of the time: of both cores, that the hypervisor took; that the generator was not let run
 }
 
 const (
@@ -233,7 +234,7 @@ func (o *outage) published() error {
 func (o *outage) load(ctx context.Context, rate float64, warm, d time.Duration) (t timing, err error) {
 	var errs strings.Builder
 	cmd := exec.CommandContext(ctx, filepath.Join(o.bin, "openloop"), "--addr", o.fleet.NodeAddr[0], "--links", strconv.Itoa(o.links),
-		"--rate", fmt.Sprint(rate), "--watch", "0", "--warm", warm.String(), "--duration", d.String())
+		"--rate", fmt.Sprint(rate), "--watch", "0", "--own-pauses", "--warm", warm.String(), "--duration", d.String())
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
 	if err != nil {
@@ -258,7 +259,8 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 		return err
 	}
 	t.stolen = (after - before).Seconds() / time.Since(begin).Seconds() / 2
-	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, sent %.0f µs late, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, float64(t.Late)/1e3, 100*t.stolen)
+	t.paused = float64(t.Paused) / float64(o.window+time.Second)
+	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, generator paused %.1f%%, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, 100*t.paused, 100*t.stolen)
 	*to = append(*to, t)
 	return nil
 }

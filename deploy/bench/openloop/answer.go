@@ -67,14 +67,39 @@ func pollFor(poll int, events []unix.EpollEvent, wait time.Duration) (int, error
 	return 0, os.NewSyscallError("epoll_pwait2", errno)
 }
 
-func read(fd int, b []byte) (int, error) { return transfer(unix.SYS_READ, fd, b) }
-
-func write(fd int, b []byte) (int, error) { return transfer(unix.SYS_WRITE, fd, b) }
-
-func transfer(call uintptr, fd int, b []byte) (int, error) {
-	n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+func write(fd int, b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), nil
+}
+
+// arrival reads from sockets, and knows when what it has read last had come.
+type arrival struct {
+	head    unix.Msghdr
+	vector  unix.Iovec
+	control struct {
+		unix.Cmsghdr
+		at unix.Timespec // of SO_TIMESTAMPNS: of the last byte, by the kernel's wall clock
+	}
+}
+
+func (a *arrival) read(fd int, b []byte) (int, error) {
+	a.control.Cmsghdr = unix.Cmsghdr{}
+	a.vector.Base = &b[0]
+	a.vector.SetLen(len(b))
+	a.head = unix.Msghdr{Iov: &a.vector, Iovlen: 1, Control: (*byte)(unsafe.Pointer(&a.control))}
+	a.head.SetControllen(int(unsafe.Sizeof(a.control)))
+	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&a.head)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// at is when that had come; false where the kernel was not asked.
+func (a *arrival) at() (time.Time, bool) {
+	said := a.control.Level == unix.SOL_SOCKET && a.control.Type == unix.SCM_TIMESTAMPNS
+	return time.Unix(a.control.at.Unix()), said
 }

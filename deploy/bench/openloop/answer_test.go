@@ -3,7 +3,11 @@
 package main
 
 import (
+	"strconv"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestAnAnswerIsWholeWithItsBody(t *testing.T) {
@@ -33,5 +37,59 @@ func TestRequestsOfABeatAreDueAtItsBegin(t *testing.T) {
 		if got := g.due(request); got != want {
 			t.Errorf("request %d is due at %d, want %d", request, got, want)
 		}
+	}
+}
+
+func TestAnArrivalIsNotWhenItIsRead(t *testing.T) {
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(listener)
+	if err := unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(listener, 1); err != nil {
+		t.Fatal(err)
+	}
+	address, err := unix.Getsockname(listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &generator{ownPauses: true}
+	if err := g.connect("127.0.0.1:"+strconv.Itoa(address.(*unix.SockaddrInet4).Port), 1); err != nil {
+		t.Fatal(err)
+	}
+	server, _, err := unix.Accept(listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(server)
+	client := g.idle[0].fd
+	defer unix.Close(client)
+	time.Sleep(50 * time.Millisecond) // the kernel begins to look at its clock behind setsockopt
+	before := time.Now()
+	if _, err := write(server, []byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	behind := time.Now()
+	time.Sleep(100 * time.Millisecond)
+	buf := make([]byte, 16)
+	n, err := g.in.read(client, buf)
+	if at, ok := g.in.at(); err != nil || !ok || string(buf[:n]) != "answer" || at.Before(before.Add(-time.Millisecond)) || at.After(behind.Add(50*time.Millisecond)) {
+		t.Errorf("%q, %v, arrived at %v, and was written from %v to %v", buf[:n], err, at, before, behind)
+	}
+}
+
+func TestTheScheduleStandsStillForTheGeneratorAndNotForTheServer(t *testing.T) {
+	g := &generator{interval: 10, beat: 1, total: 20, next: 3}
+	g.owe(55) // no connection was free
+	if g.owed != 6 {
+		t.Errorf("%d is the first that does not wait for a connection", g.owed)
+	}
+	g.next, g.paused = 6, 7
+	g.owe(80)
+	if due := g.due(7); g.owed != 8 || due != 77 {
+		t.Errorf("%d is the first that does not wait for a connection, and 7 is due at %d", g.owed, due)
 	}
 }

@@ -16,6 +16,11 @@
 // are due it does not sleep at once: the server would pay for waking it, on a
 // virtual machine up to 50 µs for each answer. Where others need the core,
 // --watch 0 leaves it to them.
+//
+// Where others have its core nevertheless, with --own-pauses the schedule stands still
+// while it is not let run, and an answer counts as arrived when the kernel has it: what
+// it measures is the server's alone. It still is charged for all that comes while no
+// connection is free.
 package main
 
 import (
@@ -49,6 +54,7 @@ type Result struct {
 	Seconds  float64
 	RealTime bool  // real-time priority was granted
 	Stalls   int64 // ns for which it was not let run when it should have, in pieces of more than 1 ms
+	Paused   int64 // ns for which the schedule stood still
 }
 
 // slice is the time over which the machine's other work does not change much:
@@ -74,9 +80,10 @@ func run() error {
 	connections := flag.Int("connections", 64, "`number` of connections")
 	links := flag.Int("links", 1_000_000, "`number` of links of the set that are asked for")
 	watch := flag.Duration("watch", 500*time.Microsecond, "`time` for which it looks for answers that are due before it sleeps")
+	ownPauses := flag.Bool("own-pauses", false, "let the schedule stand still while this program is not let run")
 	flag.Parse()
 	runtime.LockOSThread()
-	g := &generator{interval: float64(time.Second) / *rate, beat: max(1, int64(*beat)), watch: *watch}
+	g := &generator{interval: float64(time.Second) / *rate, beat: max(1, int64(*beat)), watch: *watch, ownPauses: *ownPauses}
 	g.requests = slices.Collect(browser.Requests(linkset.Set{Seed: 1}, *links, distinct, 1))
 	g.skip = int(*rate * warm.Seconds())
 	g.total = g.skip + int(*rate*duration.Seconds())
@@ -100,7 +107,7 @@ func run() error {
 		Answered: g.answered, Timed: len(g.latencies),
 		P50: percentile(g.latencies, 0.50), P99: percentile(g.latencies, 0.99), P999: percentile(g.latencies, 0.999), Max: slices.Max(g.latencies),
 		SliceP99: percentile(inSlices, 0.50), Late: percentile(g.late, 0.99),
-		CPU: used.Seconds(), Seconds: took.Seconds(), RealTime: realTime, Stalls: g.stalls,
+		CPU: used.Seconds(), Seconds: took.Seconds(), RealTime: realTime, Stalls: g.stalls, Paused: g.paused,
 	})
 }
 
@@ -126,6 +133,10 @@ type generator struct {
 	skip     int // requests that are not timed
 	total    int
 
+	ownPauses bool
+	paused    int64 // ns for which the schedule stood still
+	owed      int   // requests before this place that are not sent yet wait for a connection
+
 	poll  int
 	conns map[int32]*conn
 	idle  []*conn // the one that was used last is the last
@@ -136,12 +147,14 @@ type generator struct {
 	answered  uint64
 	latencies []int64 // by place in the schedule
 	late      []int64 // the same: until it was sent
+	in        arrival
 }
 
 // conn is a connection with at most one request under way.
 type conn struct {
 	fd      int
 	request int
+	due     int64 // ns from the start
 	buf     [4096]byte
 	n       int
 }
@@ -169,6 +182,11 @@ func (g *generator) connect(addr string, n int) (err error) {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return os.NewSyscallError("setsockopt", err)
 		}
+		if g.ownPauses {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
+				return os.NewSyscallError("setsockopt", err)
+			}
+		}
 		if err := unix.EpollCtl(g.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 			return os.NewSyscallError("epoll_ctl", err)
 		}
@@ -182,7 +200,7 @@ func (g *generator) connect(addr string, n int) (err error) {
 // due is a request's moment, in ns from the start.
 func (g *generator) due(request int) int64 {
 	moment := int64(float64(request) * g.interval)
-	return moment - moment%g.beat
+	return moment - moment%g.beat + g.paused
 }
 
 func (g *generator) run() error {
@@ -241,21 +259,34 @@ func (g *generator) send() error {
 	for now := int64(time.Since(g.start)); g.next < g.total && len(g.idle) > 0 && g.due(g.next) <= now; g.next++ {
 		c := g.idle[len(g.idle)-1]
 		g.idle = g.idle[:len(g.idle)-1]
-		c.request, c.n = g.next, 0
+		late := now - g.due(g.next)
+		if g.ownPauses && g.next >= g.owed && late > g.beat {
+			g.paused, late = g.paused+late, 0
+		}
+		c.request, c.due, c.n = g.next, g.due(g.next), 0
 		if g.next >= g.skip {
-			g.late[g.next-g.skip] = now - g.due(g.next)
+			g.late[g.next-g.skip] = late
 		}
 		r := g.requests[g.next%len(g.requests)]
 		if n, err := write(c.fd, r); err != nil || n != len(r) {
 			return fmt.Errorf("send request: %d of %d bytes: %w", n, len(r), err)
 		}
 	}
+	if len(g.idle) == 0 {
+		g.owe(int64(time.Since(g.start)))
+	}
 	return nil
+}
+
+// owe notes that until a moment no connection was free.
+func (g *generator) owe(until int64) {
+	for g.owed = max(g.owed, g.next); g.owed < g.total && g.due(g.owed) <= until; g.owed++ {
+	}
 }
 
 // receive reads what there is of the answer.
 func (g *generator) receive(c *conn) error {
-	n, err := read(c.fd, c.buf[c.n:])
+	n, err := g.in.read(c.fd, c.buf[c.n:])
 	if err != nil || n == 0 {
 		return fmt.Errorf("read answer: connection ended: %w", err)
 	}
@@ -265,8 +296,15 @@ func (g *generator) receive(c *conn) error {
 		return err
 	}
 	g.answered++
+	arrived := int64(time.Since(g.start))
+	if at, ok := g.in.at(); ok {
+		arrived = at.UnixNano() - g.start.UnixNano()
+	}
 	if c.request >= g.skip {
-		g.latencies[c.request-g.skip] = int64(time.Since(g.start)) - g.due(c.request)
+		g.latencies[c.request-g.skip] = arrived - c.due
+	}
+	if len(g.idle) == 0 {
+		g.owe(arrived)
 	}
 	g.idle = append(g.idle, c)
 	return nil

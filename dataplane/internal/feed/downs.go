@@ -170,8 +170,9 @@ func (d *downLog) append(record []byte) error {
 }
 
 // saved drops what all of the states hold that a start may begin with, and what is of
-// an epoch of none of them, unless that is where the node goes next. A state of the zero
-// version holds nothing: a start that finds no file takes what any replica has.
+// an epoch of none of them. A state of another epoch than the newest take-down's, which
+// may be where the node goes next, holds nothing of that one. One of the zero version
+// holds nothing at all: a start that finds no file takes what any replica has.
 func (d *downLog) saved(states ...table.Version) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -181,9 +182,10 @@ func (d *downLog) saved(states ...table.Version) {
 	next := d.records[len(d.records)-1].to.Epoch
 	var kept []record
 	for _, r := range d.records {
-		of := func(s table.Version) bool { return s.Epoch == r.to.Epoch }
-		lacks := func(s table.Version) bool { return s == (table.Version{}) || later(r.to, s) }
-		if slices.ContainsFunc(states, lacks) || r.to.Epoch == next && !slices.ContainsFunc(states, of) {
+		lacks := func(s table.Version) bool {
+			return s == (table.Version{}) || later(r.to, s) || r.to.Epoch == next && s.Epoch != next
+		}
+		if slices.ContainsFunc(states, lacks) {
 			kept = append(kept, r)
 		}
 	}

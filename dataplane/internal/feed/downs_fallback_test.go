@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/affleet/affleet/dataplane/internal/table"
+	linkv1 "github.com/affleet/affleet/proto/aff/link/v1"
 	"github.com/affleet/affleet/proto/link"
 )
 
@@ -91,6 +92,38 @@ func TestWhatWasTakenDownIsRefusedWhereTheOnlyFileIsTorn(t *testing.T) {
 	for _, f := range (state{"/a": "https://x.test/a", "/b": "https://x.test/b"}).snapshot(10) {
 		a.take(wire(t, f))
 	}
+	wantAnswer(t, a.live, "/a", "", link.ToNotFound)
+	wantAnswer(t, a.live, "/b", "https://x.test/b", link.ToDestination)
+}
+
+// The state before is of an epoch that is over: it says nothing about take-downs of the
+// next one.
+func TestWhatWasTakenDownIsRefusedWhereTheOnlyFileOfItsEpochIsTorn(t *testing.T) {
+	dir := t.TempDir()
+	s := state{"/a": "https://x.test/a", "/b": "https://x.test/b"}
+	if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	next := func(revision int64) *linkv1.Version { return &linkv1.Version{Epoch: epoch + 1, Revision: revision} }
+	k, a, _ := begun(dir)
+	down := takeDown(0, deleted("/a"))
+	down.GetTakeDown().Version = next(5)
+	a.take(wire(t, down)) // ahead of a snapshot that does not come to its end
+	for _, f := range of(next(5), false, state{"/b": "https://x.test/b"}.snapshot(0)) {
+		a.take(wire(t, f))
+	}
+	tornState(t, dir, k)
+	kill(a.wire)
+	k, a, log := begun(dir)
+	defer kill(a.wire)
+	if v := heldVersion(a.live); v.Epoch != epoch {
+		t.Fatalf("it begins with %v: %s", v, log)
+	}
+	for _, f := range of(next(3), false, s.snapshot(0)) { // of a replica that is behind
+		a.take(wire(t, f))
+	}
+	k.save()
+	a.goLive()
 	wantAnswer(t, a.live, "/a", "", link.ToNotFound)
 	wantAnswer(t, a.live, "/b", "https://x.test/b", link.ToDestination)
 }

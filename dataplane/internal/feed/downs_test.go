@@ -169,7 +169,7 @@ func TestTakeDownsStayUntilNoStateLacksThem(t *testing.T) {
 		"the first file":                   {[]table.Version{{}, at(1, 7)}, "1:7 1:12 2:3 2:5"},
 		"the older one lacks it":           {[]table.Version{at(1, 7), at(1, 12)}, "1:12 2:3 2:5"},
 		"both have it":                     {[]table.Version{at(1, 12), at(1, 13)}, "2:3 2:5"},
-		"the newer one is of the next":     {[]table.Version{at(1, 10), at(2, 3)}, "1:12 2:5"},
+		"the newer one is of the next":     {[]table.Version{at(1, 10), at(2, 3)}, "1:12 2:3 2:5"},
 		"both are of the next":             {[]table.Version{at(2, 3), at(2, 4)}, "2:5"},
 		"both have all":                    {[]table.Version{at(2, 5), at(2, 6)}, ""},
 		"the one that can be read has all": {[]table.Version{{}, at(2, 5)}, "1:7 1:12 2:3 2:5"},

@@ -225,7 +225,7 @@ const (
 )
 
 // ServeState answers with the last-known-good file, for other nodes to start
-// from. It may be some seconds older than what is served.
+// from. It may be some seconds older than what is served, or be what waits to be (candidate).
 func (c *Client) ServeState(w http.ResponseWriter, r *http.Request) {
 	unavailable := func(why string) {
 		w.Header().Set("Retry-After", "1")

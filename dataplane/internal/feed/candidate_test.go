@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -326,6 +327,31 @@ func TestStateThatWaitsForItsFileIsWhatTheProcessIsAt(t *testing.T) {
 			t.Errorf("the next start has revision %d, and the note says %d times %v", heldVersion(a.live).Revision, m.crashes, m)
 		}
 		time.Sleep(settleAfter + time.Second)
+		synctest.Wait()
+		if marks := openTripwire(filepath.Join(dir, noteName), time.Now()).marks; len(marks) != 0 {
+			t.Errorf("it holds, and the note says %v", marks)
+		}
+	})
+}
+
+func TestStateThatIsLiveOnceTheFileHasItHoldsAndIsToldAsAnyOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := state{"/a": "https://x.test/a"}
+		if err := writeStateFile(filepath.Join(dir, currentName), "", heldTable(t, s), time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		k, a, _ := begun(dir)
+		a.guard.MaxEntryBytes = 100
+		s["/large"] = "https://x.test/" + strings.Repeat("x", 100)
+		for _, f := range s.snapshot(12) {
+			a.take(wire(t, f))
+		}
+		k.save()
+		if o := a.goLive(); o.unserved.n != 1 {
+			t.Errorf("%d entries are said not to be served", o.unserved.n)
+		}
+		time.Sleep(2*settleAfter + time.Second)
 		synctest.Wait()
 		if marks := openTripwire(filepath.Join(dir, noteName), time.Now()).marks; len(marks) != 0 {
 			t.Errorf("it holds, and the note says %v", marks)

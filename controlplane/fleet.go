@@ -28,7 +28,7 @@ type peers interface {
 	Changed() <-chan struct{}
 	Refresh(ctx context.Context) error
 	Revision() int64
-	Left() []replica.Peer
+	PeersAndLeft() (peers, left []replica.Peer)
 	Forget(replica.Peer)
 }
 

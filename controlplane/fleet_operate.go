@@ -104,14 +104,10 @@ func (f *fleet) statusOfPeers(ctx context.Context, req *adminv1.GetStatusRequest
 					return
 				}
 			}
-			if i >= listed {
-				f.cfg.Peers.Forget(p)
-				return
+			if i < listed {
+				all[i] = &adminv1.ReplicaStatus{Replica: p.ID, Alarms: []string{doesNotAnswer(at(p))}}
 			}
-			all[i] = &adminv1.ReplicaStatus{Replica: p.ID, Alarms: []string{doesNotAnswer(at(p))}}
-			if err != nil {
-				f.skip(ctx, p, err)
-			}
+			f.silent(ctx, p, i < listed, err)
 		})
 	}
 	asking.Wait()

@@ -106,11 +106,12 @@ func (f *fleet) peers() ([]replica.Peer, <-chan struct{}) {
 // does not reach etcd, and nobody else tells of it and of its nodes. One that does not
 // is forgotten.
 func (f *fleet) peersAndLeft() (all []replica.Peer, listed int) {
-	peers, _ := f.peers()
 	if f.cfg.Peers == nil {
 		return nil, 0
 	}
-	return slices.Concat(peers, f.cfg.Peers.Left()), len(peers)
+	peers, left := f.cfg.Peers.PeersAndLeft()
+	f.conns.keep(peers)
+	return slices.Concat(peers, left), len(peers)
 }
 
 // refreshPeers makes peers all that are listed now. Without etcd they stay what
@@ -156,6 +157,17 @@ func (f *fleet) ask(p replica.Peer, listed bool) (client adminv1.FleetServiceCli
 	return adminv1.NewFleetServiceClient(conn), func() { _ = conn.Close() }, nil
 }
 
+// silent notes that one of peersAndLeft has not answered, unless who asks has gone.
+func (f *fleet) silent(ctx context.Context, p replica.Peer, listed bool, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case listed:
+		f.skip(ctx, p, err)
+	default:
+		f.cfg.Peers.Forget(p)
+	}
+}
+
 // skip logs that a replica is silent.
 func (f *fleet) skip(ctx context.Context, p replica.Peer, err error) {
 	if ctx.Err() == nil {
@@ -181,15 +193,15 @@ func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (l
 				got, err = client.ListNodes(call, req)
 				lists[i], told[i] = got.GetNodes(), got.GetAlarms()
 			}
+			if err != nil {
+				f.silent(ctx, p, i < listed, err)
+			}
 			switch {
-			case i >= listed && err != nil:
-				f.cfg.Peers.Forget(p)
 			case i >= listed:
 			case err == nil:
 				f.conns.heard(p.Address)
 			default:
 				told[i] = []string{notListed(p)}
-				f.skip(ctx, p, err)
 			}
 		})
 	}

@@ -92,12 +92,12 @@ func (d *Directory) Peers() []Peer {
 // maxLeft bounds the replicas that are remembered and not listed.
 const maxLeft = 8
 
-// Left are replicas that were listed and are not any more, the last ones: they have
-// stopped, or live and do not reach etcd.
-func (d *Directory) Left() []Peer {
+// PeersAndLeft are Peers, and beside them the last replicas that were listed and are
+// not any more: they have stopped, or live and do not reach etcd.
+func (d *Directory) PeersAndLeft() (peers, left []Peer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.left
+	return d.peers, d.left
 }
 
 // Forget takes a replica off those that have left.

@@ -63,12 +63,12 @@ func TestReplicasFindEachOther(t *testing.T) {
 	stopC()
 	until(t, a, "b")
 	c := Peer{ID: "c", Address: "c:7070"}
-	if got := a.Left(); !slices.Equal(got, []Peer{c}) {
+	if _, got := a.PeersAndLeft(); !slices.Equal(got, []Peer{c}) {
 		t.Errorf("left have %v", got)
 	}
 	start(t, client, "c")
 	until(t, a, "b", "c")
-	if got := a.Left(); len(got) != 0 {
+	if _, got := a.PeersAndLeft(); len(got) != 0 {
 		t.Errorf("left have %v, and c is back", got)
 	}
 }
@@ -85,14 +85,42 @@ func TestReplicasThatHaveLeftAreForgotten(t *testing.T) {
 	}
 	d.set(list, 1)
 	d.set(nil, 2)
-	left := d.Left()
+	_, left := d.PeersAndLeft()
 	if len(left) != maxLeft || left[0].ID != "d" {
 		t.Fatalf("left have %v", left)
 	}
 	d.Forget(left[0])
-	if got := d.Left(); !slices.Equal(got, left[1:]) {
+	if _, got := d.PeersAndLeft(); !slices.Equal(got, left[1:]) {
 		t.Errorf("left have %v, want %v", got, left[1:])
 	}
+}
+
+func TestAReplicaIsAmongThePeersOrHasLeft(t *testing.T) {
+	d, err := New(nil, Config{ID: "a", Address: "a:7070"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.set(map[string]string{prefix + "b": "b:7070"}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for revision := int64(2); revision < 20_000; revision += 2 {
+			d.set(nil, revision)
+			d.set(map[string]string{prefix + "b": "b:7070"}, revision+1)
+		}
+	}()
+	for looking := true; looking; {
+		select {
+		case <-done:
+			looking = false
+		default:
+		}
+		if peers, left := d.PeersAndLeft(); len(peers)+len(left) != 1 {
+			t.Errorf("peers are %v, and left have %v", peers, left)
+			break
+		}
+	}
+	<-done
 }
 
 // A watch is behind for a while when it begins after an event.

@@ -24,8 +24,8 @@ func newNodes(a *app) *cobra.Command {
 serves, LAG how far that is behind, HASH whether it holds what the control plane
 does at that version, SPOOL how many clicks are on their way, UNSERVED how many
 resources it holds and cannot serve. What it last rejected is told below, and
-which replicas of the control plane do not reach etcd, or do not answer: their
-nodes are not listed.`,
+which replicas of the control plane do not reach etcd, and which do not answer:
+the nodes of these are not listed.`,
 		Example: "  affctl nodes\n  affctl nodes --watch\n  affctl nodes --region eu -o json",
 		Args:    argCount(0, 0),
 	}

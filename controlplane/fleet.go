@@ -283,7 +283,8 @@ func (f *fleet) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*
 	var lists [][]*adminv1.Node
 	var others []string
 	if !localOnly(ctx) {
-		lists, others = f.listPeers(ctx, req)
+		peers, listed := f.peersAndLeft()
+		lists, others = f.listPeers(ctx, req, peers, listed)
 	}
 	return &adminv1.ListNodesResponse{
 		Nodes: merge(append(lists, f.local(req.GetRegion()))...), Head: versionProto(f.log.Head()), Alarms: each(f.alarms(), others),
@@ -305,7 +306,7 @@ func (f *fleet) WatchNodes(req *adminv1.WatchNodesRequest, stream grpc.ServerStr
 	var others peerNodes
 	if !localOnly(ctx) {
 		ctx, cancel := context.WithCancel(ctx)
-		watching := f.watchPeers(ctx, req, &others, w.woken)
+		watching := f.watchPeers(ctx, req, interval, &others, w.woken)
 		defer watching.Wait()
 		defer cancel()
 	}

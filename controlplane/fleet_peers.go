@@ -175,10 +175,9 @@ func (f *fleet) skip(ctx context.Context, p replica.Peer, err error) {
 	}
 }
 
-// listPeers asks the other replicas for their nodes, all at once, and gives their
-// alarms, and one for each that is silent.
-func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (lists [][]*adminv1.Node, alarms []string) {
-	peers, listed := f.peersAndLeft()
+// listPeers asks replicas, so many of which are listed, for their nodes, all at once,
+// and gives their alarms, and one for each that is listed and silent.
+func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest, peers []replica.Peer, listed int) (lists [][]*adminv1.Node, alarms []string) {
 	lists = make([][]*adminv1.Node, len(peers))
 	told := make([][]string, len(peers))
 	call, cancel := context.WithTimeout(asLocal(ctx, knowsNothing), f.cfg.PeerTimeout)
@@ -213,6 +212,10 @@ func (f *fleet) listPeers(ctx context.Context, req *adminv1.ListNodesRequest) (l
 type peerNodes struct {
 	mu     sync.Mutex
 	byPeer map[replica.Peer]*adminv1.WatchNodesResponse // nil: it is silent
+
+	// Of replicas that have left.
+	left       [][]*adminv1.Node
+	leftAlarms []string
 }
 
 // lists gives them, a list per replica, and the alarms of these, with one for each
@@ -220,6 +223,7 @@ type peerNodes struct {
 func (n *peerNodes) lists() (lists [][]*adminv1.Node, alarms []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	lists, alarms = slices.Clone(n.left), slices.Clone(n.leftAlarms)
 	for p, last := range n.byPeer {
 		lists, alarms = append(lists, last.GetNodes()), append(alarms, last.GetAlarms()...)
 		if last == nil {
@@ -240,6 +244,13 @@ func (n *peerNodes) set(p replica.Peer, last *adminv1.WatchNodesResponse) {
 	n.byPeer[p] = last
 }
 
+// setLeft replaces what those that have left say.
+func (n *peerNodes) setLeft(lists [][]*adminv1.Node, alarms []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.left, n.leftAlarms = lists, alarms
+}
+
 // forget drops a replica that is not listed any more.
 func (n *peerNodes) forget(p replica.Peer) {
 	n.mu.Lock()
@@ -249,7 +260,7 @@ func (n *peerNodes) forget(p replica.Peer) {
 
 // watchPeers keeps others up to date, and wakes woken, until ctx ends and the
 // group it returns is done.
-func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, others *peerNodes, woken chan struct{}) *sync.WaitGroup {
+func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, interval time.Duration, others *peerNodes, woken chan struct{}) *sync.WaitGroup {
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		f.eachPeer(ctx, func(ctx context.Context, p replica.Peer) {
@@ -261,7 +272,32 @@ func (f *fleet) watchPeers(ctx context.Context, req *adminv1.WatchNodesRequest, 
 			poke(woken)
 		})
 	})
+	watching.Go(func() {
+		f.watchLeft(ctx, &adminv1.ListNodesRequest{Region: req.GetRegion()}, interval, func(lists [][]*adminv1.Node, alarms []string) {
+			others.setLeft(lists, alarms)
+			poke(woken)
+		})
+	})
 	return &watching
+}
+
+// watchLeft asks replicas that have left for their nodes, once each interval while any
+// of them answers, until ctx ends.
+func (f *fleet) watchLeft(ctx context.Context, req *adminv1.ListNodesRequest, interval time.Duration, set func([][]*adminv1.Node, []string)) {
+	for ctx.Err() == nil {
+		_, changed := f.peers()
+		peers, listed := f.peersAndLeft()
+		set(f.listPeers(ctx, req, peers[listed:], 0))
+		var again <-chan time.Time
+		if len(peers) > listed {
+			again = time.After(interval)
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-again:
+		}
+	}
 }
 
 // watchPeer follows the nodes of another replica until ctx ends. It gives nil

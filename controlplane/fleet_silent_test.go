@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/affleet/affleet/controlplane/internal/etcdtest"
 	adminv1 "github.com/affleet/affleet/proto/aff/admin/v1"
@@ -277,7 +278,27 @@ func TestAReplicaThatIsCutOffFromEtcdIsNamedByTheOthers(t *testing.T) {
 			t.Errorf("the list of nodes is %v, %v", nodes, err)
 		}
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	watch, err := a.fleetClient().WatchNodes(ctx, &adminv1.WatchNodesRequest{Interval: durationpb.New(100 * time.Millisecond)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched := func(nodes int, alarms ...string) {
+		t.Helper()
+		for {
+			got, err := watch.Recv()
+			if err != nil {
+				t.Fatalf("whoever watches is not told of %d nodes and %q: %v", nodes, alarms, err)
+			}
+			if slices.Equal(got.GetAlarms(), alarms) && len(got.GetNodes()) == nodes {
+				return
+			}
+		}
+	}
+	watched(1, alarm)
 	b.stop()
+	watched(0)
 	st, err := a.fleetClient().GetStatus(t.Context(), &adminv1.GetStatusRequest{})
 	if err != nil || len(st.GetAlarms()) != 0 || len(st.GetReplicas()) != 1 {
 		t.Errorf("when it is gone, the status is %v, %v", st, err)

@@ -111,6 +111,9 @@ func (a *app) unary(ctx context.Context, method string, req, reply any, cc *grpc
 		}
 		return late
 	}
+	if status.Code(err) == codes.Canceled && perhaps {
+		return &failure{code: codeError, message: interrupted + perhapsWritten, hint: lookFirst}
+	}
 	err = a.explainUnavailable(err)
 	if u, ok := errors.AsType[*unreachable](err); ok {
 		u.perhaps = perhaps

@@ -60,6 +60,9 @@ type unreachable struct {
 	perhaps                       bool // it was a write, and the server may have made it
 }
 
+// interrupted is said of a command that ended before its time.
+const interrupted = "interrupted"
+
 // What is said of a write that may have been made.
 const (
 	perhapsWritten = "; what was being written may or may not have been"
@@ -132,7 +135,7 @@ func describe(err error) told {
 		return told{lines: []string{err.Error()}, hints: some(e.Hint), code: exitCode(grpcCodes[e.Kind])}
 	}
 	if errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
-		return told{lines: []string{"interrupted"}, code: codeError}
+		return told{lines: []string{interrupted}, code: codeError}
 	}
 	if st, ok := status.FromError(err); ok {
 		return describeStatus(st)

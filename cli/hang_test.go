@@ -129,6 +129,20 @@ func TestWriteThatIsNotAnsweredIsSaidToBePerhapsMade(t *testing.T) {
 	all.Wait()
 }
 
+func TestWriteThatIsInterruptedIsSaidToBePerhapsMade(t *testing.T) {
+	for said, args := range map[string][]string{
+		"affctl: interrupted; what was being written may or may not have been\nhint: look whether it is before you repeat it\n": {"link", "delete", "go.example.com/a"},
+		"affctl: interrupted\n": {"link", "get", "go.example.com/a"},
+	} {
+		ctx, interrupt := context.WithCancel(t.Context())
+		server := mute(t, func(_ *grpc.Server, call context.Context) { interrupt(); <-call.Done() })
+		code, _, stderr := says(ctx, t, append(args, "--server", server, "--timeout", "1h")...)
+		if code != 1 || stderr != said {
+			t.Errorf("%q: exit code %d, and it said\n%swant\n%s", args, code, stderr, said)
+		}
+	}
+}
+
 func TestServerWithoutAPortIsRefusedBeforeAnythingIsDialled(t *testing.T) {
 	for _, server := range []string{
 		"host", "host:", "[::1]", "::1", "host:0", "host:70000", "host:no-such-port", "http://host:7070",

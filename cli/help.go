@@ -23,9 +23,9 @@ func exitCodesTopic() *cobra.Command {
   6  no answer: the control plane or NATS is down or busy, try again
   7  the time ran out, in --timeout or --wait-timeout
 
-After 6 and 7, what was being written may or may not have been, where the
-message says so: look whether it is before you repeat it. An import can be
-repeated.`,
+After 6 and 7, and where affctl is interrupted, what was being written may or
+may not have been, if the message says so: look whether it is before you repeat
+it. An import can be repeated.`,
 	}
 }
 

@@ -84,7 +84,7 @@ func Open(config Config) (*Recorder, error) {
 	if cause := b.unmade; cause != nil {
 		r.degraded.Store(&cause)
 	}
-	r.log = &Log{boot: b, wake: r.wakeUp, hurt: r.hurt, strays: make(chan *segment, spareCount)}
+	r.log = &Log{boot: b, wake: r.wakeUp, hurt: r.hurt, strays: make(chan *segment, spareCount+1)}
 	if r.sent != nil {
 		r.sent.dir = b.dir
 	}
@@ -214,13 +214,14 @@ func (r *Recorder) refill() {
 // lacksSpare says whether a segment should and can be made spare.
 func (r *Recorder) lacksSpare() bool { return len(r.spares) < cap(r.spares) }
 
-// Short says that the segment in use is the last, and that another is being made:
-// who goes on without a pause may be quicker, and lose clicks.
+// Short says that none but the reserve is behind the segment in use, and that another is
+// being made: who goes on without a pause may be quicker, and lose clicks.
 func (r *Recorder) Short() bool { return len(r.spares) == 0 && !r.none.Load() }
 
 // room says whether there is room for one more segment beside the reserve.
 func (r *Recorder) room() bool {
-	return r.Bytes()+int64(len(r.reserve)+1)*r.config.SegmentBytes <= r.config.MaxBytes
+	reserve := int64(len(r.reserve)) // first: what comes into use meanwhile counts twice, rather than not
+	return r.Bytes()+(reserve+1)*r.config.SegmentBytes <= r.config.MaxBytes
 }
 
 // errFull is why there is no spare segment when the spool has reached its limit.

@@ -66,7 +66,7 @@ func (r *Recorder) fromReserve(first uint64) *segment {
 		if r.use(s, first) != nil {
 			return nil // memory, so it does not fail
 		}
-		r.log.strays <- s // has room: all are adopted before the reserve is filled
+		r.log.strays <- s // has room: all but one that is on its way are adopted before the reserve is filled
 		select {
 		case r.taken <- struct{}{}:
 		default: // it is about to be filled
@@ -88,17 +88,19 @@ func (r *Recorder) giveUpReserve() bool {
 	}
 }
 
-// adopt puts segments that came out of the reserve where they belong among the others,
-// and says whether there were any. The caller holds the mutex.
+// adopt puts segments that came out of the reserve behind those that came into use before
+// them, and says whether there were any. The caller holds the mutex.
 func (l *Log) adopt() (any bool) {
 	for {
 		select {
 		case s := <-l.strays:
-			behind := slices.IndexFunc(l.segments, func(o *segment) bool { return o.first.Load() == 0 || o.first.Load() > s.first.Load() })
-			if behind < 0 {
-				behind = len(l.segments)
+			at := len(l.segments)
+			for ; at > 0; at-- { // a segment that is spare, or was when it was given up, has no first sequence
+				if first := l.segments[at-1].first.Load(); first != 0 && first <= s.first.Load() {
+					break
+				}
 			}
-			l.segments = slices.Insert(l.segments, behind, s)
+			l.segments = slices.Insert(l.segments, at, s)
 			any = true
 		default:
 			return any

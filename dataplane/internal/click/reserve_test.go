@@ -2,8 +2,10 @@ package click
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // stoppable makes the disk of the recorders that are opened next stop when the test says
@@ -119,4 +121,60 @@ func TestTheReserveKeepsToTheLimitOfTheSpool(t *testing.T) {
 	}
 	r.Log().Acknowledge(r.Last())
 	ready(t, r)
+}
+
+// A disk that takes files again, after it has failed, may be slow. The spare segments that
+// were given up for those files are still to be removed then.
+func TestClicksOfTheReserveComeBehindThoseOfTheFilesBefore(t *testing.T) {
+	r := still(t, func(c *Config) { c.Level = Process })
+	r.fillReserve()
+	cause := errors.New("the disk has failed")
+	r.degraded.Store(&cause)
+	r.heal()
+	for !r.current.Load().plain() {
+		recordTimes(r, 0, 1)
+	}
+	last := r.Last()
+	for i, c := range readAll(t, r.Log(), 0) {
+		if c.Sequence != uint64(i)+1 {
+			t.Fatalf("click %d has sequence %d", i+1, c.Sequence)
+		}
+		last--
+	}
+	if last != 0 {
+		t.Errorf("%d clicks are not read", last)
+	}
+}
+
+// The reserve is filled while one of it has left it, and has not come to the log.
+func TestWhatComesOutOfTheReserveWaitsForNobody(t *testing.T) {
+	r := still(t, func(c *Config) { c.Level = Process })
+	r.fillReserve()
+	for len(r.spares) > 0 {
+		recordTimes(r, 0, 1)
+	}
+	fill := sync.OnceFunc(r.fillReserve)
+	step = func(name string) {
+		if name == "use: done" {
+			fill()
+		}
+	}
+	t.Cleanup(func() { step = nil })
+	recorded := make(chan struct{})
+	go func() {
+		defer close(recorded)
+		for r.current.Load() != nil {
+			recordTimes(r, 0, 1)
+		}
+	}()
+	select {
+	case <-recorded:
+	case <-time.After(10 * time.Second):
+		t.Error("a click waits for somebody who adopts segments")
+		r.Bytes()
+		<-recorded
+	}
+	if n := len(readAll(t, r.Log(), 0)); uint64(n) != r.Last() {
+		t.Errorf("%d clicks of %d are read", n, r.Last())
+	}
 }

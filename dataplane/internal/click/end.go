@@ -29,11 +29,21 @@ func (r *Recorder) End() {
 			r.first.Store(first)
 			s.sealed.Store(int64(index) + 1)
 			r.current.Store(nil)
-			r.log.boot.end(first)
+			if s.whole() {
+				r.log.boot.end(first)
+			}
 			return
 		}
 		runtime.Gosched()
 	}
+}
+
+// whole says whether each place of a sealed segment that was taken is filled: one that is
+// not may never be a click.
+func (s *segment) whole() (whole bool) {
+	mem := s.bytes()
+	err := guarded(mem, func() { _, whole = s.written(segmentHead) })
+	return err == nil && whole
 }
 
 // Close ends the recorder. What has not been acknowledged, or told, stays in the

@@ -74,30 +74,40 @@ func TestABootThatEndedCountsWhatItsLastSegmentHad(t *testing.T) {
 
 // A request that was held up over the end has taken a place, and fills it no more.
 func TestAPlaceThatIsNotFilledBeforeTheEndIsNoClick(t *testing.T) {
-	dir := t.TempDir()
-	r := open(t, func(c *Config) { c.Dir, c.Boot = dir, 5 })
-	recordTimes(r, 0, 5)
-	r.current.Load().place(200)
-	recordTimes(r, 5, 10)
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for boot := range uint64(2) { // the second does not find the segment any more
-		next := open(t, func(c *Config) { c.Dir, c.Boot = dir, 6+boot })
-		l := next.Earlier()[0]
-		cursor := l.Cursor(l.Acknowledged())
-		readOn(t, cursor)
-		if account := cursor.Ledger(); account.Answered != 10 || account.Lost() != 0 {
-			t.Errorf("start %d: %+v", boot+1, account)
-		}
-		cursor.Close()
-		l.Acknowledge(10)
-		waitFor(t, "the segments go", func() bool {
-			paths, err := filepath.Glob(filepath.Join(folderOfBoot(dir, 5), segmentPattern))
-			return err == nil && len(paths) == 0
+	for name, test := range map[string]struct{ before, behind int }{
+		"among the last": {5, 5}, "the last": {10, 0}, "of a segment before the last": {5, 700},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			r := open(t, func(c *Config) { c.Dir, c.Boot = dir, 5 })
+			recordTimes(r, 0, test.before)
+			r.current.Load().place(200)
+			for i := range test.behind {
+				waitFor(t, "there is a segment to go on with", func() bool { return len(r.spares) > 0 })
+				recordTimes(r, test.before+i, test.before+i+1)
+			}
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			n := uint64(test.before + test.behind)
+			for boot := range uint64(2) { // the second does not find the segments any more
+				next := open(t, func(c *Config) { c.Dir, c.Boot = dir, 6+boot })
+				l := next.Earlier()[0]
+				cursor := l.Cursor(l.Acknowledged())
+				readOn(t, cursor)
+				if account := cursor.Ledger(); account.Answered != n || account.Lost() != 0 {
+					t.Errorf("start %d: %+v", boot+1, account)
+				}
+				cursor.Close()
+				l.Acknowledge(n)
+				waitFor(t, "the segments go", func() bool {
+					paths, err := filepath.Glob(filepath.Join(folderOfBoot(dir, 5), segmentPattern))
+					return err == nil && len(paths) == 0
+				})
+				if err := next.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
 		})
-		if err := next.Close(); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -52,8 +52,11 @@ func (c *consumer) open(ctx context.Context) (jetstream.Consumer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not what it has delivered: somebody who was sooner to make the same may have that.
-	c.name, c.expected = cons.CachedInfo().Name, 1
+	made := cons.CachedInfo()
+	c.name, c.expected = made.Name, 1
+	if made.Delivered.Consumer > 0 { // to somebody who was sooner to make the same
+		return nil, errLostDelivery
+	}
 	return cons, nil
 }
 

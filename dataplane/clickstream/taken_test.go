@@ -97,6 +97,39 @@ func TestAConsumerHandlesWhatTheServerHadGivenToAnotherThatWasSooner(t *testing.
 	}
 }
 
+// The other one has begun at the same place, and has handled all.
+func TestAConsumerEndsWhereAnotherThatWasSoonerHasHandledAll(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	publish := stream(t, js)
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
+	options := Options{Durable: "sink", Until: time.Now(), Store: newTable(), Log: quiet()}
+	if err := options.complete(); err != nil {
+		t.Fatal(err)
+	}
+	raced := sooner{js, sync.OnceFunc(func() {
+		other, err := js.CreateConsumer(t.Context(), StreamName, (&consumer{options: options}).config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := other.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.DoubleAck(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := Consume(ctx, raced, options, func(_ context.Context, b *Batch) error {
+		t.Errorf("click %d, which is acknowledged", b.First)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // Without a click, too: the two would remove each other's consumer of the server, again
 // and again.
 func TestAConsumerThatIsIdleEndsWhenAnotherTakesOver(t *testing.T) {

@@ -39,7 +39,7 @@ func (r *Recorder) fillReserve() {
 	for have := len(r.reserve); have < cap(r.reserve) && r.hasRoom(int64(have+1)*r.config.SegmentBytes); have = len(r.reserve) {
 		s, err := newReserve(r.config.SegmentBytes)
 		if err != nil {
-			return // tried again at the next tick
+			break // tried again at the next tick
 		}
 		r.reserve <- s // has room: only this goroutine fills it
 	}

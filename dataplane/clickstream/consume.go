@@ -275,9 +275,7 @@ func (c *consumer) message(ctx context.Context, m jetstream.Msg) error {
 	if err != nil {
 		return err
 	}
-	// Somebody may have made the server's consumer anew while this one was away, and
-	// nobody told it: the number may be right by chance.
-	if meta.Sequence.Consumer != c.expected || c.js.Conn().Stats().Reconnects != c.reconnects {
+	if meta.Sequence.Consumer != c.expected || c.wasAway() {
 		return errLostDelivery
 	}
 	c.expected++

@@ -191,6 +191,11 @@ func (c *consumer) reuse(ctx context.Context, stream jetstream.Stream, name stri
 	return nil, nil
 }
 
+// wasAway says that the connection has been lost in this session. Somebody may have made
+// the server's consumer anew meanwhile, and nobody told this one: numbers may be right by
+// chance.
+func (c *consumer) wasAway() bool { return c.js.Conn().Stats().Reconnects != c.reconnects }
+
 // atEnd says that there is nothing more to read until Options.Until. That is a time of
 // the clock that the stream takes messages by, which is not this one.
 func (c *consumer) atEnd(ctx context.Context, cons jetstream.Consumer) (bool, error) {
@@ -210,6 +215,9 @@ func (c *consumer) atEnd(ctx context.Context, cons jetstream.Consumer) (bool, er
 	info, err := cons.Info(ctx)
 	if err != nil {
 		return false, err
+	}
+	if c.wasAway() {
+		return false, errLostDelivery
 	}
 	c.more = info.NumPending > 0 || info.Delivered.Consumer >= c.expected
 	return !c.more, nil

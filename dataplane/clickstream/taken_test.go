@@ -192,6 +192,55 @@ func (d *cutDialer) cut(away bool) {
 	}
 }
 
+// connectCut is a connection by such a dialer, which is tried again at once.
+func connectCut(t *testing.T, url string) (jetstream.JetStream, *cutDialer) {
+	t.Helper()
+	dialer := new(cutDialer)
+	conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(time.Millisecond), nats.SetCustomDialer(dialer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js, dialer
+}
+
+// Nothing comes any more of the server's consumer that another one has made anew, and has
+// been given all of.
+func TestAConsumerThatWasAwayDoesNotTakeAnothersEndForItsOwn(t *testing.T) {
+	s := natstest.Start(t)
+	publish := stream(t, s.JetStream())
+	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	far, dialer := connectCut(t, s.URL())
+	c := &consumer{js: far, options: Options{Durable: "sink", Until: time.Now(), Log: quiet()}}
+	if err := c.options.complete(); err != nil {
+		t.Fatal(err)
+	}
+	cons, err := c.openSoon(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cons.Next(); err != nil {
+		t.Fatal(err)
+	}
+	c.expected++
+	if done, err := c.atEnd(ctx, cons); !done || err != nil {
+		t.Fatal(done, err)
+	}
+	dialer.cut(true)
+	await(ctx, t, "the consumer is away", func() bool { return !far.Conn().IsConnected() })
+	dialer.cut(false)
+	await(ctx, t, "the consumer is back", far.Conn().IsConnected)
+	if done, err := c.atEnd(ctx, cons); done || !errors.Is(err, errLostDelivery) {
+		t.Error(done, err)
+	}
+}
+
 // The server counts deliveries of each consumer that it makes from 1: those of another
 // one under the same name may go on where those of the first ended.
 func TestAConsumerThatWasAwayDoesNotGoOnWithAnotherOfTheServer(t *testing.T) {
@@ -203,16 +252,8 @@ func TestAConsumerThatWasAwayDoesNotGoOnWithAnotherOfTheServer(t *testing.T) {
 	}
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
-	dialer := new(cutDialer)
-	conn, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(time.Millisecond), nats.SetCustomDialer(dialer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	far, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
+	far, dialer := connectCut(t, s.URL())
+	conn := far.Conn()
 	var got []uint64
 	ended := make(chan error, 1)
 	go func() {

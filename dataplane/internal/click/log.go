@@ -143,6 +143,19 @@ func (l *Log) release(pause func()) {
 	}
 }
 
+// backlog says whether so many segments wait to be published that it takes a while.
+func (l *Log) backlog() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	acknowledged, n := l.Acknowledged(), 0
+	for _, s := range l.segments {
+		if end, known := s.end(); known && end > acknowledged+1 {
+			n++
+		}
+	}
+	return n > 4*waiting
+}
+
 func (l *Log) longWaiting() (list []*segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -353,11 +353,11 @@ func (r *Recorder) reopen() {
 const keepCount = 2
 
 // goneEvery is how often a segment may be removed while there is room, and
-// goneAtOnce how many are when there has been time: each is 1.5 ms of work, and
-// while a backlog of hours drains, redirects have better use for them.
+// goneAtOnce how many are when there has been time: each is up to 1.5 ms of work that
+// redirects wait for. While a backlog drains, none is.
 const (
-	goneEvery  = 62500 * time.Microsecond
-	goneAtOnce = 16
+	goneEvery  = 125 * time.Millisecond
+	goneAtOnce = 8
 )
 
 // trim removes what is of no more use: segments of earlier boots and of a
@@ -370,11 +370,13 @@ func (r *Recorder) trim() {
 		}
 	}
 	most := min(goneAtOnce, int(time.Since(r.removedAt)/goneEvery))
-	if most > 0 {
-		r.removedAt = time.Now()
-	}
-	if !r.room() {
+	switch {
+	case !r.room():
 		most = math.MaxInt
+	case r.drains():
+		most = 0
+	case most > 0:
+		r.removedAt = time.Now()
 	}
 	gone := make(map[*Log]bool)
 	for _, l := range r.Earlier() {
@@ -388,6 +390,11 @@ func (r *Recorder) trim() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool { return gone[l] })
+}
+
+// drains says whether there is more to publish than what has just come.
+func (r *Recorder) drains() bool {
+	return r.log.backlog() || slices.ContainsFunc(r.Earlier(), func(l *Log) bool { return l.backlog() })
 }
 
 // makeRoom gives up the reserve, and the oldest of what was sent.

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 )
 
 // backlog makes a log of segments that are over, of which nobody removes any.
@@ -33,21 +34,47 @@ func filled(t *testing.T, level Level, change ...func(*Config)) *Recorder {
 	return r
 }
 
+func TestNoFileIsRemovedWhileABacklogDrains(t *testing.T) {
+	r := filled(t, Process)
+	e := Event{UserAgent: make([]byte, 1000)}
+	for range 2 * 4 * waiting {
+		for current := r.current.Load(); r.current.Load() == current; {
+			r.Record(&e)
+		}
+		r.refill()
+	}
+	last := r.Last()
+	for _, step := range []struct {
+		acknowledged uint64
+		gone         int
+	}{{last / 3, 0}, {last, goneAtOnce}, {last, goneAtOnce}} {
+		r.Log().Acknowledge(step.acknowledged)
+		r.removedAt = time.Time{}
+		before := files(t, r)
+		if r.trim(); before-files(t, r) != step.gone {
+			t.Errorf("with %d of %d clicks acknowledged, %d of %d files are gone, want %d", step.acknowledged, last, before-files(t, r), before, step.gone)
+		}
+	}
+}
+
+// files is how many a recorder has.
+func files(t *testing.T, r *Recorder) int {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(r.log.boot.dir, segmentPattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
 func TestFilesOfABacklogGoByAndBy(t *testing.T) {
 	r := backlog(t, Process)
-	files := func() int {
-		all, err := filepath.Glob(filepath.Join(r.log.boot.dir, "*.seg"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(all)
-	}
-	before := files()
+	before := files(t, r)
 	for _, step := range []struct{ most, gone int }{{0, 0}, {2, 2}, {2, 4}, {math.MaxInt, 8}} {
 		if _, err := r.log.trim(keepCount, step.most, false, func() {}); err != nil {
 			t.Fatal(err)
 		}
-		if got := before - files(); got < step.gone || step.most < math.MaxInt && got > step.gone {
+		if got := before - files(t, r); got < step.gone || step.most < math.MaxInt && got > step.gone {
 			t.Errorf("at most %d at once: %d files are gone, want %d", step.most, got, step.gone)
 		}
 		for _, s := range r.log.segments {

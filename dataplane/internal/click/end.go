@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"slices"
 )
 
 // End makes the running log final: what Record is given from now on is
@@ -112,7 +113,7 @@ func (l *Log) removeSegments() error {
 	var errs []error
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, s := range l.segments {
+	for _, s := range slices.Concat(l.segments, l.gone) {
 		if s.path == "" {
 			continue
 		}

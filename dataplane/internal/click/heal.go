@@ -88,6 +88,7 @@ func (r *Recorder) replaceSpare(s *segment) {
 	default:
 	}
 	r.log.segments = append(r.log.segments, s)
+	r.log.size += s.size
 	r.log.mu.Unlock()
 	r.mu.Lock()
 	r.number++
@@ -111,7 +112,7 @@ func (r *Recorder) leaveMemory() {
 func (l *Log) orphan() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, s := range l.segments {
+	for _, s := range slices.Concat(l.segments, l.gone) {
 		s.orphaned.Store(true)
 		s.durable.Store(allDurable)
 	}

@@ -29,6 +29,8 @@ type Log struct {
 	strays   chan *segment // that came into use out of the reserve; see adopt
 	mu       sync.Mutex
 	segments []*segment // oldest first; of the running boot, the spare ones too
+	gone     []*segment // that wait to be removed
+	size     int64      // bytes of all of them
 	last     uint64     // of an earlier boot: its highest sequence
 
 	gaps        []gap  // that cursors have passed and that are not settled, in order
@@ -85,14 +87,11 @@ func (l *Log) dropped() (d [reasons]uint64) {
 }
 
 // bytes is what the log takes of the spool.
-func (l *Log) bytes() (n int64) {
+func (l *Log) bytes() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.adopt()
-	for _, s := range l.segments {
-		n += s.size
-	}
-	return n
+	return l.size
 }
 
 // over are the segments, oldest first, of which all is acknowledged and that
@@ -150,21 +149,34 @@ func (l *Log) backlog() bool {
 	acknowledged, n := l.Acknowledged(), 0
 	for _, s := range l.segments {
 		if end, known := s.end(); known && end > acknowledged+1 {
-			n++
+			if n++; n > 4*waiting {
+				return true
+			}
 		}
 	}
-	return n > 4*waiting
+	return false
 }
 
+// longWaiting are those that have their pages. There may be thousands that have not: it
+// looks for the first that waits, and then from the newest back.
 func (l *Log) longWaiting() (list []*segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	acknowledged, n := l.Acknowledged(), 0
-	for _, s := range l.segments {
-		if end, known := s.end(); !known || end <= acknowledged+1 {
-			continue
-		}
-		if n++; n > waiting && s.pins == 0 && !s.recovered {
+	acknowledged := l.Acknowledged()
+	first := slices.IndexFunc(l.segments, func(s *segment) bool {
+		end, known := s.end()
+		return known && end > acknowledged+1
+	})
+	if first < 0 {
+		return nil
+	}
+	released := 0
+	for _, s := range slices.Backward(l.segments[min(first+waiting, len(l.segments)):]) {
+		if s.released {
+			if released++; released > waiting { // some were passed over, since they were pinned
+				break
+			}
+		} else if _, known := s.end(); known && s.pins == 0 && !s.recovered {
 			list = append(list, s)
 		}
 	}
@@ -184,58 +196,75 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 		}
 		s.leaving = true
 	}
-	var leaving []*segment
-	for _, s := range l.segments {
-		if s.leaving {
+	var leaving, plain []*segment
+	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
+		switch {
+		case !s.leaving:
+		case s.plain():
+			plain = append(plain, s)
+		default:
 			leaving = append(leaving, s)
 		}
-	}
+		return s.leaving
+	})
+	l.gone = append(slices.Concat(plain, l.gone), leaving...)
+	durable := l.boot.durable && most > 0 && len(l.gone) > len(plain)
 	l.mu.Unlock()
-	if l.boot.durable && most > 0 && slices.ContainsFunc(leaving, func(s *segment) bool { return !s.plain() }) {
+	for _, s := range leaving {
+		s.mapOut(pause)
+		stepped("trim: unmapped")
+	}
+	if durable {
 		// What is removed has been acknowledged for a recovery, too. Where the disk
 		// does not take that, clicks that come need the room more.
 		_ = syncMemory(l.boot.mem)
 	}
-	gone := make(map[*segment]bool)
-	for _, s := range leaving {
-		s.mapOut(pause)
-		stepped("trim: unmapped")
+	for err == nil {
+		s := l.takeGone(func(s *segment) bool { return most > 0 || s.plain() })
+		if s == nil {
+			break
+		}
 		if !s.plain() {
-			if most <= 0 || err != nil {
-				continue
-			}
 			most--
 		}
-		err = s.remove(pause) // what fails is tried again
+		if err = s.remove(pause); err != nil {
+			l.putBack(s) // it is tried again
+			break
+		}
 		stepped("trim: removed")
-		gone[s] = err == nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool { return gone[s] })
-	return len(l.segments) == 0, err
+	return len(l.segments)+len(l.gone) == 0, err
 }
 
 // takeLeaving takes a segment of so many bytes at least out of the log whose file is
-// about to be removed; nil when there is none. trim, which may be about to do so just
-// now, unmaps it all the same.
+// about to be removed; nil when there is none. trim, which may be about to unmap it just
+// now, does so all the same.
 func (l *Log) takeLeaving(least int64) *segment {
+	return l.takeGone(func(s *segment) bool { return !s.plain() && s.size >= least && s.damage.Load() == nil })
+}
+
+// takeGone takes the oldest of the segments that wait to be removed, if that is one that
+// fits: there may be thousands.
+func (l *Log) takeGone(fits func(*segment) bool) *segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	at := slices.IndexFunc(l.segments, func(s *segment) bool { return s.leaving && !s.plain() && s.size >= least && s.damage.Load() == nil })
-	if at < 0 {
+	if len(l.gone) == 0 || !fits(l.gone[0]) {
 		return nil
 	}
-	s := l.segments[at]
-	l.segments = slices.Delete(l.segments, at, at+1)
+	s := l.gone[0]
+	l.gone = l.gone[1:]
+	l.size -= s.size
 	return s
 }
 
-// putBack gives back what takeLeaving gave, for trim to remove, also where it has.
+// putBack gives back what takeGone gave.
 func (l *Log) putBack(s *segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.segments = slices.Insert(l.segments, 0, s)
+	l.gone = slices.Insert(l.gone, 0, s)
+	l.size += s.size
 }
 
 // end is the sequence behind the segment's last click; false while that may

@@ -302,6 +302,7 @@ func (r *Recorder) spare(number uint64, opened bool) (*segment, error) {
 	}
 	r.log.mu.Lock()
 	r.log.segments = append(r.log.segments, s)
+	r.log.size += s.size
 	r.log.mu.Unlock()
 	return s, nil
 }

@@ -134,6 +134,7 @@ func (l *Log) recover() (warnings []error) {
 			}
 		default:
 			l.segments = append(l.segments, s)
+			l.size += s.size
 		}
 	}
 	slices.SortFunc(l.segments, func(a, b *segment) int { return cmp.Compare(a.number, b.number) })

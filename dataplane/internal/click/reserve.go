@@ -101,6 +101,7 @@ func (l *Log) adopt() (any bool) {
 				}
 			}
 			l.segments = slices.Insert(l.segments, at, s)
+			l.size += s.size
 			any = true
 		default:
 			return any

@@ -77,8 +77,8 @@ func TestFilesOfABacklogGoByAndBy(t *testing.T) {
 		if got := before - files(t, r); got < step.gone || step.most < math.MaxInt && got > step.gone {
 			t.Errorf("at most %d at once: %d files are gone, want %d", step.most, got, step.gone)
 		}
-		for _, s := range r.log.segments {
-			if s.leaving && s.bytes() != nil {
+		for _, s := range r.log.gone {
+			if s.bytes() != nil {
 				t.Errorf("at most %d at once: %s has not given its memory back", step.most, s.path)
 			}
 		}

@@ -26,6 +26,21 @@ func (s sooner) Stream(ctx context.Context, name string) (jetstream.Stream, erro
 	return streamSooner{stream, s.make}, err
 }
 
+// soonerTaking lets another one make the same consumer, and take its first message.
+func soonerTaking(t *testing.T, js jetstream.JetStream, options Options, taken func(jetstream.Msg)) sooner {
+	return sooner{js, sync.OnceFunc(func() {
+		other, err := js.CreateConsumer(t.Context(), StreamName, (&consumer{options: options}).config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := other.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken(m)
+	})}
+}
+
 type streamSooner struct {
 	jetstream.Stream
 	make func()
@@ -74,15 +89,7 @@ func TestAConsumerHandlesWhatTheServerHadGivenToAnotherThatWasSooner(t *testing.
 	if err := options.complete(); err != nil {
 		t.Fatal(err)
 	}
-	raced := sooner{js, sync.OnceFunc(func() {
-		other, err := js.CreateConsumer(t.Context(), StreamName, (&consumer{options: options}).config())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := other.Next(); err != nil {
-			t.Error(err)
-		}
-	})}
+	raced := soonerTaking(t, js, options, func(jetstream.Msg) {})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var got []uint64
@@ -106,19 +113,11 @@ func TestAConsumerEndsWhereAnotherThatWasSoonerHasHandledAll(t *testing.T) {
 	if err := options.complete(); err != nil {
 		t.Fatal(err)
 	}
-	raced := sooner{js, sync.OnceFunc(func() {
-		other, err := js.CreateConsumer(t.Context(), StreamName, (&consumer{options: options}).config())
-		if err != nil {
-			t.Fatal(err)
-		}
-		m, err := other.Next()
-		if err != nil {
-			t.Fatal(err)
-		}
+	raced := soonerTaking(t, js, options, func(m jetstream.Msg) {
 		if err := m.DoubleAck(t.Context()); err != nil {
 			t.Error(err)
 		}
-	})}
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	err := Consume(ctx, raced, options, func(_ context.Context, b *Batch) error {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -347,55 +346,6 @@ func (r *Recorder) reopen() {
 		return
 	}
 	r.goOn(r.next(r.first.Load()))
-}
-
-// keepCount is how many segments that are over wait to be used again when the
-// spares are there. More of them are what an outage has left.
-const keepCount = 2
-
-// goneEvery is how often a segment may be removed while there is room, and
-// goneAtOnce how many are when there has been time: each is up to 1.5 ms of work that
-// redirects wait for. While a backlog drains, none is.
-const (
-	goneEvery  = 125 * time.Millisecond
-	goneAtOnce = 8
-)
-
-// trim removes what is of no more use: segments of earlier boots and of a
-// backlog that is gone, what was sent and has been kept for long enough, and
-// the folders of earlier boots of which nothing is left, and nothing to tell.
-func (r *Recorder) trim() {
-	r.log.release(r.pause)
-	if r.sent != nil {
-		for r.sent.trim(time.Now(), false) {
-		}
-	}
-	most := min(goneAtOnce, int(time.Since(r.removedAt)/goneEvery))
-	switch {
-	case !r.room():
-		most = math.MaxInt
-	case r.drains():
-		most = 0
-	case most > 0:
-		r.removedAt = time.Now()
-	}
-	gone := make(map[*Log]bool)
-	for _, l := range r.Earlier() {
-		empty, err := l.trim(0, most, false, r.pause)
-		if err == nil && empty && l.Acknowledged() >= l.last && l.Told() && (r.sent == nil || !r.sent.holds(l.boot.dir)) {
-			_ = l.boot.close(true) // what stays is found empty by the next boot
-			gone[l] = true
-		}
-	}
-	_, _ = r.log.trim(keepCount, most, r.config.Level == Memory, r.pause) // a file that stays counts as spool
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.earlier = slices.DeleteFunc(r.earlier, func(l *Log) bool { return gone[l] })
-}
-
-// drains says whether there is more to publish than what has just come.
-func (r *Recorder) drains() bool {
-	return r.log.backlog() || slices.ContainsFunc(r.Earlier(), func(l *Log) bool { return l.backlog() })
 }
 
 // makeRoom gives up the reserve, and the oldest of what was sent.

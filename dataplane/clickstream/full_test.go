@@ -116,3 +116,28 @@ func TestAConsumerWhoseMarksHaveNoRoomWaitsAndStaysExact(t *testing.T) {
 		t.Errorf("%d lines:\n%s", n, &log.text)
 	}
 }
+
+// A consumer that is stopped while it saves saves once more: what it wrote has got in,
+// or it has not.
+func TestASaveWhoseAnswerNobodyHeardDoesNotDelayTheNext(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream(t, js)
+	var log lines
+	store := NewKVStore(js, "sink", slog.New(slog.NewTextHandler(&log, nil))).(*kvStore)
+	if _, err := store.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	known := store.revision
+	for next := uint64(2); next <= 3; next++ {
+		store.revision = known
+		if err := store.Save(t.Context(), State{Next: next}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := log.count("\n"); n != 0 {
+		t.Errorf("it is told:\n%s", &log.text)
+	}
+	if state, err := NewKVStore(js, "sink", quiet()).Load(t.Context()); err != nil || state.Next != 3 {
+		t.Errorf("%+v, %v", state, err)
+	}
+}

@@ -149,28 +149,34 @@ func (s *kvStore) Save(ctx context.Context, state State) error {
 		return err
 	}
 	return s.patiently(ctx, func(ctx context.Context) error {
-		revision, err := s.kv.Update(ctx, s.key, text, s.revision)
-		if err == nil {
-			s.revision = revision
-			return nil
-		}
-		if errors.Is(err, nats.ErrMaxPayload) {
-			return &permanentError{fmt.Errorf("the marks are larger than NATS takes (%d bytes): raise max_payload, or keep them in a Store of your own: %w", len(text), err)}
-		}
+		err := s.update(ctx, text)
 		if !errors.Is(err, jetstream.ErrKeyExists) && !isWrongRevision(err) {
 			return err
 		}
-		// Either the answer to our own write was lost, or it is not ours any more.
-		entry, value, getErr := s.get(ctx)
+		// Either nobody heard the answer to a write of our own, or it is not ours any
+		// more.
+		entry, value, err := s.get(ctx)
 		switch {
-		case getErr != nil:
-			return getErr
+		case err != nil:
+			return err
 		case entry == nil || value.Owner != s.owner:
 			return &permanentError{fmt.Errorf("keep marks of %s: %w", s.key, ErrTakenOver)}
 		}
 		s.revision = entry.Revision()
-		return err
+		return s.update(ctx, text)
 	})
+}
+
+// update writes what the key holds when its revision is the one we know.
+func (s *kvStore) update(ctx context.Context, text []byte) error {
+	revision, err := s.kv.Update(ctx, s.key, text, s.revision)
+	switch {
+	case err == nil:
+		s.revision = revision
+	case errors.Is(err, nats.ErrMaxPayload):
+		return &permanentError{fmt.Errorf("the marks are larger than NATS takes (%d bytes): raise max_payload, or keep them in a Store of your own: %w", len(text), err)}
+	}
+	return err
 }
 
 func isWrongRevision(err error) bool {

@@ -12,10 +12,10 @@ import (
 
 // onOneCore keeps the calling goroutine on a thread of the first core, as threads of a
 // node are.
-func onOneCore(t *testing.T) {
+func onOneCore(t *testing.T, turn time.Duration) {
 	t.Helper()
 	runtime.LockOSThread() // which ends with the goroutine
-	ShortTurns(0)
+	TakeTurns(0, turn)
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		t.Error(err)
@@ -48,7 +48,7 @@ func TestWorkBesideACoreThatIsFullHasItsShare(t *testing.T) {
 	var others sync.WaitGroup
 	for range 2 {
 		others.Go(func() {
-			onOneCore(t)
+			onOneCore(t, LoopTurn)
 			begin := cpuTime(t)
 			for !stop.Load() {
 			}
@@ -59,7 +59,7 @@ func TestWorkBesideACoreThatIsFullHasItsShare(t *testing.T) {
 	var turns int
 	var work sync.WaitGroup
 	work.Go(func() {
-		onOneCore(t)
+		onOneCore(t, Turn)
 		yield := NewYield()
 		first := cpuTime(t)
 		for begin := time.Now(); took < 500*time.Millisecond; took = time.Since(begin) {
@@ -95,7 +95,7 @@ func TestGoroutinesHaveShorterTurnsWhereLoopsKeepTheOtherPs(t *testing.T) {
 	work.over(now)
 	count := func() (shared int) {
 		for range 100 {
-			now = now.Add(Turn)
+			now = now.Add(yieldAfter)
 			if work.shares(now) {
 				shared++
 				work.over(now)

@@ -18,15 +18,14 @@ func KeepP() (release func()) {
 }
 
 // share is for how long others wait for a P where there are several for them.
-const share = 10 * Turn
+const share = 10 * yieldAfter
 
 // NewYield gives a function that lets redirects go first if its caller has gone
-// on for a Turn: on a core that both share, a redirect waits that long. It is to be
-// called behind each piece of work, of some µs.
+// on for 100 µs. It is to be called behind each piece of work, of some µs.
 //
 // runtime.Gosched is not enough where threads share a core: the kernel lets one
 // that computes go on for up to some milliseconds before another, which waits for
-// input most of the time, has its turn. The threads of both are to have ShortTurns.
+// input most of the time, has its turn. The threads of both are to TakeTurns.
 //
 // And it costs some 10 µs where another P is idle, since it wakes a thread to look
 // for work. What waits for a P finds that one by itself, so it is called with each
@@ -35,7 +34,7 @@ func NewYield() (yield func()) {
 	t := turns{all: runtime.GOMAXPROCS(0)}
 	t.over(time.Now())
 	return func() {
-		if time.Since(t.last) < Turn {
+		if time.Since(t.last) < yieldAfter {
 			return
 		}
 		if t.all > 1 {

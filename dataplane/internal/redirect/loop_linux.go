@@ -148,7 +148,7 @@ func (l *loop) adopt(c *conn) {
 func (l *loop) run() {
 	runtime.LockOSThread() // the thread ends with the goroutine
 	l.thread = unix.Gettid()
-	aside.ShortTurns(0)
+	aside.TakeTurns(0, aside.LoopTurn)
 	defer aside.KeepP()()
 	l.group.unbegun.Done()
 	events := make([]unix.EpollEvent, loopEvents)

@@ -72,9 +72,9 @@ func (l *loop) weigh() {
 }
 
 // goBefore gives loops a larger share of the cores than all other threads of the
-// process have, and these short turns. Their share stays as it is where loops may have
-// more: with CAP_SYS_NICE, or RLIMIT_NICE. Else they stand back. It says what nice value
-// the others have, and whether loops may change their own.
+// process have, and these turns that loops interrupt. Their share stays as it is where
+// loops may have more: with CAP_SYS_NICE, or RLIMIT_NICE. Else they stand back. It says
+// what nice value the others have, and whether loops may change their own.
 func goBefore(loops []int) (nice int, may bool) {
 	nice, may = niceOf(loops[0]), true
 	for _, tid := range loops {
@@ -102,13 +102,13 @@ func goBefore(loops []int) (nice int, may bool) {
 	return nice, may
 }
 
-// standBack gives a thread a nice value, unless its own is higher, and short turns.
-// Threads that it makes inherit both.
+// standBack gives a thread a nice value, unless its own is higher, and turns that loops
+// interrupt. Threads that it makes inherit both.
 func standBack(tid, nice int) {
 	if niceOf(tid) < nice {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, tid, nice) // fails only for a thread that is gone
 	}
-	aside.ShortTurns(tid)
+	aside.TakeTurns(tid, aside.Turn)
 }
 
 // niceOf is the nice value of a thread, as the system call tells it; that of one

@@ -65,7 +65,7 @@ func goBeforeInThisProcess(may bool) string {
 	}
 	others = append(others, thread()) // made by one that has stood back
 	for _, tid := range others {
-		if attr, err := unix.SchedGetAttr(tid, 0); err != nil || attr.Runtime != uint64(aside.Turn) && turns() {
+		if attr, err := unix.SchedGetAttr(tid, 0); err != nil || attr.Runtime <= uint64(aside.LoopTurn) && turns() { // only longer ones are interrupted
 			return fmt.Sprintf("thread %d asks for turns of %d ns: %v", tid, attr.Runtime, err)
 		}
 	}

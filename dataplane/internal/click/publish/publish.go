@@ -87,7 +87,9 @@ type Publisher struct {
 	reconnects uint64    // of the connection, by its own count
 	turns      int       // of the connection: what was asked before the last one says nothing
 	awayFrom   time.Time // since when there is no connection; zero: there is one
-	pauseEnd   time.Time // nothing is sent before
+	pace       pace
+	wake       *time.Timer // fires when pace has something sent again
+	pauseEnd   time.Time   // nothing is sent before
 	pause      time.Duration
 	warned     map[string]bool // lines about the stream that were logged
 	refused    bool            // the log says that clicks do not get into the stream
@@ -153,6 +155,7 @@ func New(config Config) (*Publisher, error) {
 		flushes: make(chan chan error),
 		limit:   maxBatchBytes,
 		encoder: newEncoder(config.Recorder.Log().Identity()),
+		pace:    pace{drain: drainRate},
 		pause:   minPause,
 		warned:  make(map[string]bool),
 	}
@@ -197,6 +200,8 @@ func (p *Publisher) Run(ctx context.Context) error {
 	}()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	p.wake = time.NewTimer(tick)
+	defer p.wake.Stop()
 	for {
 		p.tellDegraded(time.Now())
 		p.pump(ctx, time.Now())
@@ -223,6 +228,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 			p.looked(c)
 		case done := <-p.flushes:
 			p.flush = append(p.flush, done)
+		case <-p.wake.C:
 		case <-ticker.C:
 		}
 	}
@@ -383,7 +389,12 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 			return
 		}
 	}
+	p.pace.look(now, p.config.Recorder.Last())
 	for len(p.inFlight) < maxInFlight {
+		if wait := p.pace.wait(now); wait > 0 && !p.hurries() {
+			p.wake.Reset(wait)
+			break
+		}
 		b := p.repeat()
 		if b == nil {
 			b = p.next(now)
@@ -391,6 +402,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 		if b == nil {
 			break
 		}
+		p.pace.sent(now, b.clicks)
 		p.inFlight = append(p.inFlight, b)
 		if !p.send(len(p.inFlight)-1, b, now) {
 			return
@@ -398,6 +410,10 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 	}
 	p.finish()
 }
+
+// hurries says whether clicks are in danger, or the node waits for nothing else than that
+// they are published.
+func (p *Publisher) hurries() bool { return p.degraded || len(p.flush) > 0 }
 
 // next cuts the next batch, if there is one to be sent.
 func (p *Publisher) next(now time.Time) *batch {

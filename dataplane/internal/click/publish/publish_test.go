@@ -43,6 +43,11 @@ func start(t testing.TB, url string, r *click.Recorder, change ...func(*Config))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p, run(t, p)
+}
+
+// run is start of a publisher that is there.
+func run(t testing.TB, p *Publisher) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()
@@ -53,7 +58,7 @@ func start(t testing.TB, url string, r *click.Recorder, change ...func(*Config))
 		}
 	})
 	t.Cleanup(stop)
-	return p, stop
+	return stop
 }
 
 type testWriter struct{ t testing.TB }

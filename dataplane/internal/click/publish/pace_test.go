@@ -1,0 +1,117 @@
+package publish
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/natstest"
+)
+
+func TestABacklogShrinksAsFastAsItIsToAndNoFaster(t *testing.T) {
+	begin := time.Unix(1_800_000_000, 0)
+	for _, c := range []struct {
+		name   string
+		rate   float64       // of clicks that come
+		slow   time.Duration // after which something is sent too late
+		clicks float64       // that are sent within a second
+	}{
+		{"few come", 1000, 0, 101_000},
+		{"as many come as it shrinks by", 100_000, 0, 200_000},
+		{"more come", 300_000, 0, 600_000},
+		{"timers are coarse", 1000, late, 101_000},
+		{"the machine stalls", 1000, 4 * late, 25_000},
+	} {
+		p := pace{drain: 100_000, rate: c.rate, due: begin}
+		const clicks = 10 // a batch
+		var sent float64
+		for now := begin; now.Sub(begin) < time.Second; {
+			if wait := p.wait(now); wait > 0 {
+				now = now.Add(max(wait, c.slow))
+				continue
+			}
+			p.sent(now, clicks)
+			sent += clicks
+		}
+		if sent < 0.95*c.clicks || sent > 1.05*c.clicks {
+			t.Errorf("%s: %.0f clicks are sent in a second, want %.0f", c.name, sent, c.clicks)
+		}
+	}
+}
+
+func TestWhatWasSentInAHurryIsNotWaitedFor(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	p := pace{drain: 1000, rate: 1}
+	for range 100 {
+		p.sent(now, 1000)
+	}
+	if wait := p.wait(now); wait > time.Second {
+		t.Errorf("the next batch waits for %v", wait)
+	}
+}
+
+func TestPaceCountsTheClicksThatCome(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	var p pace
+	for last := uint64(0); last < 1000; last += 10 {
+		now = now.Add(10 * time.Millisecond)
+		p.look(now, last)
+	}
+	if p.rate < 990 || p.rate > 1010 {
+		t.Errorf("%.0f clicks come a second, want 1000", p.rate)
+	}
+	if p.look(now.Add(paceEvery), p.last); p.rate != 0 {
+		t.Errorf("%.0f clicks come a second, and there was none", p.rate)
+	}
+}
+
+// A backlog of 2000 clicks that is to shrink by 2000 a second.
+func TestABacklogIsPublishedSlowlyWhileRedirectsCome(t *testing.T) {
+	const n = 2000
+	p := slow(t, n, n)
+	begin := time.Now()
+	run(t, p)
+	for i := n; p.published.Load() < n; i++ {
+		p.config.Recorder.Record(event(i))
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(begin); took < 700*time.Millisecond {
+		t.Errorf("%d clicks were published after %v", n, took)
+	}
+	flush(t, p)
+}
+
+// It is to shrink by a click a second, and does not wait for that.
+func TestABacklogIsNotPublishedSlowlyForNobody(t *testing.T) {
+	p := slow(t, 2000, 1)
+	run(t, p)
+	for p.published.Load() < 2000 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestANodeThatEndsPublishesAsFastAsItCan(t *testing.T) {
+	p := slow(t, 2000, 1)
+	p.pace.rate, p.pace.at = 1, time.Now().Add(time.Hour) // as if clicks came all the time
+	run(t, p)
+	flush(t, p)
+}
+
+// slow is a publisher of n clicks in batches of about 450, a backlog that shrinks by so
+// many a second.
+func slow(t *testing.T, n int, drain float64) *Publisher {
+	t.Helper()
+	r := openRecorder(t)
+	for i := range n {
+		e := event(i)
+		e.UserAgent = fmt.Appendf(nil, "%0500d", i)
+		r.Record(e)
+	}
+	p, err := New(Config{URL: natstest.Start(t).URL(), Recorder: r, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.pace.drain = drain
+	return p
+}

@@ -238,6 +238,7 @@ func (o *outage) Rows() (rows []outageRow) {
 
 // These are for the report.
 func (o *outage) Halting() string   { return proc.Halting(o.awake) }
+func (o *outage) Kernel() string    { return proc.Kernel(o.moved) }
 func (o *outage) Rate() string      { return show3(o.rate) }
 func (o *outage) Links() int        { return o.links }
 func (o *outage) Window() string    { return o.window.String() }
@@ -280,8 +281,8 @@ requests of the other benchmarks, every link as likely as any other.
 {{end}}
 {{with .Outage}}## NATS is stopped, and returns
 
-affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}} The
-generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over 64 connections: a latency counts from the request's
+affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}}
+{{.Kernel}} The generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over 64 connections: a latency counts from the request's
 moment in the schedule until the kernel has the answer. Each timing is {{.Window}} behind a second of warm-up. NATS and the
 generator share a core, and the kernel finishes what it does for NATS first, for some ms at times, though the generator's
 priority is real-time. While the generator is not let run, the schedule stands still: what others do on its core is not

@@ -45,6 +45,7 @@ type outage struct {
 	// Results.
 	rate                                float64 // of redirects that are timed, per second
 	awake                               bool    // cores do not halt
+	moved                               bool    // the kernel's threads are on the other core
 	before, meanwhile, behind, draining []timing
 	stopped, away                       time.Duration // of the first outage; stopped: of it before the spool was filled
 	drained                             []drained
@@ -72,7 +73,7 @@ const (
 	bothCores = "0,1"
 )
 
-func (o *outage) run(ctx context.Context) error {
+func (o *outage) run(ctx context.Context) (err error) {
 	if err := proc.Pin(os.Getpid(), otherCore); err != nil {
 		return err
 	}
@@ -80,6 +81,12 @@ func (o *outage) run(ctx context.Context) error {
 	release, err := proc.StayAwake()
 	if o.awake = err == nil; o.awake {
 		defer release()
+	} else {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	back, err := proc.MoveKernel(otherCore)
+	if o.moved = err == nil; o.moved {
+		defer func() { err = errors.Join(err, back()) }()
 	} else {
 		fmt.Fprintln(os.Stderr, err)
 	}

@@ -22,6 +22,10 @@ func (r *Recorder) Degraded() error {
 	return nil
 }
 
+// InMemory says whether clicks that come do not survive the process: at level memory, or
+// while they are held there.
+func (r *Recorder) InMemory() bool { return r.config.Level == Memory || r.Degraded() != nil }
+
 // heal is called every second. It makes the folder that could not be made at the start,
 // notices that one is gone, makes it anew where it can, and leaves plain memory as soon
 // as files can be made again.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/affleet/affleet/dataplane/internal/click"
 	"github.com/affleet/affleet/dataplane/internal/natstest"
 )
 
@@ -76,7 +77,8 @@ func TestABacklogIsPublishedSlowlyWhileRedirectsCome(t *testing.T) {
 		p.config.Recorder.Record(event(i))
 		time.Sleep(time.Millisecond)
 	}
-	if took := time.Since(begin); took < 700*time.Millisecond {
+	// It takes 0.8 s, and less where the machine stalls just as the clicks that come are counted.
+	if took := time.Since(begin); took < 400*time.Millisecond {
 		t.Errorf("%d clicks were published after %v", n, took)
 	}
 	flush(t, p)
@@ -93,16 +95,32 @@ func TestABacklogIsNotPublishedSlowlyForNobody(t *testing.T) {
 
 func TestANodeThatEndsPublishesAsFastAsItCan(t *testing.T) {
 	p := slow(t, 2000, 1)
-	p.pace.rate, p.pace.at = 1, time.Now().Add(time.Hour) // as if clicks came all the time
+	asIfClicksCame(p)
 	run(t, p)
 	flush(t, p)
 }
 
+// What is at level memory is lost with the process.
+func TestClicksThatAreInMemoryAloneArePublishedAsFastAsCanBe(t *testing.T) {
+	p := slow(t, 2000, 1, func(c *click.Config) { c.Level = click.Memory })
+	asIfClicksCame(p)
+	run(t, p)
+	for begin := time.Now(); p.published.Load() < 2000; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 30*time.Second {
+			t.Fatalf("%d clicks are published", p.published.Load())
+		}
+	}
+}
+
+// asIfClicksCame makes a publisher that has not begun believe that there are redirects
+// all the time.
+func asIfClicksCame(p *Publisher) { p.pace.rate, p.pace.at = 1, time.Now().Add(time.Hour) }
+
 // slow is a publisher of n clicks in batches of about 450, a backlog that shrinks by so
 // many a second.
-func slow(t *testing.T, n int, drain float64) *Publisher {
+func slow(t *testing.T, n int, drain float64, change ...func(*click.Config)) *Publisher {
 	t.Helper()
-	r := openRecorder(t)
+	r := openRecorder(t, change...)
 	for i := range n {
 		e := event(i)
 		e.UserAgent = fmt.Appendf(nil, "%0500d", i)

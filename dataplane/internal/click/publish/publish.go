@@ -413,7 +413,7 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 
 // hurries says whether clicks are in danger, or the node waits for nothing else than that
 // they are published.
-func (p *Publisher) hurries() bool { return p.degraded || len(p.flush) > 0 }
+func (p *Publisher) hurries() bool { return len(p.flush) > 0 || p.config.Recorder.InMemory() }
 
 // next cuts the next batch, if there is one to be sent.
 func (p *Publisher) next(now time.Time) *batch {

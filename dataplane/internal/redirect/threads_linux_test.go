@@ -65,7 +65,8 @@ func goBeforeInThisProcess(may bool) string {
 	}
 	others = append(others, thread()) // made by one that has stood back
 	for _, tid := range others {
-		if attr, err := unix.SchedGetAttr(tid, 0); err != nil || attr.Runtime <= uint64(aside.LoopTurn) && turns() { // only longer ones are interrupted
+		attr, err := unix.SchedGetAttr(tid, 0)
+		if err != nil || turns() && (attr.Runtime != uint64(aside.Turn) || attr.Runtime <= uint64(aside.LoopTurn)) { // only longer ones are interrupted
 			return fmt.Sprintf("thread %d asks for turns of %d ns: %v", tid, attr.Runtime, err)
 		}
 	}
@@ -148,21 +149,36 @@ func TestLoopsThatServeGoFurtherBeforeOthers(t *testing.T) {
 		c.send(getA)
 		c.expect(302)
 	}
+	if turns() && !slices.ContainsFunc(threads(t), func(tid int) bool {
+		attr, err := unix.SchedGetAttr(tid, 0)
+		return err == nil && attr.Runtime == uint64(aside.LoopTurn)
+	}) {
+		t.Error("no loop asks for shorter turns than others")
+	}
 }
 
 // nices are the nice values of the process's threads.
 func nices(t *testing.T) (of []int) {
 	t.Helper()
-	threads, err := os.ReadDir("/proc/self/task")
+	for _, tid := range threads(t) {
+		of = append(of, niceOf(tid))
+	}
+	return of
+}
+
+// threads are those of the process.
+func threads(t *testing.T) (tids []int) {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, thread := range threads {
-		if tid, err := strconv.Atoi(thread.Name()); err == nil {
-			of = append(of, niceOf(tid))
+	for _, task := range tasks {
+		if tid, err := strconv.Atoi(task.Name()); err == nil {
+			tids = append(tids, tid)
 		}
 	}
-	return of
+	return tids
 }
 
 // turns says whether this kernel has turns to be asked for.

@@ -24,9 +24,10 @@ type pace struct {
 	at   time.Time // when that was looked at
 }
 
-// look notes how far the running boot has come.
-func (p *pace) look(now time.Time, last uint64) {
+// look notes how far the running boot has come, which reached tells.
+func (p *pace) look(now time.Time, reached func() uint64) {
 	if past := now.Sub(p.at); past >= paceEvery {
+		last := reached() // waits for a segment that is being sealed
 		p.rate = float64(last-p.last) / past.Seconds()
 		p.last, p.at = last, now
 	}

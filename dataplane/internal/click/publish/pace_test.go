@@ -57,12 +57,12 @@ func TestPaceCountsTheClicksThatCome(t *testing.T) {
 	var p pace
 	for last := uint64(0); last < 1000; last += 10 {
 		now = now.Add(10 * time.Millisecond)
-		p.look(now, last)
+		p.look(now, func() uint64 { return last })
 	}
 	if p.rate < 990 || p.rate > 1010 {
 		t.Errorf("%.0f clicks come a second, want 1000", p.rate)
 	}
-	if p.look(now.Add(paceEvery), p.last); p.rate != 0 {
+	if p.look(now.Add(paceEvery), func() uint64 { return p.last }); p.rate != 0 {
 		t.Errorf("%.0f clicks come a second, and there was none", p.rate)
 	}
 }

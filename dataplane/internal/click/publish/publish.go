@@ -21,6 +21,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,8 +89,7 @@ type Publisher struct {
 	turns      int       // of the connection: what was asked before the last one says nothing
 	awayFrom   time.Time // since when there is no connection; zero: there is one
 	pace       pace
-	wake       *time.Timer // fires when pace has something sent again
-	pauseEnd   time.Time   // nothing is sent before
+	pauseEnd   time.Time // nothing is sent before
 	pause      time.Duration
 	warned     map[string]bool // lines about the stream that were logged
 	refused    bool            // the log says that clicks do not get into the stream
@@ -198,14 +198,14 @@ func (p *Publisher) Run(ctx context.Context) error {
 			<-p.checks
 		}
 	}()
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
-	p.wake = time.NewTimer(tick)
-	defer p.wake.Stop()
+	timer := time.NewTimer(tick)
+	defer timer.Stop()
 	for {
-		p.tellDegraded(time.Now())
-		p.pump(ctx, time.Now())
-		p.leaveAccount(time.Now())
+		now := time.Now()
+		p.tellDegraded(now)
+		p.pump(ctx, now)
+		p.leaveAccount(now)
+		timer.Reset(min(tick, cmp.Or(p.pace.wait(now), tick))) // sooner where pace has something sent then
 		// One goroutine owns the state; it sleeps until one of these:
 		//   the node stops; an answer from the stream; the connection changed;
 		//   the stream was looked for, or asked what it has lost; someone waits
@@ -228,8 +228,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 			p.looked(c)
 		case done := <-p.flushes:
 			p.flush = append(p.flush, done)
-		case <-p.wake.C:
-		case <-ticker.C:
+		case <-timer.C:
 		}
 	}
 }
@@ -389,12 +388,8 @@ func (p *Publisher) pump(ctx context.Context, now time.Time) {
 			return
 		}
 	}
-	p.pace.look(now, p.config.Recorder.Last())
-	for len(p.inFlight) < maxInFlight {
-		if wait := p.pace.wait(now); wait > 0 && !p.hurries() {
-			p.wake.Reset(wait)
-			break
-		}
+	p.pace.look(now, p.config.Recorder.Last)
+	for len(p.inFlight) < maxInFlight && (p.pace.wait(now) == 0 || p.hurries()) {
 		b := p.repeat()
 		if b == nil {
 			b = p.next(now)

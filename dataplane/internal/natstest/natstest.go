@@ -4,6 +4,7 @@
 package natstest
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -45,8 +46,8 @@ func (s *Server) Restart() {
 		s.t.Fatalf("start NATS server: %v", err)
 	}
 	go running.Start()
-	if !running.ReadyForConnections(20 * time.Second) {
-		s.t.Fatal("NATS server is not ready after 20 s")
+	if !running.ReadyForConnections(patience) {
+		s.t.Fatalf("NATS server is not ready after %v", patience)
 	}
 	s.server = running
 	s.options.Port = options.Port
@@ -73,14 +74,42 @@ func (s *Server) URL() string {
 // JetStream is a client of the server that closes with the test.
 func (s *Server) JetStream() jetstream.JetStream {
 	s.t.Helper()
-	conn, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
-	if err != nil {
-		s.t.Fatalf("connect to NATS: %v", err)
+	return client(s.t, s.URL())
+}
+
+// storeFailed is the server's code where a stream's files cannot be made.
+const storeFailed jetstream.ErrorCode = 10049
+
+// CreateStream makes a stream. Where one of its name has only just been deleted, the
+// server may be removing the files of that one still, and refuses for a moment.
+func CreateStream(t testing.TB, js jetstream.JetStream, config jetstream.StreamConfig) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		_, err := js.CreateStream(t.Context(), config)
+		var refused *jetstream.APIError
+		switch {
+		case err == nil:
+			return
+		case !errors.As(err, &refused), refused.ErrorCode != storeFailed, time.Now().After(deadline):
+			t.Fatalf("create stream: %v", err)
+		}
 	}
-	s.t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
+}
+
+// patience is how long a busy machine may take to connect or to answer.
+const patience = 20 * time.Second
+
+// client is one that closes with the test.
+func client(t testing.TB, url string) jetstream.JetStream {
+	t.Helper()
+	conn, err := nats.Connect(url, nats.Timeout(patience), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	if err != nil {
-		s.t.Fatalf("open JetStream: %v", err)
+		t.Fatalf("connect to NATS: %v", err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn, jetstream.WithDefaultTimeout(patience))
+	if err != nil {
+		t.Fatalf("open JetStream: %v", err)
 	}
 	return js
 }

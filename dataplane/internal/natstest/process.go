@@ -9,10 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -44,8 +42,8 @@ func serve(store string, port int) error {
 		return err
 	}
 	go s.Start()
-	if !s.ReadyForConnections(20 * time.Second) {
-		return fmt.Errorf("not ready after 20 s")
+	if !s.ReadyForConnections(patience) {
+		return fmt.Errorf("not ready after %v", patience)
 	}
 	fmt.Println(s.ClientURL())
 	select {} // until it is killed
@@ -107,14 +105,5 @@ func (p *Process) URL() string { return p.url }
 // JetStream is a client of the server that closes with the test.
 func (p *Process) JetStream() jetstream.JetStream {
 	p.t.Helper()
-	conn, err := nats.Connect(p.url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
-	if err != nil {
-		p.t.Fatalf("connect to NATS: %v", err)
-	}
-	p.t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
-	if err != nil {
-		p.t.Fatalf("open JetStream: %v", err)
-	}
-	return js
+	return client(p.t, p.url)
 }

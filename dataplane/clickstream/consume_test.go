@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,9 +19,7 @@ import (
 // stream makes the stream and gives a function that publishes to it.
 func stream(t testing.TB, js jetstream.JetStream) func(subject string, data []byte) {
 	t.Helper()
-	if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{Name: StreamName, Subjects: []string{Subjects}}); err != nil {
-		t.Fatal(err)
-	}
+	natstest.CreateStream(t, js, jetstream.StreamConfig{Name: StreamName, Subjects: []string{Subjects}})
 	return func(subject string, data []byte) {
 		t.Helper()
 		if _, err := js.Publish(context.Background(), subject, data); err != nil {
@@ -89,13 +86,8 @@ func TestConsumeStartsWhereItIsTold(t *testing.T) {
 		o.Log = quiet()
 		var id string
 		done := errors.New("done")
-		var later sync.WaitGroup
-		defer later.Wait()
 		if o.Start.now {
-			later.Go(func() {
-				time.Sleep(300 * time.Millisecond)
-				publish(Subject("eu", "n"), message(t, "n", 1, 3, 1))
-			})
+			o.Store = &placed{memory{}, func() { publish(Subject("eu", "n"), message(t, "n", 1, 3, 1)) }}
 		}
 		if err := Consume(ctx, js, o, func(_ context.Context, b *Batch) error {
 			id = fmt.Sprintf("%s:%d", b.Node, b.First)

@@ -46,6 +46,18 @@ func await(ctx context.Context, t *testing.T, what string, is func() bool) {
 	}
 }
 
+// acknowledgedUpTo waits until the server has taken in that a consumer has acknowledged
+// what comes before and up to a message.
+func acknowledgedUpTo(t *testing.T, js jetstream.JetStream, consumer string, sequence uint64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	await(ctx, t, fmt.Sprintf("message %d is acknowledged", sequence), func() bool {
+		cons, err := js.Consumer(ctx, StreamName, consumer)
+		return err == nil && cons.CachedInfo().AckFloor.Stream == sequence
+	})
+}
+
 // The server offers what is not acknowledged again meanwhile.
 func TestAConsumerWhoseMarksHaveNoRoomWaitsAndStaysExact(t *testing.T) {
 	js := natstest.Start(t).JetStream()
@@ -82,10 +94,7 @@ func TestAConsumerWhoseMarksHaveNoRoomWaitsAndStaysExact(t *testing.T) {
 		}
 		return cons.CachedInfo()
 	}
-	await(ctx, t, "the first click is acknowledged", func() bool {
-		cons, err := js.Consumer(ctx, StreamName, "sink")
-		return err == nil && cons.CachedInfo().AckFloor.Stream == 1
-	})
+	acknowledgedUpTo(t, js, "sink", 1)
 	for i, room := 0, 1<<10; room > 0; i++ { // until not a byte more is taken
 		if _, err := kv.Put(ctx, fmt.Sprint("other-", i), make([]byte, room)); err != nil {
 			room /= 2
@@ -104,7 +113,7 @@ func TestAConsumerWhoseMarksHaveNoRoomWaitsAndStaysExact(t *testing.T) {
 	if _, err := js.UpdateKeyValue(ctx, bucket); err != nil {
 		t.Fatal(err)
 	}
-	await(ctx, t, "all is acknowledged", func() bool { return info().AckFloor.Stream == last })
+	acknowledgedUpTo(t, js, "sink", last)
 	stop()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)

@@ -31,7 +31,7 @@ func (s *placed) Save(ctx context.Context, state State) error {
 // beginNow runs a consumer from now on until its place is saved, without a click.
 func beginNow(t *testing.T, js jetstream.JetStream, store Store) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	err := Consume(ctx, js, Options{Start: Now(), Store: &placed{store, cancel}, Log: quiet()}, func(_ context.Context, b *Batch) error {
 		return fmt.Errorf("click %d is from before", b.First)
@@ -66,7 +66,7 @@ func TestASinkFromNowOnThatFailsGetsItsClicksAgain(t *testing.T) {
 	publish(Subject("eu", "n"), message(t, "n", 1, 1, 1))
 	sink := &table{clicks: map[string]int{}}
 	sink.crash = func() bool { return len(sink.collected) > 0 }
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	store := &placed{sink, func() { publish(Subject("eu", "n"), message(t, "n", 1, 2, 1)) }}
 	err := Consume(ctx, js, Options{Start: Now(), Store: store, SaveClicks: 1, Log: quiet()}, func(_ context.Context, b *Batch) error {
@@ -110,7 +110,7 @@ func TestAConsumerFromNowOnThatLostItsMarksGoesOnWhereItAcknowledged(t *testing.
 	js := natstest.Start(t).JetStream()
 	publish := stream(t, js)
 	subject := Subject("eu", "n")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	broken := errors.New("broken")
 	store := &placed{NewKVStore(js, "sink", quiet()), func() {
@@ -128,6 +128,7 @@ func TestAConsumerFromNowOnThatLostItsMarksGoesOnWhereItAcknowledged(t *testing.
 	if !errors.Is(err, broken) {
 		t.Fatal(err)
 	}
+	acknowledgedUpTo(t, js, "sink", 1)
 	if err := js.DeleteKeyValue(ctx, MarksBucket); err != nil {
 		t.Fatal(err)
 	}

@@ -195,7 +195,7 @@ func (d *cutDialer) cut(away bool) {
 func connectCut(t *testing.T, url string) (jetstream.JetStream, *cutDialer) {
 	t.Helper()
 	dialer := new(cutDialer)
-	conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(time.Millisecond), nats.SetCustomDialer(dialer))
+	conn, err := nats.Connect(url, nats.Timeout(20*time.Second), nats.MaxReconnects(-1), nats.ReconnectWait(time.Millisecond), nats.SetCustomDialer(dialer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,10 +263,7 @@ func TestAConsumerThatWasAwayDoesNotGoOnWithAnotherOfTheServer(t *testing.T) {
 			return nil
 		})
 	}()
-	await(ctx, t, "two clicks are acknowledged", func() bool {
-		cons, err := js.Consumer(ctx, StreamName, "sink")
-		return err == nil && cons.CachedInfo().AckFloor.Stream == 2
-	})
+	acknowledgedUpTo(t, js, "sink", 2)
 	dialer.cut(true)
 	await(ctx, t, "the consumer is away", func() bool { return !conn.IsConnected() })
 	// Somebody else makes the server's consumer anew, and ends with two clicks unhandled.

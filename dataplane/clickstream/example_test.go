@@ -53,7 +53,7 @@ func streamWithClicks() (js jetstream.JetStream, stop func()) {
 	if !s.ReadyForConnections(10 * time.Second) {
 		panic("NATS server is not ready")
 	}
-	conn, err := nats.Connect(s.ClientURL())
+	conn, err := nats.Connect(s.ClientURL(), nats.Timeout(20*time.Second))
 	must(err)
 	js, err = jetstream.New(conn)
 	must(err)

@@ -52,7 +52,7 @@ func appendClicks(url, file string) {
 	if err != nil {
 		panic(err)
 	}
-	conn, err := nats.Connect(url, nats.MaxReconnects(-1))
+	conn, err := nats.Connect(url, nats.Timeout(20*time.Second), nats.MaxReconnects(-1))
 	if err != nil {
 		panic(err)
 	}

@@ -60,7 +60,7 @@ func TestWhatComesSlowlyIsHandledAsItComes(t *testing.T) {
 	}
 	d := &slowDialer{left: 5*size + size/2}
 	d.more = sync.NewCond(&d.mu)
-	conn, err := nats.Connect(s.URL(), nats.SetCustomDialer(d))
+	conn, err := nats.Connect(s.URL(), nats.Timeout(20*time.Second), nats.SetCustomDialer(d))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func TestWhatComesSlowlyIsHandledAsItComes(t *testing.T) {
 			if got != want {
 				t.Fatalf("batch %d comes, want %d", got, want)
 			}
-		case <-time.After(patience / 2):
+		case <-time.After(20 * time.Second): // who waits for the answer waits for ever
 			t.Fatalf("batch %d has come, and is not handled", want)
 		}
 	}

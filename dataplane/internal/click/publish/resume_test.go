@@ -74,20 +74,9 @@ func TestALostAcknowledgementBeforeARestartCostsAndDoublesNothing(t *testing.T) 
 func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testing.T) {
 	s := natstest.Start(t)
 	r := openRecorder(t)
-	p := byHand(t, Config{URL: s.URL(), Recorder: r, Timeout: 200 * time.Millisecond})
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	settle := func() {
-		for !p.ready && ctx.Err() == nil {
-			p.pump(ctx, time.Now())
-			select {
-			case setup := <-p.setups:
-				p.settled(setup)
-			case <-ctx.Done():
-			}
-		}
-	}
-	settle()
+	p := byHand(t, Config{URL: s.URL(), Recorder: r})
+	ctx := t.Context()
+	settle(t, p)
 	for i := range 10 {
 		r.Record(event(i))
 	}
@@ -98,9 +87,13 @@ func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testin
 	if len(p.inFlight) != 1 || r.Unacknowledged() != 10 {
 		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
 	}
-	p.pump(ctx, now.Add(time.Second)) // too late: it looks for the stream again
-	settle()
-	p.pump(ctx, now.Add(time.Second))
+	later := now.Add(maxAge + p.config.Timeout + 1)
+	p.pump(ctx, later) // too late: it looks for the stream again
+	if p.ready {
+		t.Fatal("it waits for the answer still")
+	}
+	settle(t, p)
+	p.pump(ctx, later)
 	p.answered(<-p.acks)
 	if len(p.inFlight) != 0 || r.Unacknowledged() != 0 {
 		t.Fatalf("%d batches under way, %d clicks not acknowledged", len(p.inFlight), r.Unacknowledged())
@@ -115,7 +108,7 @@ func TestAnAcknowledgementThatIsLostOnTheWayLeadsToTheSameMessageAgain(t *testin
 func unanswered(t *testing.T, s *natstest.Server, r *click.Recorder, clicks int) *Publisher {
 	t.Helper()
 	const window = 200 * time.Millisecond
-	p := byHand(t, Config{URL: s.URL(), Recorder: r, Timeout: time.Second, Stream: StreamLimits{Duplicates: window}})
+	p := byHand(t, Config{URL: s.URL(), Recorder: r, Stream: StreamLimits{Duplicates: window}})
 	settle(t, p)
 	for i := range clicks {
 		r.Record(event(i))
@@ -149,11 +142,12 @@ func byHand(t *testing.T, config Config) *Publisher {
 
 func settle(t *testing.T, p *Publisher) {
 	t.Helper()
-	for deadline := time.After(20 * time.Second); !p.ready; {
+	for deadline := time.After(60 * time.Second); !p.ready; {
 		p.pump(t.Context(), time.Now())
 		select {
 		case setup := <-p.setups:
 			p.settled(setup)
+		case <-time.After(tick): // it may be on its way, or wait because of an error
 		case <-deadline:
 			t.Fatal("no stream")
 		}

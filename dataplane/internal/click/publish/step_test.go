@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,11 +35,13 @@ func stepChild(dir, url, at string) error {
 	if err != nil {
 		return err
 	}
+	var burst sync.Mutex // who is killed within one would not have said what it recorded
 	step = func(done string) {
 		if done != name {
 			return
 		}
 		if left--; left <= 0 {
+			burst.Lock()
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {} // until it arrives
 		}
@@ -53,10 +56,12 @@ func stepChild(dir, url, at string) error {
 	}
 	go func() { _ = p.Run(context.Background()) }() // it is killed
 	for range stepBursts {
+		burst.Lock()
 		for i := range stepBurst {
 			r.Record(event(i))
 		}
 		fmt.Println("recorded")
+		burst.Unlock()
 		for r.Unacknowledged() > 0 {
 			time.Sleep(time.Millisecond)
 		}

@@ -35,11 +35,9 @@ const immutable = 0x10
 func fails(t *testing.T, r *Recorder, registry *prometheus.Registry) (recorded uint64) {
 	t.Helper()
 	e := Event{UserAgent: make([]byte, 1000)}
-	for i := range 4000 { // 16 segments
+	for range 4000 { // 16 segments
+		waitFor(t, "there is a segment to go on with", func() bool { return len(r.spares) > 0 })
 		r.Record(&e)
-		if i%50 == 0 || r.current.Load() == nil || len(r.spares) == 0 {
-			time.Sleep(time.Millisecond)
-		}
 	}
 	if account := r.Ledger(); account.Recorded != 4000 || account.Lost() != 0 || r.Degraded() == nil {
 		t.Fatalf("%+v, degraded: %v", account, r.Degraded())

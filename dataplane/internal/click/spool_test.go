@@ -115,11 +115,7 @@ func TestSegmentsOfABacklogAreRemovedWhenItIsGone(t *testing.T) {
 		}
 	}
 	r.Log().Acknowledge(r.Last())
-	for deadline := time.Now().Add(10 * time.Second); r.Bytes() > (1+spareCount+keepCount)*minSegment; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the spool has %d bytes", r.Bytes())
-		}
-	}
+	waitFor(t, "segments are removed", func() bool { return r.Bytes() <= (1+spareCount+keepCount)*minSegment })
 	files, err := filepath.Glob(filepath.Join(r.log.boot.dir, "*.seg"))
 	if err != nil || len(files) > 1+spareCount+keepCount {
 		t.Fatalf("%d files, %v", len(files), err)
@@ -135,9 +131,9 @@ func TestClicksOfAnEarlierBootAreRecoveredUnderItsIdentity(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	events := make([]Event, 300)
 	for i := range events {
+		waitFor(t, "there is a segment to go on with", func() bool { return len(first.spares) > 0 })
 		events[i] = randomEvent(rnd)
 		first.Record(&events[i])
-		time.Sleep(100 * time.Microsecond)
 	}
 	readAll(t, first.Log(), 0)
 	first.Log().Acknowledge(100)
@@ -165,11 +161,7 @@ func TestClicksOfAnEarlierBootAreRecoveredUnderItsIdentity(t *testing.T) {
 	}
 	l.Acknowledge(300)
 	l.Tell(0, true)
-	for deadline := time.Now().Add(10 * time.Second); len(second.Earlier()) > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the earlier boot's folder stays")
-		}
-	}
+	waitFor(t, "the earlier boot's folder goes", func() bool { return len(second.Earlier()) == 0 })
 	if _, err := os.Stat(filepath.Join(dir, "0000000000000007")); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("folder of the earlier boot: %v", err)
 	}
@@ -194,11 +186,8 @@ func TestAFolderThatIsRemovedCostsNoClickAndIsMadeAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The recorder may be making segments in it at the moment.
-	waitFor(t, "the folder is removed", func() bool { return os.RemoveAll(dir) == nil })
-	if err := os.WriteFile(dir, nil, 0o600); err != nil { // nothing can be made there
-		t.Fatal(err)
-	}
+	// The recorder may be making segments in it at the moment, or the folder anew.
+	waitFor(t, "nothing can be made there", func() bool { return os.RemoveAll(dir) == nil && os.WriteFile(dir, nil, 0o600) == nil })
 	e := Event{UserAgent: make([]byte, 1000)}
 	for i := range 2000 {
 		if i%50 == 0 { // no faster than segments are made, also of a busy machine
@@ -220,10 +209,8 @@ func TestAFolderThatIsRemovedCostsNoClickAndIsMadeAnew(t *testing.T) {
 	}
 	r.Log().Acknowledge(2000)
 	for range 1000 { // these are in files again
+		waitFor(t, "there is a segment to go on with", func() bool { return len(r.spares) > 0 })
 		r.Record(&e)
-		if r.current.Load() == nil || len(r.spares) == 0 {
-			time.Sleep(time.Millisecond)
-		}
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)

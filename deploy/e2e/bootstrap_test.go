@@ -153,9 +153,7 @@ func TestNewNodeServesTheStateOfAnotherPlaceUntilAControlPlaneComes(t *testing.T
 	for i, n := range nodes {
 		f.ready(1 + i)
 		n.wantAnswered(t, second)
-		if !strings.Contains(n.Output(), takesPlace) {
-			t.Errorf("from %s: the node does not say what it serves", n.place)
-		}
+		f.eventually("the node says what it serves", func() bool { return strings.Contains(n.Output(), takesPlace) })
 	}
 	without.wantRefused(f)
 

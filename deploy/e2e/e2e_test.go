@@ -180,24 +180,9 @@ func TestKilledNodeLosesNoAnsweredClick(t *testing.T) {
 }
 
 // count gives how many clicks the stream holds now, without duplicates.
-func (f *fleet) count() int {
+func (f *fleet) count() (n int) {
 	f.t.Helper()
-	nc, err := nats.Connect("nats://"+f.NATSAddr, nats.RetryOnFailedConnect(true), nats.ReconnectWait(50*time.Millisecond), nats.MaxReconnects(-1))
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	n := 0
-	_ = clickstream.Consume(ctx, js, clickstream.Options{}, func(_ context.Context, batch *clickstream.Batch) error {
-		n += len(batch.Clicks)
-		return nil
-	})
+	f.readStream(clickstream.Options{}, func(batch *clickstream.Batch) { n += len(batch.Clicks) })
 	return n
 }
 

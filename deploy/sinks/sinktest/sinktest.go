@@ -42,12 +42,12 @@ func Start(t *testing.T) *Stream {
 	if !s.ReadyForConnections(20 * time.Second) {
 		t.Fatal("NATS server is not ready after 20 s")
 	}
-	conn, err := nats.Connect(s.ClientURL())
+	conn, err := nats.Connect(s.ClientURL(), nats.Timeout(20*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
+	js, err := jetstream.New(conn, jetstream.WithDefaultTimeout(20*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,20 +94,22 @@ func (s *Stream) Torment(t *testing.T, command func() *exec.Cmd) {
 	t.Helper()
 	running := run(t, command())
 	kill := time.Now()
+	// Something is published behind each kill: what has acknowledged all of it in the end
+	// is the process that runs then, and listens to signals.
 	for _, node := range []string{"node-1", "node-2"} {
 		for first := uint64(1); first <= Clicks; {
-			n := min(1+rand.IntN(60), int(Clicks-first+1))
-			s.Publish(t, node, first, n)
-			if back := uint64(rand.IntN(40)); back < first && rand.IntN(8) == 0 { // once more, cut elsewhere
-				s.Publish(t, node, first-back, n)
-			}
-			first += uint64(n)
 			if time.Now().After(kill) {
 				_ = running.Process.Kill() // and wait for it
 				_ = running.Wait()
 				running = run(t, command())
 				kill = time.Now().Add(time.Duration(100+rand.IntN(300)) * time.Millisecond)
 			}
+			n := min(1+rand.IntN(60), int(Clicks-first+1))
+			s.Publish(t, node, first, n)
+			if back := uint64(rand.IntN(40)); back < first && rand.IntN(8) == 0 { // once more, cut elsewhere
+				s.Publish(t, node, first-back, n)
+			}
+			first += uint64(n)
 			time.Sleep(2 * time.Millisecond) // so that it lives through some kills
 		}
 	}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
@@ -12,13 +13,17 @@ const (
 	trimStill = 500    // entries that may come or go within trimEvery: more is loading
 	packEvery = 10 * time.Minute
 
-	// The growth of the heap, in percent, at which garbage is collected. The table
-	// is a few large blocks without pointers: a collection at 1M links takes half
-	// a millisecond, and memory is what counts. But an import makes garbage all the
-	// time, by outgrowing blocks: collecting it at every fifth more was a quarter of
-	// a node's CPU then.
+	// The growth of the heap, in percent, at which garbage is collected: memory is
+	// what counts. But an import makes garbage all the time, by outgrowing blocks:
+	// collecting it at every fifth more was a quarter of a node's CPU then.
 	collectAt      = 20
 	collectLoading = 50
+
+	// collectLeast is by how many bytes the heap grows at least until garbage is
+	// collected. Meanwhile, for some 30 ms, the collector takes a quarter of the time of
+	// each P, a loop's too, in turns of up to some ms: of a small heap, that fifth would
+	// be there several times in a second.
+	collectLeast = 24 << 20
 )
 
 // trim gives memory back to the system once the table has become much larger or
@@ -57,6 +62,7 @@ func (n *Node) trim(ctx context.Context) error {
 		}
 		if settled {
 			debug.FreeOSMemory()
+			n.collect(loading)
 		}
 		if t != nil && (settled || time.Since(packed) > packEvery) {
 			useHugePages(ctx, t)
@@ -88,11 +94,20 @@ func (n *Node) collect(loading bool) {
 	if !n.cfg.TuneCollector {
 		return
 	}
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	debug.SetGCPercent(growth(loading, live[0].Value.Uint64()))
+}
+
+// smallest is the heap, in bytes, that Go collects at 100% growth if less is live.
+const smallest = 4 << 20
+
+// growth is by how many percent of what is live the heap may grow.
+func growth(loading bool, live uint64) int {
 	if loading {
-		debug.SetGCPercent(collectLoading)
-	} else {
-		debug.SetGCPercent(collectAt)
+		return collectLoading
 	}
+	return max(collectAt, int(100*collectLeast/max(live, smallest)))
 }
 
 func differ(a, b int) int { return max(a-b, b-a) }

@@ -26,3 +26,21 @@ func TestMemoryIsGivenBackOnceTheTableStaysAsItIs(t *testing.T) {
 		}
 	}
 }
+
+func TestASmallHeapGrowsByMoreThanAFifth(t *testing.T) {
+	for _, c := range []struct {
+		loading bool
+		live    uint64
+		percent int
+	}{
+		{false, 0, 600},
+		{false, 30 << 20, 80},
+		{false, 120 << 20, 20},
+		{false, 1400 << 20, 20},
+		{true, 30 << 20, 50},
+	} {
+		if got := growth(c.loading, c.live); got != c.percent {
+			t.Errorf("loading %v, %d MiB live: %d percent, want %d", c.loading, c.live>>20, got, c.percent)
+		}
+	}
+}

@@ -139,7 +139,7 @@ func (r *Recorder) use(s *segment, first uint64) error {
 func (l *Log) drop(s *segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.leaving = true
+	l.leave(s)
 }
 
 // blot puts memory in the place of pages that cannot be read, from the one on that was

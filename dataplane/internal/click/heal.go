@@ -88,7 +88,7 @@ func (r *Recorder) replaceSpare(s *segment) {
 	r.log.mu.Lock()
 	select {
 	case old := <-r.spares:
-		old.leaving = true
+		r.log.leave(old)
 	default:
 	}
 	r.log.segments = append(r.log.segments, s)

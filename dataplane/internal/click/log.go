@@ -28,6 +28,7 @@ type Log struct {
 	strays   chan *segment // that came into use out of the reserve; see adopt
 	mu       sync.Mutex
 	segments []*segment // oldest first; of the running boot, the spare ones too
+	leavers  int        // those of them that are to be removed
 	gone     []*segment // that wait to be removed
 	size     int64      // bytes of all of them
 	last     uint64     // of an earlier boot: its highest sequence
@@ -304,7 +305,7 @@ func (c *Cursor) enterFirst() (bool, error) {
 		}
 		if err := s.mapIn(); err != nil {
 			if s.recovered && errors.Is(err, os.ErrNotExist) {
-				s.leaving = true // somebody has removed it: its clicks count as damaged
+				l.leave(s) // somebody has removed it: its clicks count as damaged
 				continue
 			}
 			return false, err

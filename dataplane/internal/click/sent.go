@@ -75,7 +75,8 @@ type sentLog struct {
 	tail   []byte // of the file, from the page on in which it ends
 
 	mu    sync.Mutex
-	files []*sentFile // oldest first
+	files []*sentFile // oldest first; there may be thousands
+	size  int64       // what all of them take
 }
 
 type sentFile struct {
@@ -222,6 +223,7 @@ func (s *sentLog) roll(size int64, disk spoolRoom) error {
 	defer s.mu.Unlock()
 	next.number, next.salt, next.used, next.newest, next.open = s.number, salt, sentFileHead, time.Now(), true
 	s.files = append(s.files, next)
+	s.size += next.capacity
 	return nil
 }
 
@@ -242,6 +244,7 @@ func (s *sentLog) again(size int64, now bool) *sentFile {
 		return nil
 	}
 	s.files = s.files[1:]
+	s.size -= oldest.capacity
 	return oldest
 }
 
@@ -264,40 +267,50 @@ func (s *sentLog) lose() { s.gone.Store(true) }
 func (s *sentLog) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.files = slices.DeleteFunc(s.files, func(f *sentFile) bool { return filepath.Dir(f.path) == s.dir })
+	s.files = slices.DeleteFunc(s.files, func(f *sentFile) bool {
+		if filepath.Dir(f.path) != s.dir {
+			return false
+		}
+		s.size -= f.capacity
+		return true
+	})
 }
 
 // bytes is what the log takes of the spool.
-func (s *sentLog) bytes() (n int64) {
+func (s *sentLog) bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, f := range s.files {
-		n += f.capacity
-	}
-	return n
+	return s.size
 }
 
-// trim removes files whose time is over, but for one to be used again, or, when
-// room is needed, the oldest. It says whether it has removed one.
+// trim removes the oldest file when its time is over, unless it is the only such one and
+// to be used again, or when room is needed. It says whether it has removed one.
 func (s *sentLog) trim(now time.Time, needRoom bool) bool {
 	s.mu.Lock()
-	expired := 0
-	for _, f := range s.files {
-		if !f.open && now.Sub(f.newest) > s.retention {
-			expired++
-		}
+	if !s.oldestGoes(now, needRoom) {
+		s.mu.Unlock()
+		return false
 	}
-	n := 0
-	if len(s.files) > 0 && !s.files[0].open && (needRoom || expired > 1 || expired > 0 && filepath.Dir(s.files[0].path) != s.dir) {
-		n = 1
-	}
-	leaving := slices.Clone(s.files[:n])
-	s.files = s.files[n:]
+	oldest := s.files[0]
+	s.files = s.files[1:]
+	s.size -= oldest.capacity
 	s.mu.Unlock()
-	for _, f := range leaving {
-		_ = os.Remove(f.path) // what stays goes with its folder
+	_ = os.Remove(oldest.path) // what stays goes with its folder
+	return true
+}
+
+// oldestGoes says whether trim is to remove a file. The caller holds the mutex.
+func (s *sentLog) oldestGoes(now time.Time, needRoom bool) bool {
+	over := func(i int) bool {
+		return i < len(s.files) && !s.files[i].open && now.Sub(s.files[i].newest) > s.retention
 	}
-	return n > 0
+	switch {
+	case len(s.files) == 0 || s.files[0].open:
+		return false
+	case needRoom:
+		return true
+	}
+	return over(0) && (over(1) || filepath.Dir(s.files[0].path) != s.dir)
 }
 
 // holds says whether a folder has files of the log.
@@ -330,6 +343,9 @@ func (s *sentLog) recover(dir string) error {
 	}
 	slices.SortFunc(found, func(a, b *sentFile) int { return cmp.Compare(a.number, b.number) })
 	s.files = append(s.files, found...)
+	for _, f := range found {
+		s.size += f.capacity
+	}
 	return errors.Join(errs...)
 }
 

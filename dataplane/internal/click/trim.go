@@ -155,20 +155,13 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 			useful++
 			continue
 		}
-		s.leaving = true
+		l.leave(s)
 	}
-	var leaving, plain []*segment
-	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
-		switch {
-		case !s.leaving:
-		case s.plain():
-			plain = append(plain, s)
-		default:
-			leaving = append(leaving, s)
-		}
-		return s.leaving
-	})
-	l.gone = append(slices.Concat(plain, l.gone), leaving...)
+	plain, leaving := l.takeLeavers()
+	if len(plain) > 0 {
+		l.gone = slices.Concat(plain, l.gone)
+	}
+	l.gone = append(l.gone, leaving...)
 	durable := l.boot.durable && most > 0 && len(l.gone) > len(plain)
 	l.mu.Unlock()
 	for _, s := range leaving {
@@ -197,6 +190,33 @@ func (l *Log) trim(keep, most int, memory bool, pause func()) (empty bool, err e
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.segments)+len(l.gone) == 0, err
+}
+
+// leave marks a segment that is to be removed, which trim does. The caller holds the mutex.
+func (l *Log) leave(s *segment) {
+	s.leaving = true
+	l.leavers++
+}
+
+// takeLeavers takes what is to be removed out of the segments. With each batch of a
+// backlog somebody asks for it, of thousands: it looks at them only when there are any. The
+// caller holds the mutex.
+func (l *Log) takeLeavers() (plain, files []*segment) {
+	if l.leavers == 0 {
+		return nil, nil
+	}
+	l.leavers = 0
+	l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool {
+		switch {
+		case !s.leaving:
+		case s.plain():
+			plain = append(plain, s)
+		default:
+			files = append(files, s)
+		}
+		return s.leaving
+	})
+	return plain, files
 }
 
 // takeLeaving takes a segment of so many bytes at least out of the log whose file is

@@ -67,6 +67,14 @@ func pollFor(poll int, events []unix.EpollEvent, wait time.Duration) (int, error
 	return 0, os.NewSyscallError("epoll_pwait2", errno)
 }
 
+// sleep goes on behind a signal.
+func sleep(d time.Duration) {
+	left := unix.NsecToTimespec(int64(d))
+	for errno := unix.EINTR; errno == unix.EINTR; {
+		_, _, errno = unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, 0, uintptr(unsafe.Pointer(&left)), uintptr(unsafe.Pointer(&left)), 0, 0)
+	}
+}
+
 func write(fd int, b []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 	if errno != 0 {

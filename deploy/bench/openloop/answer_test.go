@@ -93,3 +93,37 @@ func TestTheScheduleStandsStillForTheGeneratorAndNotForTheServer(t *testing.T) {
 		t.Errorf("%d is the first that does not wait for a connection, and 7 is due at %d", g.owed, due)
 	}
 }
+
+// The server would pay for waking it.
+func TestAnAnswerIsLookedForWhenTheNextRequestIsDue(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(poll)
+	if err := unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, pair[0], &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := write(pair[1], []byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	const wait = 50 * time.Millisecond // Go's signals come meanwhile
+	for _, c := range []struct {
+		ownPauses bool
+		next      int // of one request
+		sleeps    bool
+	}{{true, 0, true}, {true, 1, false}, {false, 0, false}} {
+		g := &generator{poll: poll, ownPauses: c.ownPauses, next: c.next, total: 1, idle: make([]*conn, 1)}
+		begin := time.Now()
+		n, err := g.await(make([]unix.EpollEvent, 1), wait)
+		if slept := time.Since(begin) > wait*9/10; n != 1 || err != nil || slept != c.sleeps {
+			t.Errorf("own pauses %v, %d of 1 sent: %d answers, %v, after %v", c.ownPauses, c.next, n, err, time.Since(begin))
+		}
+	}
+}

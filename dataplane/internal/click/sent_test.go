@@ -31,6 +31,15 @@ func keepOne(t *testing.T, r *Recorder, number int, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var files int64
+	r.sent.mu.Lock()
+	for _, f := range r.sent.files {
+		files += f.capacity
+	}
+	r.sent.mu.Unlock()
+	if got := r.sent.bytes(); got != files {
+		t.Fatalf("what was sent counts for %d bytes, and its files for %d", got, files)
+	}
 }
 
 // checkKept checks that the newest batches are kept, whole and in order.
@@ -236,7 +245,9 @@ func TestASmallFileOfWhatWasSentGivesWayToALargerOne(t *testing.T) {
 	data := keepSome(t, r, rnd, 0, 200)
 	r.sent.mu.Lock()
 	for _, f := range r.sent.files {
-		f.capacity = min(f.capacity, 100<<10) // one that was a segment
+		small := min(f.capacity, 100<<10) // one that was a segment
+		r.sent.size -= f.capacity - small
+		f.capacity = small
 	}
 	r.sent.mu.Unlock()
 	big := make([]byte, 200<<10)

@@ -57,6 +57,37 @@ func TestNoFileIsRemovedWhileABacklogDrains(t *testing.T) {
 	}
 }
 
+// It is done with each batch that is acknowledged, and what a backlog leaves waits to be
+// removed until it is drained.
+func TestTrimmingDoesNotGrowWithWhatIsLeft(t *testing.T) {
+	const rounds = 100
+	r := backlog(t, Process)
+	trim := func() {
+		if _, err := r.log.trim(keepCount, 0, false, r.pause); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trim()
+	left := r.log.gone
+	if len(left) == 0 {
+		t.Fatal("nothing is left")
+	}
+	defer func() { r.log.gone = left }()
+	r.log.gone = append(left[:len(left):len(left)], make([]*segment, 100_000)...) // nobody looks at them
+	made := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.TotalAlloc
+	}
+	before := made()
+	for range rounds {
+		trim()
+	}
+	if each := (made() - before) / rounds; each > 1<<10 {
+		t.Errorf("each takes %d bytes of memory", each)
+	}
+}
+
 // files is how many a recorder has.
 func files(t *testing.T, r *Recorder) int {
 	t.Helper()

@@ -10,7 +10,7 @@ import (
 // spares are there. More of them are what an outage has left.
 const keepCount = 2
 
-// goneEvery is how often a segment may be removed while there is room, and
+// goneEvery is how often a file may be removed while there is room, and
 // goneAtOnce how many are when there has been time: each is up to 1.5 ms of work that
 // redirects wait for. While a backlog drains, none is.
 const (
@@ -23,10 +23,6 @@ const (
 // the folders of earlier boots of which nothing is left, and nothing to tell.
 func (r *Recorder) trim() {
 	r.log.release(r.pause)
-	if r.sent != nil {
-		for r.sent.trim(time.Now(), false) {
-		}
-	}
 	most := min(goneAtOnce, int(time.Since(r.removedAt)/goneEvery))
 	switch {
 	case !r.room():
@@ -35,6 +31,12 @@ func (r *Recorder) trim() {
 		most = 0
 	case most > 0:
 		r.removedAt = time.Now()
+	}
+	if r.sent != nil {
+		for most > 0 && r.sent.trim(time.Now(), false) {
+			most--
+			r.pause()
+		}
 	}
 	gone := make(map[*Log]bool)
 	for _, l := range r.Earlier() {

@@ -2,6 +2,7 @@ package click
 
 import (
 	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -54,6 +55,26 @@ func TestNoFileIsRemovedWhileABacklogDrains(t *testing.T) {
 		if r.trim(); before-files(t, r) != step.gone {
 			t.Errorf("with %d of %d clicks acknowledged, %d of %d files are gone, want %d", step.acknowledged, last, before-files(t, r), before, step.gone)
 		}
+	}
+}
+
+func TestWhatWasSentGoesAFewFilesAtATime(t *testing.T) {
+	r := filled(t, Process, func(c *Config) { c.MaxBytes, c.Retention = 128*minSegment, time.Hour })
+	keepSome(t, r, rand.New(rand.NewPCG(41, 42)), 0, 750) // some 25 MB
+	r.Log().Acknowledge(r.Last())
+	r.sent.mu.Lock()
+	for _, f := range r.sent.files {
+		f.newest = time.Now().Add(-2 * time.Hour)
+	}
+	kept := len(r.sent.files)
+	r.sent.mu.Unlock()
+	r.removedAt = time.Now()
+	for _, want := range []int{0, goneAtOnce} {
+		r.trim()
+		if gone := kept - len(r.sent.files); gone != want {
+			t.Errorf("%d of %d files are gone, want %d", gone, kept, want)
+		}
+		r.removedAt = time.Time{}
 	}
 }
 

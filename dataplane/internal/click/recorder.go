@@ -37,7 +37,7 @@ type Recorder struct {
 	used       uint64                // how many segments came into use; of whoever goes on with another
 
 	yield     func()    // lets redirects go first; maintain's, once that runs
-	removedAt time.Time // when segments of the log were last; maintain's
+	removedAt time.Time // when files were last; maintain's
 
 	missed counts // of earlier boots' clicks, those that were found missing
 

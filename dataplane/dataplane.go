@@ -57,6 +57,7 @@ type Node struct {
 	judge     *label.Judge
 	draining  atomic.Bool
 	rate      rate
+	percent   int // at which garbage is collected, once collect has set it; trim's
 }
 
 // New opens the node's addresses and spool. Nothing is answered before Run; a

@@ -20,9 +20,10 @@ const (
 	collectLoading = 50
 
 	// collectLeast is by how many bytes the heap grows at least until garbage is
-	// collected. Meanwhile, for some 30 ms, the collector takes a quarter of the time of
-	// each P, a loop's too, in turns of up to some ms: of a small heap, that fifth would
-	// be there several times in a second.
+	// collected, but while a table loads, when what is live soon is a multiple.
+	// Meanwhile, for some 30 ms, the collector takes a quarter of the time of each P, a
+	// loop's too, in turns of up to some ms: of a small heap, that fifth would be there
+	// several times in a second.
 	collectLeast = 24 << 20
 )
 
@@ -41,8 +42,7 @@ func (n *Node) trim(ctx context.Context) error {
 	defer tick.Stop()
 	var w watch
 	packed := time.Now()
-	loading := false
-	n.collect(loading)
+	n.collect(true)
 	for {
 		select {
 		case <-tick.C:
@@ -56,14 +56,10 @@ func (n *Node) trim(ctx context.Context) error {
 			base, entries = t.Base(), t.Len()
 		}
 		settled, still := w.look(base, entries)
-		if was := loading; was != (t == nil || !still) {
-			loading = !was
-			n.collect(loading)
-		}
 		if settled {
 			debug.FreeOSMemory()
-			n.collect(loading)
 		}
+		n.collect(t == nil || !still)
 		if t != nil && (settled || time.Since(packed) > packEvery) {
 			useHugePages(ctx, t)
 			packed = time.Now()
@@ -89,14 +85,20 @@ func (w *watch) look(base uint64, entries int) (settled, still bool) {
 	return settled, still
 }
 
-// collect sets how often garbage is collected, if that is the node's to say.
+// collect sets how often garbage is collected, if that is the node's to say. trim asks
+// for it all the time: what is live can become a multiple, of connections too, and a
+// percentage for a small heap would let that grow by a multiple. Setting one stops all
+// goroutines for a moment, so what is about right stays.
 func (n *Node) collect(loading bool) {
 	if !n.cfg.TuneCollector {
 		return
 	}
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(live)
-	debug.SetGCPercent(growth(loading, live[0].Value.Uint64()))
+	if percent := growth(loading, live[0].Value.Uint64()); differ(percent, n.percent) > n.percent/8 {
+		n.percent = percent
+		debug.SetGCPercent(percent)
+	}
 }
 
 // smallest is the heap, in bytes, that Go collects at 100% growth if less is live.

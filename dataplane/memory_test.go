@@ -1,6 +1,15 @@
 package dataplane
 
-import "testing"
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/affleet/affleet/dataplane/internal/table"
+)
 
 func TestMemoryIsGivenBackOnceTheTableStaysAsItIs(t *testing.T) {
 	var w watch
@@ -43,4 +52,34 @@ func TestASmallHeapGrowsByMoreThanAFifth(t *testing.T) {
 			t.Errorf("loading %v, %d MiB live: %d percent, want %d", c.loading, c.live>>20, got, c.percent)
 		}
 	}
+}
+
+func TestGarbageIsCollectedByWhatIsLiveNow(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	synctest.Test(t, func(t *testing.T) {
+		n := &Node{cfg: Config{TuneCollector: true}, live: new(table.Live)}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _ = n.trim(ctx) }()
+		percent := func(wait time.Duration) int {
+			time.Sleep(wait)
+			synctest.Wait()
+			p := debug.SetGCPercent(100)
+			debug.SetGCPercent(p)
+			return p
+		}
+		if got := percent(0); got != collectLoading {
+			t.Errorf("before there is a table: %d percent", got)
+		}
+		n.live.Store(table.NewBuilder(0).Build(table.Version{}))
+		if got := percent(3 * trimEvery); got <= collectLoading {
+			t.Errorf("with an empty table: %d percent", got)
+		}
+		others := make([]byte, 2*100*collectLeast/collectAt) // of many connections, say
+		runtime.GC()
+		if got := percent(2 * trimEvery); got != collectAt {
+			t.Errorf("with much else: %d percent", got)
+		}
+		runtime.KeepAlive(others)
+	})
 }

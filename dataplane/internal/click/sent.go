@@ -87,8 +87,8 @@ type sentFile struct {
 	number uint64
 	salt   uint32
 	used   int64
-	newest time.Time
-	open   bool // for appending
+	newest time.Time // monotonic: no clock that is set keeps a file
+	open   bool      // for appending
 }
 
 func newSentLog(dir string, maxBytes int64, retention time.Duration) *sentLog {
@@ -128,7 +128,7 @@ func (s *sentLog) append(b *Sent, data []byte, yield func(), disk spoolRoom) err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	current.used, current.newest = current.used+size, time.UnixMicro(b.At)
+	current.used, current.newest = current.used+size, time.Now()
 	return nil
 }
 
@@ -377,8 +377,9 @@ func openSentFile(path string) (*sentFile, error) {
 	} else if err != nil || string(head[:8]) != sentMagic || binary.LittleEndian.Uint32(head[20:]) != checksum(0, head[:20]) {
 		return nil, fmt.Errorf("%s: not of this format", path)
 	}
+	now := time.Now()
 	return &sentFile{
-		path: path, capacity: max(info.Size(), sentFileHead), used: info.Size(), newest: info.ModTime(),
+		path: path, capacity: max(info.Size(), sentFileHead), used: info.Size(), newest: now.Add(-max(0, now.Sub(info.ModTime()))),
 		number: binary.LittleEndian.Uint64(head[8:]), salt: binary.LittleEndian.Uint32(head[16:]),
 	}, nil
 }

@@ -33,12 +33,12 @@ func keepOne(t *testing.T, r *Recorder, number int, data []byte) {
 	}
 	var files int64
 	r.sent.mu.Lock()
+	defer r.sent.mu.Unlock()
 	for _, f := range r.sent.files {
 		files += f.capacity
 	}
-	r.sent.mu.Unlock()
-	if got := r.sent.bytes(); got != files {
-		t.Fatalf("what was sent counts for %d bytes, and its files for %d", got, files)
+	if r.sent.size != files {
+		t.Fatalf("what was sent counts for %d bytes, and its files for %d", r.sent.size, files)
 	}
 }
 
@@ -133,6 +133,32 @@ func TestTheNextBootHasWhatWasSentUntilItsTime(t *testing.T) {
 	})
 	if got := second.Sent(); len(got) != 20 || got[0].ID != "id-100" {
 		t.Fatalf("%d batches are kept", len(got))
+	}
+}
+
+func TestWhatWasSentGoesAlthoughTheClockWasAhead(t *testing.T) {
+	r := filled(t, Process, func(c *Config) { c.Retention = time.Hour })
+	ahead := time.Now().Add(24 * time.Hour)
+	for i := range 150 {
+		if err := r.Keep(&Sent{ID: fmt.Sprint(i), At: ahead.UnixMicro()}, make([]byte, 64<<10), runtime.Gosched); err != nil {
+			t.Fatal(err)
+		}
+	}
+	later := time.Now().Add(2 * time.Hour)
+	if !r.sent.trim(later, false) {
+		t.Errorf("none of %d files goes", len(r.sent.files))
+	}
+	for _, path := range filesLike(t, r, sentPattern) {
+		if err := os.Chtimes(path, ahead, ahead); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := newSentLog(t.TempDir(), 64<<20, time.Hour)
+	if err := next.recover(r.log.boot.dir); err != nil {
+		t.Fatal(err)
+	}
+	if !next.trim(later, false) {
+		t.Errorf("of an earlier boot, none of %d files goes", len(next.files))
 	}
 }
 

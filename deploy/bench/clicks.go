@@ -287,7 +287,8 @@ moment in the schedule until the kernel has the answer. Each timing is {{.Window
 generator share a core, and the kernel finishes what it does for NATS first, for some ms at times, though the generator's
 priority is real-time. While the generator is not let run, the schedule stands still: what others do on its core is not
 the node's. What comes while all connections wait for the node is. While one is free, the node does not wake the generator:
-it looks for answers when the next requests are due, every 100 µs. Stolen is the share of both cores' time that the hypervisor gave to others while this machine wanted it, by /proc/stat. When NATS had been
+it looks for answers when the next requests are due, every 100 µs. Stolen is the share of both cores' time that the
+hypervisor gave to others while this machine wanted it, by /proc/stat. When NATS had been
 stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for
 {{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. Then came more timings as before, and
 outages until the spool was full again, {{.Drains}} in all. All clicks were in the stream in the end, and none was dropped.

@@ -199,7 +199,7 @@ func (o *outage) status(path string) int {
 const (
 	// fast is more requests per second than the node answers.
 	fast = 1e6
-	// quickest is more clicks per second than the node publishes.
+	// quickest is more clicks per second than the node publishes of these requests.
 	quickest = 4e6
 )
 

@@ -282,11 +282,12 @@ requests of the other benchmarks, every link as likely as any other.
 {{with .Outage}}## NATS is stopped, and returns
 
 affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}}
-{{.Kernel}} The generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over 64 connections: a latency counts from the request's
-moment in the schedule until the kernel has the answer. Each timing is {{.Window}} behind a second of warm-up. NATS and the
-generator share a core, and the kernel finishes what it does for NATS first, for some ms at times, though the generator's
-priority is real-time. While the generator is not let run, the schedule stands still: what others do on its core is not
-the node's. What comes while all connections wait for the node is. While one is free, the node does not wake the generator:
+{{.Kernel}} The generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over
+64 connections. Each timing is {{.Window}} behind a second of warm-up. NATS and the generator share a core, and the kernel
+finishes what it does for NATS first, for some ms at times, though the generator's priority is real-time: what others do on
+its core is not the node's. So a latency counts from when the request is sent until the kernel has the answer, and while
+the generator is not let run, the schedule stands still. What comes while all connections wait for the node counts from its
+moment in the schedule. While one is free, the node does not wake the generator:
 it looks for answers when the next requests are due, every 100 µs. Stolen is the share of both cores' time that the
 hypervisor gave to others while this machine wanted it, by /proc/stat. When NATS had been
 stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for

@@ -94,6 +94,26 @@ func TestTheScheduleStandsStillForTheGeneratorAndNotForTheServer(t *testing.T) {
 	}
 }
 
+func TestAServerIsChargedForWhatItHoldsUpAndNotForTheGenerator(t *testing.T) {
+	for name, c := range map[string]struct {
+		g    generator
+		now  int64
+		want int64 // from when on
+		late int64 // what is due next is put off by this
+	}{
+		"sent within its beat":    {generator{next: 25, ownPauses: true}, 230, 230, 0},
+		"sent after its beat":     {generator{next: 25, ownPauses: true}, 350, 350, 150},
+		"waited for the server":   {generator{next: 25, owed: 26, ownPauses: true}, 350, 200, 0},
+		"as it was planned":       {generator{next: 25}, 230, 200, 0},
+		"as it was planned, late": {generator{next: 25}, 350, 200, 0},
+	} {
+		c.g.interval, c.g.beat, c.g.total = 10, 100, 100
+		if got := c.g.charge(c.now); got != c.want || c.g.paused != c.late {
+			t.Errorf("%s: from %d on, and put off by %d; want %d and %d", name, got, c.g.paused, c.want, c.late)
+		}
+	}
+}
+
 // The server would pay for waking it.
 func TestAnAnswerIsLookedForWhenTheNextRequestIsDue(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

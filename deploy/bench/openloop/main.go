@@ -17,12 +17,13 @@
 // virtual machine up to 50 µs for each answer. Where others need the core,
 // --watch 0 leaves it to them.
 //
-// Where others have its core nevertheless, with --own-pauses the schedule stands still
-// while it is not let run, and an answer counts as arrived when the kernel has it: what
-// it measures is the server's alone. So answers need not wake it, either, which the
-// server would pay for where its core is busy with something else: it looks for them
-// when the next requests are due. The server still is charged for all that comes while
-// no connection is free.
+// Where others have its core nevertheless, with --own-pauses a latency counts from when
+// the request was sent, the schedule stands still while it is not let run, and an answer
+// counts as arrived when the kernel has it: what it measures is the server's alone. So
+// answers need not wake it, either, which the server would pay for where its core is busy
+// with something else: it looks for them when the next requests are due. The server still
+// is charged, from the moment in the schedule on, for all that comes while no connection is
+// free.
 package main
 
 import (
@@ -156,7 +157,7 @@ type generator struct {
 type conn struct {
 	fd      int
 	request int
-	due     int64 // ns from the start
+	due     int64 // ns from the start, from which its latency counts
 	buf     [4096]byte
 	n       int
 }
@@ -264,18 +265,20 @@ func (g *generator) await(events []unix.EpollEvent, wait time.Duration) (int, er
 
 // send sends what is due, as far as there are connections.
 func (g *generator) send() error {
-	for now := int64(time.Since(g.start)); g.next < g.total && len(g.idle) > 0 && g.due(g.next) <= now; g.next++ {
+	for g.next < g.total && len(g.idle) > 0 {
+		now := int64(time.Since(g.start))
+		if g.due(g.next) > now {
+			break
+		}
 		c := g.idle[len(g.idle)-1]
 		g.idle = g.idle[:len(g.idle)-1]
-		late := now - g.due(g.next)
-		if g.ownPauses && g.next >= g.owed && late > g.beat {
-			g.paused, late = g.paused+late, 0
-		}
-		c.request, c.due, c.n = g.next, g.due(g.next), 0
+		c.request, c.n = g.next, 0
+		c.due = g.charge(now)
 		if g.next >= g.skip {
-			g.late[g.next-g.skip] = late
+			g.late[g.next-g.skip] = now - g.due(g.next)
 		}
-		r := g.requests[g.next%len(g.requests)]
+		g.next++
+		r := g.requests[c.request%len(g.requests)]
 		if n, err := write(c.fd, r); err != nil || n != len(r) {
 			return fmt.Errorf("send request: %d of %d bytes: %w", n, len(r), err)
 		}
@@ -284,6 +287,18 @@ func (g *generator) send() error {
 		g.owe(int64(time.Since(g.start)))
 	}
 	return nil
+}
+
+// charge is from when on the server is charged for the next request, which is sent now.
+func (g *generator) charge(now int64) int64 {
+	due := g.due(g.next)
+	if !g.ownPauses || g.next < g.owed {
+		return due
+	}
+	if late := now - due; late > g.beat { // what was due meanwhile is not to come at once
+		g.paused += late
+	}
+	return now
 }
 
 // owe notes that until a moment no connection was free.

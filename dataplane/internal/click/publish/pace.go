@@ -11,6 +11,8 @@ const (
 	paceEvery = 100 * time.Millisecond
 	// late is how much of the time that a batch was sent too late the next ones make up.
 	late = 10 * time.Millisecond
+	// nobody is for how long no click comes where there is nobody to spare.
+	nobody = time.Second
 )
 
 // pace spreads what is published of a backlog over the time. Without one it holds up
@@ -19,6 +21,7 @@ type pace struct {
 	drain float64   // least that a backlog shrinks by, clicks per second
 	due   time.Time // of the next batch
 	rate  float64   // clicks that come, per second
+	came  time.Time // until when some came
 
 	last uint64    // sequence that was given out
 	at   time.Time // when that was looked at
@@ -29,14 +32,16 @@ func (p *pace) look(now time.Time, reached func() uint64) {
 	if past := now.Sub(p.at); past >= paceEvery {
 		last := reached() // waits for a segment that is being sealed
 		p.rate = float64(last-p.last) / past.Seconds()
+		if last != p.last {
+			p.came = now
+		}
 		p.last, p.at = last, now
 	}
 }
 
-// wait is for how long nothing is to be sent. Where no clicks come, there is nobody to
-// spare.
+// wait is for how long nothing is to be sent.
 func (p *pace) wait(now time.Time) time.Duration {
-	if p.rate == 0 {
+	if now.Sub(p.came) > nobody {
 		return 0
 	}
 	return max(0, p.due.Sub(now))

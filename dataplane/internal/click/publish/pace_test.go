@@ -24,7 +24,7 @@ func TestABacklogShrinksAsFastAsItIsToAndNoFaster(t *testing.T) {
 		{"timers are coarse", 1000, late, 101_000},
 		{"the machine stalls", 1000, 4 * late, 25_000},
 	} {
-		p := pace{drain: 100_000, rate: c.rate, due: begin}
+		p := pace{drain: 100_000, rate: c.rate, came: begin, due: begin}
 		const clicks = 10 // a batch
 		var sent float64
 		for now := begin; now.Sub(begin) < time.Second; {
@@ -43,7 +43,7 @@ func TestABacklogShrinksAsFastAsItIsToAndNoFaster(t *testing.T) {
 
 func TestWhatWasSentInAHurryIsNotWaitedFor(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
-	p := pace{drain: 1000, rate: 1}
+	p := pace{drain: 1000, rate: 1, came: now}
 	for range 100 {
 		p.sent(now, 1000)
 	}
@@ -64,6 +64,30 @@ func TestPaceCountsTheClicksThatCome(t *testing.T) {
 	}
 	if p.look(now.Add(paceEvery), func() uint64 { return p.last }); p.rate != 0 {
 		t.Errorf("%.0f clicks come a second, and there was none", p.rate)
+	}
+}
+
+// A click that comes now and then would find the core full otherwise.
+func TestABacklogWaitsForThePaceUntilNoClickHasComeForASecond(t *testing.T) {
+	began := time.Unix(1_800_000_000, 0)
+	p := pace{drain: 1000}
+	if p.look(began, func() uint64 { return 0 }); p.wait(began) != 0 {
+		t.Error("a backlog waits before the first click has come")
+	}
+	came := began.Add(paceEvery)
+	p.look(came, func() uint64 { return 1 })
+	waits := func(now time.Time) bool {
+		p.look(now, func() uint64 { return 1 })
+		p.sent(now, 1000)
+		return p.wait(now) > 0
+	}
+	for now := came; now.Sub(came) <= nobody; now = now.Add(tick) {
+		if !waits(now) {
+			t.Fatalf("a backlog does not wait %v after a click", now.Sub(came))
+		}
+	}
+	if now := came.Add(nobody + tick); waits(now) {
+		t.Errorf("a backlog waits %v after a click", now.Sub(came))
 	}
 }
 
@@ -121,7 +145,10 @@ func TestClicksThatAreInMemoryAloneArePublishedAsFastAsCanBe(t *testing.T) {
 
 // asIfClicksCame makes a publisher that has not begun believe that there are redirects
 // all the time.
-func asIfClicksCame(p *Publisher) { p.pace.rate, p.pace.at = 1, time.Now().Add(time.Hour) }
+func asIfClicksCame(p *Publisher) {
+	later := time.Now().Add(time.Hour)
+	p.pace.rate, p.pace.came, p.pace.at = 1, later, later
+}
 
 // backlogOf is a recorder of n clicks, which are published in batches of about 450.
 func backlogOf(t *testing.T, n int, change ...func(*click.Config)) *click.Recorder {

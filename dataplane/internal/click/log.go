@@ -124,6 +124,7 @@ type Cursor struct {
 	given   uint64 // the last one's
 	ended   bool
 	copied  []byte // the click that Next gave last; its page may go at any time
+	reach   int    // what is before was there when Ahead looked
 
 	// In a segment that is damaged; see fault.go.
 	searching bool     // for records: there need not be one at pos
@@ -165,6 +166,53 @@ func (c *Cursor) Each(click *Click, take func() bool) error {
 		return false
 	})
 	return err
+}
+
+// Ahead sees to it that so many bytes of what follows in a segment are in memory, or what
+// there is of them, and says whether Within gives clicks of them. That is so of a backlog
+// of the running boot, unless part of it is damaged; for the rest there is Each.
+func (c *Cursor) Ahead(bytes int) bool {
+	for c.segment == nil || c.whole() && c.through() {
+		if c.segment != nil {
+			c.pass()
+		}
+		if ok, err := c.enter(); !ok || err != nil {
+			return false // Each meets with it, too
+		}
+	}
+	if !c.whole() || c.segment.sealed.Load() == 0 {
+		return false
+	}
+	if c.pos >= c.reach {
+		end := min(c.pos+bytes, len(c.mem))
+		if guarded(c.mem, func() { look(c.mem[c.pos:end]) }) != nil {
+			return false
+		}
+		if c.reach = end; end < len(c.mem) {
+			c.reach -= pageSize // a click may be behind it in part
+		}
+	}
+	return c.pos < c.reach
+}
+
+// whole says whether all of the segment is as it was recorded, as far as is known.
+func (c *Cursor) whole() bool { return !c.segment.recovered && !c.searching }
+
+// Within is Each for what Ahead has seen to. It waits neither for a disk nor, but where
+// clicks are missing, for the log.
+func (c *Cursor) Within(click *Click, take func() bool) {
+	fault := guarded(c.mem, func() {
+		for c.pos < c.reach && c.step(click) {
+			if !take() {
+				return
+			}
+			c.goOn(click.Sequence)
+		}
+	})
+	if fault != nil {
+		c.avoid(fault)
+	}
+	c.log.boot.give(c.given)
 }
 
 // walk calls f, which may use what is mapped of the cursor's segment, in one segment
@@ -311,7 +359,7 @@ func (c *Cursor) enterFirst() (bool, error) {
 			return false, err
 		}
 		s.pins++
-		c.segment, c.mem, c.pos, c.index = s, s.bytes(), segmentHead, 0
+		c.segment, c.mem, c.pos, c.index, c.reach = s, s.bytes(), segmentHead, 0, 0
 		c.searching, c.limit = false, len(c.mem)
 		if start := s.sequence(0); start > c.next {
 			c.passTo(start)

@@ -41,6 +41,8 @@ const lastAccepts = 300 * time.Millisecond
 
 // serve is Serve for this group.
 func (g *group) serve(ctx context.Context, ln net.Listener, drain time.Duration) error {
+	g.srv.begin()
+	defer g.srv.end()
 	tcp, _ := ln.(*net.TCPListener)
 	last := min(lastAccepts, drain/10)
 	if tcp != nil && g.tls == nil && g.srv.cfg.Loops > 0 && g.srv.cfg.Loops < runtime.GOMAXPROCS(0) {

@@ -38,14 +38,19 @@ type loop struct {
 	timer int // timerfd: the first deadline has passed
 	open  atomic.Int64
 
-	mu   sync.Mutex
-	mail []*conn // taken over from others
+	mu     sync.Mutex
+	mail   []*conn // taken over from others
+	errand *errand // the next; see Beside
+	ended  bool    // it runs no more
 
 	// Of its goroutine.
+	events    []unix.EpollEvent
 	conns     []*conn // by descriptor
 	deadlines deadlines
 	timerAt   int64     // what the timer is set to, ns of the clock
 	again     []*conn   // there is more to read
+	others    []*conn   // room for the next of these
+	due       *errand   // to be run behind this turn
 	work      *work     // while there are events
 	arrivals  []arrival // of those that are read before the first is answered
 	held      []answer  // not sent yet; see hold
@@ -151,33 +156,44 @@ func (l *loop) run() {
 	aside.TakeTurns(0, aside.LoopTurn)
 	defer aside.KeepP()()
 	l.group.unbegun.Done()
-	events := make([]unix.EpollEvent, loopEvents)
-	var again []*conn // those of the last turn that have another, and then room for the next
-	patient := false  // it waits as any goroutine does
+	l.events = make([]unix.EpollEvent, loopEvents)
+	patient := false // it waits as any goroutine does
 	for !l.group.over.Load() {
 		l.setTimer()
-		n, errno := l.wait(events, patient)
+		timeout := -1
+		if len(l.again) > 0 {
+			timeout = 0
+		}
+		n, errno := l.wait(timeout, patient)
 		if patient = errno == unix.EINTR; patient {
 			runtime.Gosched() // the scheduler has asked for it
 			continue
 		}
-		l.work = l.group.srv.works.Get().(*work)
-		again, l.again = l.again, again[:0]
-		for at := 0; at < n; {
-			at += l.handle(events[at:n])
-		}
-		for _, c := range again {
-			if c.loop == l {
-				l.serve(c, false, nil)
-			}
-		}
-		clear(again)
-		l.sendHeld()
-		l.group.srv.works.Put(l.work)
-		l.work = nil
-		l.giveWay()
-		l.weigh()
+		l.turn(n)
+		l.runErrand()
 	}
+	l.refuseErrands()
+}
+
+// turn does what the first n events are about, and then what connections had more of.
+func (l *loop) turn(n int) {
+	l.work = l.group.srv.works.Get().(*work)
+	again := l.again
+	l.again, l.others = l.others[:0], again
+	for at := 0; at < n; {
+		at += l.handle(l.events[at:n])
+	}
+	for _, c := range again {
+		if c.loop == l {
+			l.serve(c, false, nil)
+		}
+	}
+	clear(again)
+	l.sendHeld()
+	l.group.srv.works.Put(l.work)
+	l.work = nil
+	l.giveWay()
+	l.weigh()
 }
 
 // giveWay waits a moment when clicks come quicker than the spool gets room for them:
@@ -194,12 +210,10 @@ func (l *loop) giveWay() {
 	}
 }
 
-// wait asks for events. It fails when it is interrupted.
-func (l *loop) wait(events []unix.EpollEvent, patient bool) (int, syscall.Errno) {
-	timeout := -1
-	if len(l.again) > 0 {
-		timeout = 0
-	}
+// wait asks for events, and waits for them unless timeout is 0. It fails when it is
+// interrupted.
+func (l *loop) wait(timeout int, patient bool) (int, syscall.Errno) {
+	events := l.events
 	var n uintptr
 	var errno syscall.Errno
 	if patient {
@@ -411,6 +425,9 @@ func (l *loop) attend() {
 	l.mu.Lock()
 	mail := l.mail
 	l.mail = nil
+	if l.errand != nil {
+		l.due, l.errand = l.errand, nil
+	}
 	l.mu.Unlock()
 	for _, c := range mail {
 		l.start(c)

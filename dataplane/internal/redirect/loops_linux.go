@@ -45,6 +45,9 @@ func (g *group) serveLoops(ctx context.Context, ln *net.TCPListener, last, drain
 		g.othersNice, may = goBefore(threads)
 		g.mayRise.Store(may)
 	}
+	if len(g.loops) == 1 {
+		g.srv.lone(g.loops[0])
+	}
 	select {
 	case <-ctx.Done():
 		g.wake()

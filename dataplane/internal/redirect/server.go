@@ -22,6 +22,9 @@ type Server struct {
 	limits      limits
 	conns       connCounts
 	certs       atomic.Pointer[Certs] // of ServeTLS
+	only        atomic.Pointer[loop]  // nil unless all that serves is one loop
+	mu          sync.Mutex
+	groups      int // that serve
 	counts      [countBlocks]counts
 	block       atomic.Uint32 // the next work's block of counts
 }
@@ -48,6 +51,31 @@ func New(cfg Config) (*Server, error) {
 }
 
 func (s *Server) nextCounts() *counts { return &s.counts[s.block.Add(1)%countBlocks] }
+
+// begin notes that one more group serves.
+func (s *Server) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.groups++
+	s.only.Store(nil)
+}
+
+// end notes that a group is over.
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.groups--
+	s.only.Store(nil)
+}
+
+// lone notes that a group has one loop, which is all if it is the only group.
+func (s *Server) lone(l *loop) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.groups == 1 {
+		s.only.Store(l)
+	}
+}
 
 // Serve answers the connections of ln, and closes it in the end. When ctx ends
 // it stops accepting, closes idle connections, and answers what is in flight

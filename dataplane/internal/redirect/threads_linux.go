@@ -35,7 +35,8 @@ const (
 
 // standing is how far a loop goes before others.
 type standing struct {
-	far   bool
+	far   bool  // it leaves others enough of its core
+	goes  bool  // its nice value says so
 	turns int   // since it was looked at
 	at    int64 // when that was, ns of the clock
 	used  int64 // CPU time of the loop's thread then, ns
@@ -45,7 +46,7 @@ type standing struct {
 // leaves room for them. It is called with each turn.
 func (l *loop) weigh() {
 	s := &l.standing
-	if s.turns++; s.turns < weighTurns || !l.group.mayRise.Load() {
+	if s.turns++; s.turns < weighTurns {
 		return
 	}
 	s.turns = 0
@@ -58,14 +59,14 @@ func (l *loop) weigh() {
 		return // it stays as it is
 	}
 	used := cpu.Nano()
-	far := float64(used-s.used) < busy*float64(now-s.at)
+	s.far = float64(used-s.used) < busy*float64(now-s.at)
 	s.at, s.used = now, used
-	if far == s.far {
+	if s.goes == s.far || !l.group.mayRise.Load() {
 		return
 	}
-	s.far = far
+	s.goes = s.far
 	by := behind
-	if far {
+	if s.far {
 		by = farBehind
 	}
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, max(l.group.othersNice-by, mostNice)) // best effort: RLIMIT_NICE may end in between

@@ -49,8 +49,14 @@ type Config struct {
 	Timeout    time.Duration // after which a batch without an answer is sent again. Default: 5 s
 	CheckEvery time.Duration // how often the stream is asked what it has lost, besides after a reconnect. Default: 30 s
 	Log        *slog.Logger  // default: slog.Default
+	Beside     Beside        // nil: all is done by the publisher's own goroutine
 	Registerer prometheus.Registerer
 }
+
+// Beside runs work where it takes least from redirects, and returns when it is done;
+// false when that is the caller's own goroutine, and nothing was done. Work calls look
+// behind each piece, of some µs.
+type Beside func(work func(look func())) bool
 
 const (
 	maxInFlight = 32                    // batches that wait for their acknowledgement
@@ -298,6 +304,7 @@ func (p *Publisher) openSources() {
 		s := newSource(log, p.encoder, p.buffer)
 		s.damaged = p.lose
 		s.recut = s.recut || p.cutAnew
+		s.beside = p.config.Beside
 		if p.yield != nil {
 			s.yield = p.yield
 		}

@@ -44,6 +44,7 @@ type source struct {
 	closed  bool          // an earlier boot's: all is cut
 	recut   bool          // ranges may have been cut differently before
 	yield   func()        // lets redirects go first
+	beside  Beside        // where a backlog is encoded; nil: here
 	damaged func(error)   // is told of what cannot be read
 }
 
@@ -82,6 +83,9 @@ func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, 
 		return !full
 	}
 	for {
+		if b := s.fillBeside(take, &full); b != nil {
+			return b, nil
+		}
 		err := s.cursor.Each(&s.click, take)
 		if s.encoder.clicks == 0 { // what was to be its first could not be read
 			s.opened = time.Time{}
@@ -103,6 +107,32 @@ func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, 
 		return nil, nil
 	}
 }
+
+// ahead is how much of a backlog is seen to at once: about a batch.
+const ahead = 1 << 20
+
+// fillBeside is fill for what there is of a backlog, as far as redirects make room for
+// it: see Beside. It gives nil when there is no more of that.
+func (s *source) fillBeside(take func() bool, full *bool) (b *batch) {
+	for s.beside != nil && s.cursor.Ahead(ahead) {
+		before := s.position()
+		ran := s.beside(func(look func()) {
+			own := s.yield
+			s.yieldWith(look)
+			defer s.yieldWith(own)
+			s.cursor.Within(&s.click, take)
+			if *full {
+				b = s.cut(false)
+			}
+		})
+		if !ran || *full || s.position() == before {
+			break
+		}
+	}
+	return b
+}
+
+func (s *source) yieldWith(f func()) { s.yield, s.encoder.yield = f, f }
 
 // cut ends the open batch.
 func (s *source) cut(final bool) *batch {

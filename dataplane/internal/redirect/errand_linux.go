@@ -1,0 +1,65 @@
+package redirect
+
+// errand is work that a loop does for others, between two answers.
+type errand struct {
+	work func(look func())
+	ran  chan bool // has room for one
+}
+
+// Beside runs work on the thread of the event loop, where there is just one, and it has
+// little else to do; else it gives false, and has done nothing. It returns when work has.
+//
+// On a core that is shared, each request that comes while another thread computes
+// interrupts that, which takes longer than the answer on a virtual machine. Work that
+// runs here is not interrupted: it calls look behind each piece, of some µs, in which the
+// loop answers what has come meanwhile. It must not wait for anything: all redirects would.
+// It may not hold what recording a click needs while it looks.
+func (s *Server) Beside(work func(look func())) bool {
+	l := s.only.Load()
+	return l != nil && l.lend(work)
+}
+
+// lend runs work between two turns. Any goroutine may call it but the loop's.
+func (l *loop) lend(work func(look func())) bool {
+	e := &errand{work, make(chan bool, 1)}
+	l.mu.Lock()
+	if l.ended || l.errand != nil {
+		l.mu.Unlock()
+		return false
+	}
+	l.errand = e
+	l.mu.Unlock()
+	l.nudge()
+	return <-e.ran
+}
+
+// runErrand does what the loop was asked for in this turn. A loop that is busy would let
+// it wait for ever, where a thread has its share.
+func (l *loop) runErrand() {
+	for l.due != nil {
+		e := l.due
+		l.due = nil
+		willing := l.standing.far
+		if willing {
+			e.work(l.look)
+		}
+		e.ran <- willing
+	}
+}
+
+// look answers what has come. It is called between two turns.
+func (l *loop) look() {
+	if n, _ := l.wait(0, false); n > 0 || len(l.again) > 0 {
+		l.turn(n)
+	}
+}
+
+// refuseErrands ends those that wait: the loop runs no more.
+func (l *loop) refuseErrands() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	if l.errand != nil {
+		l.errand.ran <- false
+	}
+}

@@ -1,0 +1,180 @@
+package redirect
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// lends gives a node with one loop that has time for errands.
+func lends(t *testing.T) (*node, *client) {
+	t.Helper()
+	onlyLoops(t)
+	n := startNode(t, time.Second, oneLoop)
+	c := n.dial(t)
+	for begin := time.Now(); !n.Beside(func(func()) {}); time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatal("the loop does nothing for others")
+		}
+		c.send(getA) // it weighs what it takes with its turns
+		c.expect(302)
+	}
+	return n, c
+}
+
+func TestRequestsAreAnsweredWhileALoopWorksForOthers(t *testing.T) {
+	n, c := lends(t)
+	const requests = 100
+	var looks int
+	if !n.Beside(func(look func()) {
+		before := n.Stats().Redirects
+		answered := make(chan bool)
+		go func() {
+			defer close(answered)
+			for range requests {
+				c.send(getA)
+				c.expect(302)
+			}
+		}()
+		for begin := time.Now(); n.Stats().Redirects < before+requests && time.Since(begin) < 10*time.Second; looks++ {
+			look()
+		}
+		<-answered
+	}) {
+		t.Fatal("work was not done")
+	}
+	if looks < requests {
+		t.Errorf("%d requests were answered in %d looks", requests, looks)
+	}
+	c.send(getA) // and behind it
+	c.expect(302)
+}
+
+// What others want of the loop meanwhile, it does, too.
+func TestALoopThatWorksForOthersTakesUpConnections(t *testing.T) {
+	n, _ := lends(t)
+	dialled, done := make(chan *client), make(chan bool)
+	go func() { dialled <- n.dial(t) }()
+	if !n.Beside(func(look func()) {
+		var c *client
+		for c == nil {
+			select {
+			case c = <-dialled:
+			default:
+				look()
+			}
+		}
+		go func() {
+			c.send(getA)
+			c.expect(302)
+			close(done)
+		}()
+		for answered := false; !answered; {
+			select {
+			case <-done:
+				answered = true
+			default:
+				look()
+			}
+		}
+	}) {
+		t.Fatal("work was not done")
+	}
+}
+
+func TestWorkIsDoneOnceAndInTurn(t *testing.T) {
+	n, _ := lends(t)
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	ran, refused, within := 0, 0, 0
+	for range 20 {
+		all.Go(func() {
+			for range 100 {
+				ok := n.Beside(func(look func()) {
+					within++ // all of them are the loop's
+					look()
+					within--
+					if within != 0 {
+						t.Error("two are done at the same time")
+					}
+				})
+				mu.Lock()
+				if ok {
+					ran++
+				} else {
+					refused++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	if ran == 0 || ran+refused != 2000 {
+		t.Errorf("%d were done, and %d not", ran, refused)
+	}
+}
+
+func TestALoopThatIsBusyDoesNothingForOthers(t *testing.T) {
+	n, _ := lends(t)
+	l := n.only.Load()
+	n.Beside(func(func()) { l.standing.far = false })
+	if n.Beside(func(func()) { t.Error("work was done") }) {
+		t.Error("it is said that work was done")
+	}
+}
+
+// Others would wait for work that the loop of one group does, and so they do where there
+// is none to do it.
+func TestWorkIsDoneWhereAllThatServesIsOneLoop(t *testing.T) {
+	none := func(n *node, what string) {
+		t.Helper()
+		if n.Beside(func(func()) { t.Errorf("%s: work was done", what) }) {
+			t.Errorf("%s: it is said that work was done", what)
+		}
+	}
+	none(startNode(t, time.Second, func(c *Config) { c.Loops = 0 }), "no loops")
+	onlyLoops(t)
+	none(startNode(t, time.Second, func(c *Config) { c.Loops = 2 }), "two loops")
+
+	n, _ := lends(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	second := make(chan error)
+	go func() { second <- n.Serve(ctx, ln, time.Second) }()
+	for begin := time.Now(); n.only.Load() != nil; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatal("the loop goes on with two listeners")
+		}
+	}
+	none(n, "two listeners")
+	stop()
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+}
+
+// Whoever waits for work to be done when the loop ends is told.
+func TestALoopThatHasEndedDoesNothingForOthers(t *testing.T) {
+	n, _ := lends(t)
+	l := n.only.Load()
+	waiting := make(chan bool)
+	go func() {
+		for n.Beside(func(func()) {}) {
+		}
+		waiting <- true
+	}()
+	n.stop()
+	select {
+	case <-waiting:
+	case <-time.After(10 * time.Second):
+		t.Fatal("work is waited for")
+	}
+	if l.lend(func(func()) {}) {
+		t.Error("a loop that has ended works")
+	}
+}

@@ -37,6 +37,12 @@
 // strangers say of themselves is never believed: their PROXY header is a bad
 // request, and their headers are passed over.
 //
+// # Work for others
+//
+// Where one event loop has the only core, what else computes there is interrupted by
+// each request. Beside runs work on the loop's own thread, which answers what has come
+// between two pieces of it.
+//
 // # Taking over
 //
 // A Claim lets a new process serve an address that an old one still serves. A

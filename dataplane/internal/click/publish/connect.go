@@ -26,7 +26,7 @@ func (p *Publisher) connect() error {
 		nats.IgnoreAuthErrorAbort(), // credentials can be put right while we wait
 		nats.ReconnectBufSize(-1),   // the spool is the buffer
 		nats.CustomReconnectDelay(func(attempts int) time.Duration {
-			wait := min(maxPause, 100*time.Millisecond<<min(attempts, 6))
+			wait := min(maxDelay, 100*time.Millisecond<<min(attempts, 6))
 			return wait/2 + rand.N(wait)
 		}),
 		nats.Timeout(dialTimeout),

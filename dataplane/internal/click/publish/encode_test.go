@@ -6,7 +6,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/klauspost/compress/snappy"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/affleet/affleet/dataplane/clickstream"
@@ -223,39 +221,6 @@ func TestABatchIsWhatProtobufReads(t *testing.T) {
 			if p.Sequence != want.Sequence || p.Link != string(want.Link) || p.UserAgent != string(want.UserAgent) || p.Revision != want.Revision ||
 				p.Time.UnixMicro() != time.UnixMicro(want.Time).UnixMicro() || p.Status != int(want.Status) || p.Destination != string(want.Destination) {
 				t.Fatalf("%+v, want %+v", p, want)
-			}
-		}
-	}
-}
-
-// Pieces of any length, and at the limits of what is compressed in one go.
-func TestWhatIsPackedIsOneBlockOfSnappy(t *testing.T) {
-	e := newEncoder(click.Identity{Node: "n", Boot: 1})
-	yields := 0
-	e.yield = func() { yields++ }
-	random := make([]byte, 5*packBytes)
-	_, _ = rand.NewChaCha8([32]byte{1}).Read(random)
-	for _, n := range []int{0, 1, 40, packBytes - 1, packBytes, packBytes + 1, 2 * packBytes, 3*packBytes + 7} {
-		for name, source := range map[string][]byte{"random": random, "text": bytes.Repeat([]byte("https://store.example/p/"), packBytes)} {
-			for _, records := range []int{0, 1, 300, 1 << 16, 1<<16 + 1} {
-				e.buf, e.records, yields = append(e.buf[:0], source[:n]...), append(e.records[:0], random[:records]...), 0
-				want := slices.Concat(e.buf, e.records)
-				out := e.pack(nil)
-				if yields != (n+packBytes-1)/packBytes {
-					t.Fatalf("%d bytes of %s: %d yields", n, name, yields)
-				}
-				if name == "random" || n < 100 {
-					if !bytes.Equal(out, want) {
-						t.Fatalf("%d bytes of %s are not as they were", n, name)
-					}
-					continue
-				}
-				number, kind, tagged := protowire.ConsumeTag(out)
-				block, _ := protowire.ConsumeBytes(out[tagged:])
-				got, err := snappy.Decode(nil, block)
-				if number != 12 || kind != protowire.BytesType || err != nil || !bytes.Equal(got, want) || n > 1000 && len(block) > n/10+len(e.records)+10 {
-					t.Fatalf("%d bytes of %s, %d of clicks: %v, %d bytes", n, name, records, err, len(block))
-				}
 			}
 		}
 	}

@@ -19,7 +19,8 @@ func (s *Server) Beside(work func(look func())) bool {
 	return l != nil && l.lend(work)
 }
 
-// lend runs work between two turns. Any goroutine may call it but the loop's.
+// lend runs work between two turns, of which there is one at a time. Any goroutine may
+// call it but the loop's.
 func (l *loop) lend(work func(look func())) bool {
 	e := &errand{work, make(chan bool, 1)}
 	l.mu.Lock()
@@ -36,15 +37,19 @@ func (l *loop) lend(work func(look func())) bool {
 // runErrand does what the loop was asked for in this turn. A loop that is busy would let
 // it wait for ever, where a thread has its share.
 func (l *loop) runErrand() {
-	for l.due != nil {
-		e := l.due
-		l.due = nil
-		willing := l.standing.far
-		if willing {
-			e.work(l.look)
-		}
-		e.ran <- willing
+	e := l.due
+	if e == nil {
+		return
 	}
+	willing := l.standing.far
+	if willing {
+		e.work(l.look)
+	}
+	l.mu.Lock()
+	l.errand = nil
+	l.mu.Unlock()
+	l.due = nil
+	e.ran <- willing
 }
 
 // look answers what has come. It is called between two turns.
@@ -54,7 +59,7 @@ func (l *loop) look() {
 	}
 }
 
-// refuseErrands ends those that wait: the loop runs no more.
+// refuseErrands ends the one that waits: the loop runs no more.
 func (l *loop) refuseErrands() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -116,6 +116,30 @@ func TestWorkIsDoneOnceAndInTurn(t *testing.T) {
 	}
 }
 
+// Each of the looks may find that there is more to be done.
+func TestWhoeverLendsWhileALoopWorksIsTold(t *testing.T) {
+	n, _ := lends(t)
+	told := make(chan bool, 3)
+	lend := func() { told <- n.Beside(func(func()) {}) }
+	if !n.Beside(func(look func()) {
+		for range cap(told) {
+			go lend()
+			for begin := time.Now(); time.Since(begin) < 20*time.Millisecond; {
+				look()
+			}
+		}
+	}) {
+		t.Fatal("work was not done")
+	}
+	for range cap(told) {
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Fatal("somebody waits for work that is forgotten")
+		}
+	}
+}
+
 func TestALoopThatIsBusyDoesNothingForOthers(t *testing.T) {
 	n, _ := lends(t)
 	l := n.only.Load()

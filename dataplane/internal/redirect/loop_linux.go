@@ -40,7 +40,7 @@ type loop struct {
 
 	mu     sync.Mutex
 	mail   []*conn // taken over from others
-	errand *errand // the next; see Beside
+	errand *errand // that waits, or is being run; see Beside
 	ended  bool    // it runs no more
 
 	// Of its goroutine.
@@ -425,9 +425,7 @@ func (l *loop) attend() {
 	l.mu.Lock()
 	mail := l.mail
 	l.mail = nil
-	if l.errand != nil {
-		l.due, l.errand = l.errand, nil
-	}
+	l.due = l.errand
 	l.mu.Unlock()
 	for _, c := range mail {
 		l.start(c)

@@ -1,6 +1,7 @@
 package click
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"testing"
@@ -66,11 +67,58 @@ func TestABacklogIsReadAheadAndThenWithoutAWait(t *testing.T) {
 				if len(times) != n || told != 0 || cursor.Position() != n+1 {
 					t.Errorf("%d of %d clicks, damage %d times, at %d", len(times), n, told, cursor.Position())
 				}
-				if least := full * 9 / 10; bytes > pageSize && clicks == n && byWithin < least {
+				if least := full * 9 / 10; clicks == n && byWithin < least {
 					t.Errorf("%d clicks came without a wait, want %d", byWithin, least)
 				}
 			})
 		}
+	}
+}
+
+// The page in which the last click of what was looked at ends, Ahead has looked at, too:
+// where that page is not to be had, Ahead is what finds out.
+func TestWhatIsReadAheadIsThereToTheEndOfTheLastClick(t *testing.T) {
+	r := open(t)
+	for i := range 200 {
+		e := &Event{UserAgent: make([]byte, 1000)}
+		if i%7 == 6 {
+			e.Destination = make([]byte, 3*pageSize)
+		}
+		r.Record(e)
+		waitFor(t, "there are spare segments", func() bool { return len(r.spares) == spareCount })
+	}
+	behind := func(t *testing.T, clicks int) *Cursor {
+		cursor := r.Log().Cursor(0)
+		t.Cleanup(cursor.Close)
+		var c Click
+		n := 0
+		if err := cursor.Each(&c, func() bool { n++; return n <= clicks }); err != nil {
+			t.Fatal(err)
+		}
+		return cursor
+	}
+	for clicks := range 30 {
+		t.Run(fmt.Sprintf("behind %d clicks", clicks), func(t *testing.T) {
+			var c Click
+			on := func() bool { // as who encodes them
+				_, _ = bytes.Clone(c.UserAgent), bytes.Clone(c.Destination)
+				return true
+			}
+			cursor := behind(t, clicks)
+			if !cursor.Ahead(2 * pageSize) {
+				t.Fatal("there is no backlog")
+			}
+			cursor.Within(&c, on)
+			last := (cursor.pos - 1) &^ (pageSize - 1)
+			cursor = behind(t, clicks)
+			forbid(t, cursor.segment, last)
+			if cursor.Ahead(2*pageSize) {
+				cursor.Within(&c, on)
+			}
+			if cursor.searching {
+				t.Error("a click was only there in part")
+			}
+		})
 	}
 }
 

@@ -184,13 +184,12 @@ func (c *Cursor) Ahead(bytes int) bool {
 		return false
 	}
 	if c.pos >= c.reach {
-		end := min(c.pos+bytes, len(c.mem))
-		if guarded(c.mem, func() { look(c.mem[c.pos:end]) }) != nil {
+		reach := min(c.pos+bytes, len(c.mem))
+		end := min(reach+MaxRecord, len(c.mem)) // the last click may be behind reach in part
+		if guarded(c.mem, func() { look(c.mem[c.pos&^(pageSize-1) : end]) }) != nil {
 			return false
 		}
-		if c.reach = end; end < len(c.mem) {
-			c.reach -= pageSize // a click may be behind it in part
-		}
+		c.reach = reach
 	}
 	return c.pos < c.reach
 }

@@ -387,7 +387,7 @@ func writeZeros(f *os.File, size int64, pause func()) error {
 	return nil
 }
 
-// look reads from every page.
+// look reads from every page of what begins with one.
 //
 //go:noinline
 func look(mem []byte) (sum byte) {

@@ -112,13 +112,33 @@ func TestWhatIsReadAheadIsThereToTheEndOfTheLastClick(t *testing.T) {
 			last := (cursor.pos - 1) &^ (pageSize - 1)
 			cursor = behind(t, clicks)
 			forbid(t, cursor.segment, last)
-			if cursor.Ahead(2*pageSize) {
+			if cursor.Ahead(2 * pageSize) {
 				cursor.Within(&c, on)
 			}
 			if cursor.searching {
 				t.Error("a click was only there in part")
 			}
 		})
+	}
+}
+
+// To step over thousands of clicks takes long, and they need not be in memory.
+func TestACursorThatStartsInTheMiddleOfASegmentFindsItsPlaceWithEach(t *testing.T) {
+	const n = 2000
+	r := open(t)
+	recordSlowly(t, r, 1, n+1)
+	cursor := r.Log().Cursor(100)
+	defer cursor.Close()
+	if cursor.Ahead(1 << 20) {
+		t.Error("Within would step over a hundred clicks")
+	}
+	var c Click
+	one := 0
+	if err := cursor.Each(&c, func() bool { one++; return one == 1 }); err != nil {
+		t.Fatal(err)
+	}
+	if c.Sequence != 102 || !cursor.Ahead(1<<20) {
+		t.Errorf("at click %d there is no backlog", c.Sequence)
 	}
 }
 

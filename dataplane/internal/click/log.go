@@ -170,7 +170,8 @@ func (c *Cursor) Each(click *Click, take func() bool) error {
 
 // Ahead sees to it that so many bytes of what follows in a segment are in memory, or what
 // there is of them, and says whether Within gives clicks of them. That is so of a backlog
-// of the running boot, unless part of it is damaged; for the rest there is Each.
+// of the running boot, unless part of it is damaged, or the cursor has yet to find where
+// in a segment it starts; for the rest there is Each.
 func (c *Cursor) Ahead(bytes int) bool {
 	for c.segment == nil || c.whole() && c.through() {
 		if c.segment != nil {
@@ -180,7 +181,7 @@ func (c *Cursor) Ahead(bytes int) bool {
 			return false // Each meets with it, too
 		}
 	}
-	if !c.whole() || c.segment.sealed.Load() == 0 {
+	if !c.whole() || c.segment.sealed.Load() == 0 || c.segment.sequence(c.index) < c.next {
 		return false
 	}
 	if c.pos >= c.reach {

@@ -23,15 +23,19 @@ func (s *Server) Beside(work func(look func())) bool {
 // call it but the loop's.
 func (l *loop) lend(work func(look func())) bool {
 	e := &errand{work, make(chan bool, 1)}
-	l.mu.Lock()
-	if l.ended || l.errand != nil {
-		l.mu.Unlock()
+	return l.ask(e) && <-e.ran
+}
+
+// ask gives the loop something to be run, unless it has that, or has ended. It does not
+// end, and its descriptors stay its own, until it is nudged.
+func (l *loop) ask(e *errand) bool {
+	l.lending.Lock()
+	defer l.lending.Unlock()
+	if l.ended || !l.errand.CompareAndSwap(nil, e) {
 		return false
 	}
-	l.errand = e
-	l.mu.Unlock()
 	l.nudge()
-	return <-e.ran
+	return true
 }
 
 // runErrand does what the loop was asked for in this turn. A loop that is busy would let
@@ -45,9 +49,7 @@ func (l *loop) runErrand() {
 	if willing {
 		e.work(l.look)
 	}
-	l.mu.Lock()
-	l.errand = nil
-	l.mu.Unlock()
+	l.errand.Store(nil)
 	l.due = nil
 	e.ran <- willing
 }
@@ -61,10 +63,10 @@ func (l *loop) look() {
 
 // refuseErrands ends the one that waits: the loop runs no more.
 func (l *loop) refuseErrands() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.lending.Lock()
+	defer l.lending.Unlock()
 	l.ended = true
-	if l.errand != nil {
-		l.errand.ran <- false
+	if e := l.errand.Load(); e != nil {
+		e.ran <- false
 	}
 }

@@ -38,10 +38,12 @@ type loop struct {
 	timer int // timerfd: the first deadline has passed
 	open  atomic.Int64
 
-	mu     sync.Mutex
-	mail   []*conn // taken over from others
-	errand *errand // that waits, or is being run; see Beside
-	ended  bool    // it runs no more
+	mu   sync.Mutex
+	mail []*conn // taken over from others
+
+	errand  atomic.Pointer[errand] // that waits, or is being run; see Beside
+	lending sync.Mutex             // of who asks for one, and of the loop when it ends: until then it waits for nobody
+	ended   bool                   // it runs no more; under lending
 
 	// Of its goroutine.
 	events    []unix.EpollEvent
@@ -425,8 +427,8 @@ func (l *loop) attend() {
 	l.mu.Lock()
 	mail := l.mail
 	l.mail = nil
-	l.due = l.errand
 	l.mu.Unlock()
+	l.due = l.errand.Load()
 	for _, c := range mail {
 		l.start(c)
 	}

@@ -192,7 +192,7 @@ func (n *Node) openClicks() error {
 		URL:        n.cfg.NATS,
 		Recorder:   n.clicks,
 		Stream:     publish.StreamLimits{MaxBytes: n.cfg.StreamBytes},
-		Beside:     func(work func(look func())) bool { return n.redirects.Beside(work) },
+		Beside:     func(work func(look func() bool)) bool { return n.redirects.Beside(work) },
 		Log:        n.cfg.Log,
 		Registerer: n.cfg.Registerer,
 	})

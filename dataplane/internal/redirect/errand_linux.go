@@ -1,8 +1,14 @@
 package redirect
 
+import "time"
+
+// longest is how long a loop does something for others where it has to answer meanwhile:
+// if that takes longer, the loop is busy.
+const longest = 50 * time.Millisecond
+
 // errand is work that a loop does for others, between two answers.
 type errand struct {
-	work func(look func())
+	work func(look func() bool)
 	ran  chan bool // has room for one
 }
 
@@ -12,16 +18,17 @@ type errand struct {
 // On a core that is shared, each request that comes while another thread computes
 // interrupts that, which takes longer than the answer on a virtual machine. Work that
 // runs here is not interrupted: it calls look behind each piece, of some µs, in which the
-// loop answers what has come meanwhile. It must not wait for anything: all redirects would.
-// It may not hold what recording a click needs while it looks.
-func (s *Server) Beside(work func(look func())) bool {
+// loop answers what has come meanwhile, and which gives false when it is to come to an end.
+// It must not wait for anything: all redirects would. It may not hold what recording a
+// click needs while it looks.
+func (s *Server) Beside(work func(look func() bool)) bool {
 	l := s.only.Load()
 	return l != nil && l.lend(work)
 }
 
 // lend runs work between two turns, of which there is one at a time. Any goroutine may
 // call it but the loop's.
-func (l *loop) lend(work func(look func())) bool {
+func (l *loop) lend(work func(look func() bool)) bool {
 	e := &errand{work, make(chan bool, 1)}
 	return l.ask(e) && <-e.ran
 }
@@ -39,7 +46,7 @@ func (l *loop) ask(e *errand) bool {
 }
 
 // runErrand does what the loop was asked for in this turn. A loop that is busy would let
-// it wait for ever, where a thread has its share.
+// it wait for ever, where a thread has its share; one that gets busy has it end.
 func (l *loop) runErrand() {
 	e := l.due
 	if e == nil {
@@ -47,6 +54,8 @@ func (l *loop) runErrand() {
 	}
 	willing := l.standing.far
 	if willing {
+		now, _ := l.group.srv.clock.read()
+		l.dueUntil = now + int64(longest)
 		e.work(l.look)
 	}
 	l.errand.Store(nil)
@@ -54,11 +63,16 @@ func (l *loop) runErrand() {
 	e.ran <- willing
 }
 
-// look answers what has come. It is called between two turns.
-func (l *loop) look() {
-	if n, _ := l.wait(0, false); n > 0 || len(l.again) > 0 {
-		l.turn(n)
+// look answers what has come, and says whether the loop has time to go on with its
+// errand. It is called between two turns.
+func (l *loop) look() (goOn bool) {
+	n, _ := l.wait(0, false)
+	if n == 0 && len(l.again) == 0 {
+		return true
 	}
+	l.turn(n)
+	now, _ := l.group.srv.clock.read()
+	return now < l.dueUntil
 }
 
 // refuseErrands ends the one that waits: the loop runs no more.

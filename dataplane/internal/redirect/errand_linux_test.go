@@ -14,7 +14,7 @@ func lends(t *testing.T) (*node, *client) {
 	onlyLoops(t)
 	n := startNode(t, time.Second, oneLoop)
 	c := n.dial(t)
-	for begin := time.Now(); !n.Beside(func(func()) {}); time.Sleep(time.Millisecond) {
+	for begin := time.Now(); !n.Beside(func(func() bool) {}); time.Sleep(time.Millisecond) {
 		if time.Since(begin) > 10*time.Second {
 			t.Fatal("the loop does nothing for others")
 		}
@@ -28,7 +28,7 @@ func TestRequestsAreAnsweredWhileALoopWorksForOthers(t *testing.T) {
 	n, c := lends(t)
 	const requests = 100
 	var looks int
-	if !n.Beside(func(look func()) {
+	if !n.Beside(func(look func() bool) {
 		before := n.Stats().Redirects
 		answered := make(chan bool)
 		go func() {
@@ -57,7 +57,7 @@ func TestALoopThatWorksForOthersTakesUpConnections(t *testing.T) {
 	n, _ := lends(t)
 	dialled, done := make(chan *client), make(chan bool)
 	go func() { dialled <- n.dial(t) }()
-	if !n.Beside(func(look func()) {
+	if !n.Beside(func(look func() bool) {
 		var c *client
 		for c == nil {
 			select {
@@ -92,7 +92,7 @@ func TestWorkIsDoneOnceAndInTurn(t *testing.T) {
 	for range 20 {
 		all.Go(func() {
 			for range 100 {
-				ok := n.Beside(func(look func()) {
+				ok := n.Beside(func(look func() bool) {
 					within++ // all of them are the loop's
 					look()
 					within--
@@ -120,8 +120,8 @@ func TestWorkIsDoneOnceAndInTurn(t *testing.T) {
 func TestWhoeverLendsWhileALoopWorksIsTold(t *testing.T) {
 	n, _ := lends(t)
 	told := make(chan bool, 3)
-	lend := func() { told <- n.Beside(func(func()) {}) }
-	if !n.Beside(func(look func()) {
+	lend := func() { told <- n.Beside(func(func() bool) {}) }
+	if !n.Beside(func(look func() bool) {
 		for range cap(told) {
 			go lend()
 			for begin := time.Now(); time.Since(begin) < 20*time.Millisecond; {
@@ -140,11 +140,47 @@ func TestWhoeverLendsWhileALoopWorksIsTold(t *testing.T) {
 	}
 }
 
+// What others want would take for ever otherwise.
+func TestALoopThatGetsBusyHasWhatItDoesForOthersEnd(t *testing.T) {
+	n, c := lends(t)
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	ok := false
+	if !n.Beside(func(look func() bool) {
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					c.send(getA)
+					c.expect(302)
+				}
+			}
+		}()
+		begin := time.Now()
+		for !ok && time.Since(begin) < 10*time.Second {
+			ok = !look()
+		}
+		if took := time.Since(begin); ok && took < longest/2 {
+			t.Errorf("it is to end after %v", took)
+		}
+	}) {
+		t.Fatal("work was not done")
+	}
+	close(stop)
+	<-ended
+	if !ok {
+		t.Error("it may go on for ever")
+	}
+}
+
 func TestALoopThatIsBusyDoesNothingForOthers(t *testing.T) {
 	n, _ := lends(t)
 	l := n.only.Load()
-	n.Beside(func(func()) { l.standing.far = false })
-	if n.Beside(func(func()) { t.Error("work was done") }) {
+	n.Beside(func(func() bool) { l.standing.far = false })
+	if n.Beside(func(func() bool) { t.Error("work was done") }) {
 		t.Error("it is said that work was done")
 	}
 }
@@ -154,7 +190,7 @@ func TestALoopThatIsBusyDoesNothingForOthers(t *testing.T) {
 func TestWorkIsDoneWhereAllThatServesIsOneLoop(t *testing.T) {
 	none := func(n *node, what string) {
 		t.Helper()
-		if n.Beside(func(func()) { t.Errorf("%s: work was done", what) }) {
+		if n.Beside(func(func() bool) { t.Errorf("%s: work was done", what) }) {
 			t.Errorf("%s: it is said that work was done", what)
 		}
 	}
@@ -188,7 +224,7 @@ func TestALoopThatHasEndedDoesNothingForOthers(t *testing.T) {
 	l := n.only.Load()
 	waiting := make(chan bool)
 	go func() {
-		for n.Beside(func(func()) {}) {
+		for n.Beside(func(func() bool) {}) {
 		}
 		waiting <- true
 	}()
@@ -198,7 +234,7 @@ func TestALoopThatHasEndedDoesNothingForOthers(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("work is waited for")
 	}
-	if l.lend(func(func()) {}) {
+	if l.lend(func(func() bool) {}) {
 		t.Error("a loop that has ended works")
 	}
 }

@@ -53,6 +53,7 @@ type loop struct {
 	again     []*conn   // there is more to read
 	others    []*conn   // room for the next of these
 	due       *errand   // to be run behind this turn
+	dueUntil  int64     // when that is to end, ns of the clock
 	work      *work     // while there are events
 	arrivals  []arrival // of those that are read before the first is answered
 	held      []answer  // not sent yet; see hold

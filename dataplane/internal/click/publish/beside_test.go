@@ -47,17 +47,18 @@ func TestABacklogIsEncodedWhereThatTakesLeastFromRedirects(t *testing.T) {
 		}
 	}()
 	p, _ := start(t, s.URL(), r, func(c *Config) {
-		c.Beside = func(work func(look func())) bool {
+		c.Beside = func(work func(look func() bool)) bool {
 			if asked.Add(1)%5 == 0 { // it is busy
 				return false
 			}
 			done := make(chan struct{})
 			errands <- func() {
 				defer close(done)
-				work(func() {
+				work(func() bool {
 					if looks.Add(1)%100 == 0 {
 						r.Record(event(n + int(recorded.Add(1))))
 					}
+					return looks.Load()%499 != 0 // then it gets busy
 				})
 				works.Add(1)
 			}
@@ -87,7 +88,7 @@ func TestClicksThatComeAreEncodedByThePublisher(t *testing.T) {
 	r := openRecorder(t)
 	var asked atomic.Int64
 	p, _ := start(t, s.URL(), r, func(c *Config) {
-		c.Beside = func(func(func())) bool {
+		c.Beside = func(func(func() bool)) bool {
 			asked.Add(1)
 			return false
 		}

@@ -55,8 +55,8 @@ type Config struct {
 
 // Beside runs work where it takes least from redirects, and returns when it is done;
 // false when that is the caller's own goroutine, and nothing was done. Work calls look
-// behind each piece, of some µs.
-type Beside func(work func(look func())) bool
+// behind each piece, of some µs, and comes to an end once that gives false.
+type Beside func(work func(look func() bool)) bool
 
 const (
 	maxInFlight = 32                    // batches that wait for their acknowledgement

@@ -115,17 +115,17 @@ const ahead = 1 << 20
 // it: see Beside. It gives nil when there is no more of that.
 func (s *source) fillBeside(take func() bool, full *bool) (b *batch) {
 	for s.beside != nil && s.cursor.Ahead(ahead) {
-		before := s.position()
-		ran := s.beside(func(look func()) {
+		before, stop := s.position(), false
+		ran := s.beside(func(look func() bool) {
 			own := s.yield
-			s.yieldWith(look)
+			s.yieldWith(func() { stop = !look() || stop })
 			defer s.yieldWith(own)
-			s.cursor.Within(&s.click, take)
+			s.cursor.Within(&s.click, func() bool { return !stop && take() })
 			if *full {
 				b = s.cut(false)
 			}
 		})
-		if !ran || *full || s.position() == before {
+		if !ran || stop || *full || s.position() == before {
 			break
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -222,15 +223,18 @@ func TestWorkIsDoneWhereAllThatServesIsOneLoop(t *testing.T) {
 func TestALoopThatHasEndedDoesNothingForOthers(t *testing.T) {
 	n, _ := lends(t)
 	l := n.only.Load()
-	waiting := make(chan bool)
+	var ended atomic.Bool
+	told := make(chan struct{})
 	go func() {
-		for n.Beside(func(func() bool) {}) {
+		defer close(told)
+		for !ended.Load() { // it may be busy in between
+			l.lend(func(func() bool) {})
 		}
-		waiting <- true
 	}()
 	n.stop()
+	ended.Store(true)
 	select {
-	case <-waiting:
+	case <-told:
 	case <-time.After(10 * time.Second):
 		t.Fatal("work is waited for")
 	}

@@ -83,7 +83,7 @@ func run() error {
 	connections := flag.Int("connections", 64, "`number` of connections")
 	links := flag.Int("links", 1_000_000, "`number` of links of the set that are asked for")
 	watch := flag.Duration("watch", 500*time.Microsecond, "`time` for which it looks for answers that are due before it sleeps")
-	ownPauses := flag.Bool("own-pauses", false, "let the schedule stand still while this program is not let run")
+	ownPauses := flag.Bool("own-pauses", false, "count latencies from when a request is sent, and let the schedule stand still while this program is not let run")
 	flag.Parse()
 	runtime.LockOSThread()
 	g := &generator{interval: float64(time.Second) / *rate, beat: max(1, int64(*beat)), watch: *watch, ownPauses: *ownPauses}
@@ -157,7 +157,7 @@ type generator struct {
 type conn struct {
 	fd      int
 	request int
-	due     int64 // ns from the start, from which its latency counts
+	from    int64 // ns from the start: its latency counts from then on
 	buf     [4096]byte
 	n       int
 }
@@ -273,7 +273,7 @@ func (g *generator) send() error {
 		c := g.idle[len(g.idle)-1]
 		g.idle = g.idle[:len(g.idle)-1]
 		c.request, c.n = g.next, 0
-		c.due = g.charge(now)
+		c.from = g.charge(now)
 		if g.next >= g.skip {
 			g.late[g.next-g.skip] = now - g.due(g.next)
 		}
@@ -324,7 +324,7 @@ func (g *generator) receive(c *conn) error {
 		arrived = at.UnixNano() - g.start.UnixNano()
 	}
 	if c.request >= g.skip {
-		g.latencies[c.request-g.skip] = arrived - c.due
+		g.latencies[c.request-g.skip] = arrived - c.from
 	}
 	if len(g.idle) == 0 {
 		g.owe(arrived)

@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -188,11 +189,15 @@ func (n *Node) openClicks() error {
 	if err != nil {
 		return fmt.Errorf("open clicks: %w", err)
 	}
+	var beside publish.Beside
+	if runtime.NumCPU() == 1 { // else another core may be free
+		beside = func(work func(look func() bool)) bool { return n.redirects.Beside(work) }
+	}
 	n.publisher, err = publish.New(publish.Config{
 		URL:        n.cfg.NATS,
 		Recorder:   n.clicks,
 		Stream:     publish.StreamLimits{MaxBytes: n.cfg.StreamBytes},
-		Beside:     func(work func(look func() bool)) bool { return n.redirects.Beside(work) },
+		Beside:     beside,
 		Log:        n.cfg.Log,
 		Registerer: n.cfg.Registerer,
 	})

@@ -4,7 +4,8 @@
 // Redirects have threads of their own (redirect's loops), and so has what runs
 // beside them, but of one core they all have a share. So what runs in the
 // background computes in pieces, with a yield behind each, and writes files in
-// pieces.
+// pieces. What need not wait for anything, a loop that has the only core does itself:
+// see redirect's Beside.
 //
 // A yield belongs to one goroutine.
 package aside

@@ -22,7 +22,7 @@ type Server struct {
 	limits      limits
 	conns       connCounts
 	certs       atomic.Pointer[Certs] // of ServeTLS
-	only        atomic.Pointer[loop]  // nil unless all that serves is one loop
+	only        atomic.Pointer[loop]  // nil unless all that serves, and has since it began, is one loop
 	mu          sync.Mutex
 	groups      int // that serve
 	counts      [countBlocks]counts

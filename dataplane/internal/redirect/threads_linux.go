@@ -35,11 +35,11 @@ const (
 
 // standing is how far a loop goes before others.
 type standing struct {
-	far   bool  // it leaves others enough of its core
-	goes  bool  // its nice value says so
-	turns int   // since it was looked at
-	at    int64 // when that was, ns of the clock
-	used  int64 // CPU time of the loop's thread then, ns
+	far     bool  // it leaves others enough of its core
+	applied bool  // its nice value says so
+	turns   int   // since it was looked at
+	at      int64 // when that was, ns of the clock
+	used    int64 // CPU time of the loop's thread then, ns
 }
 
 // weigh looks at what the loop takes of its core, and goes before others as far as that
@@ -61,10 +61,10 @@ func (l *loop) weigh() {
 	used := cpu.Nano()
 	s.far = float64(used-s.used) < busy*float64(now-s.at)
 	s.at, s.used = now, used
-	if s.goes == s.far || !l.group.mayRise.Load() {
+	if s.applied == s.far || !l.group.mayRise.Load() {
 		return
 	}
-	s.goes = s.far
+	s.applied = s.far
 	by := behind
 	if s.far {
 		by = farBehind

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // within reads what there is of a backlog, so many clicks at a time, and what is left
@@ -40,85 +43,192 @@ func within(t *testing.T, cursor *Cursor, bytes, clicks int) (times []int64, byW
 	}
 }
 
-func TestABacklogIsReadAheadAndThenWithoutAWait(t *testing.T) {
-	const n = 2000 // of 1 KiB
-	r := open(t)
+// fullSegments records n clicks of 1 KiB, and gives how many of them are in segments that are
+// over.
+func fullSegments(t *testing.T, n int) (r *Recorder, full int) {
+	t.Helper()
+	r = open(t)
 	recordSlowly(t, r, 1, n+1)
-	full := 0
-	for _, s := range all(r.Log()) {
-		if s.sealed.Load() != 0 {
-			full += int(s.sealed.Load() - 1)
-		}
+	for _, s := range over(r) {
+		full += int(s.sealed.Load() - 1)
 	}
 	if full < n/2 {
 		t.Fatalf("%d of %d clicks are in segments that are over", full, n)
 	}
-	for _, bytes := range []int{pageSize, 3 * pageSize, 64 << 10, 100 << 20} {
-		for _, clicks := range []int{1, 7, n} {
-			t.Run(fmt.Sprintf("%d bytes, %d clicks", bytes, clicks), func(t *testing.T) {
-				cursor := r.Log().Cursor(0)
-				defer cursor.Close()
-				times, byWithin, told := within(t, cursor, bytes, clicks)
-				for i, got := range times {
-					if got != int64(i+1) {
-						t.Fatalf("click %d is %d", i+1, got)
+	return r, full
+}
+
+// over are the segments of a recorder that take no clicks any more.
+func over(r *Recorder) (list []*segment) {
+	for _, s := range all(r.Log()) {
+		if s.sealed.Load() != 0 {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// forget has the kernel forget what is in memory of a segment's file.
+func forget(t *testing.T, s *segment) {
+	t.Helper()
+	s.release(func() {})
+	f, err := os.Open(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := readNow(int(f.Fd()), make([]byte, pageSize), pageSize, inMemory(int(f.Fd()))); n > 0 {
+		t.Skipf("%v: the kernel forgets nothing of a file in %s", err, t.TempDir())
+	}
+}
+
+func TestABacklogIsReadWithoutAWait(t *testing.T) {
+	const n = 2000
+	for name, before := range map[string]func(*testing.T, *Recorder){
+		"in memory": func(*testing.T, *Recorder) {},
+		"on the disk alone": func(t *testing.T, r *Recorder) {
+			for _, s := range over(r) {
+				forget(t, s)
+			}
+		},
+	} {
+		for _, bytes := range []int{pageSize, 100 << 10, 100 << 20} {
+			for _, clicks := range []int{1, 7, n} {
+				t.Run(fmt.Sprintf("%s, %d bytes, %d clicks", name, bytes, clicks), func(t *testing.T) {
+					r, full := fullSegments(t, n)
+					before(t, r)
+					cursor := r.Log().Cursor(0)
+					defer cursor.Close()
+					times, byWithin, told := within(t, cursor, bytes, clicks)
+					for i, got := range times {
+						if got != int64(i+1) {
+							t.Fatalf("click %d is %d", i+1, got)
+						}
 					}
-				}
-				if len(times) != n || told != 0 || cursor.Position() != n+1 {
-					t.Errorf("%d of %d clicks, damage %d times, at %d", len(times), n, told, cursor.Position())
-				}
-				if least := full * 9 / 10; clicks == n && byWithin < least {
-					t.Errorf("%d clicks came without a wait, want %d", byWithin, least)
-				}
-			})
+					if len(times) != n || told != 0 || cursor.Position() != n+1 {
+						t.Errorf("%d of %d clicks, damage %d times, at %d", len(times), n, told, cursor.Position())
+					}
+					if least := full * 9 / 10; clicks == n && byWithin < least {
+						t.Errorf("%d clicks came without a wait, want %d", byWithin, least)
+					}
+				})
+			}
 		}
 	}
 }
 
-// The page in which the last click of what was looked at ends, Ahead has looked at, too:
-// where that page is not to be had, Ahead is what finds out.
-func TestWhatIsReadAheadIsThereToTheEndOfTheLastClick(t *testing.T) {
+// What is not in memory Ahead waits for, and Within never does.
+func TestWhatIsOnTheDiskAloneIsNotReadBeforeItIsLoaded(t *testing.T) {
+	r, _ := fullSegments(t, 2000)
+	s := over(r)[0]
+	cursor := r.Log().Cursor(0)
+	defer cursor.Close()
+	var c Click
+	n := 0
+	take := func() bool { n++; return true }
+	if !cursor.Ahead(1 << 20) {
+		t.Fatal("there is no backlog")
+	}
+	forget(t, s)
+	if cursor.Within(&c, take); n > windowBytes/1000 {
+		t.Errorf("%d clicks were read from the disk", n)
+	}
+	if !cursor.Ahead(1 << 20) {
+		t.Fatal("it was not loaded")
+	}
+	if cursor.Within(&c, take); n != int(s.sealed.Load()-1) {
+		t.Errorf("of what was loaded, %d clicks are there, want %d", n, s.sealed.Load()-1)
+	}
+}
+
+func TestClicksOfAnySizeAreReadWithoutAWait(t *testing.T) {
 	r := open(t)
-	for i := range 200 {
-		e := &Event{UserAgent: make([]byte, 1000)}
-		if i%7 == 6 {
-			e.Destination = make([]byte, 3*pageSize)
-		}
-		r.Record(e)
+	const n = 60
+	sizes := []int{0, 100, windowBytes - 2*fixedBytes, windowBytes, 3 * windowBytes, MaxRecord - fixedBytes}
+	for i := range n {
+		r.Record(&Event{Time: int64(i + 1), Destination: bytes.Repeat([]byte{byte(i)}, sizes[i%len(sizes)])})
 		waitFor(t, "there are spare segments", func() bool { return len(r.spares) == spareCount })
 	}
-	behind := func(t *testing.T, clicks int) *Cursor {
-		cursor := r.Log().Cursor(0)
-		t.Cleanup(cursor.Close)
-		var c Click
-		n := 0
-		if err := cursor.Each(&c, func() bool { n++; return n <= clicks }); err != nil {
-			t.Fatal(err)
-		}
-		return cursor
-	}
-	for clicks := range 30 {
-		t.Run(fmt.Sprintf("behind %d clicks", clicks), func(t *testing.T) {
-			var c Click
-			on := func() bool { // as who encodes them
-				_, _ = bytes.Clone(c.UserAgent), bytes.Clone(c.Destination)
-				return true
+	cursor := r.Log().Cursor(0)
+	defer cursor.Close()
+	var c Click
+	got := 0
+	for before := -1; before < got && cursor.Ahead(1<<20); {
+		before = got
+		cursor.Within(&c, func() bool {
+			if want := bytes.Repeat([]byte{byte(got)}, sizes[got%len(sizes)]); c.Time != int64(got+1) || !bytes.Equal(c.Destination, want) {
+				t.Errorf("click %d is %d, with %d bytes, want %d", got+1, c.Time, len(c.Destination), len(want))
 			}
-			cursor := behind(t, clicks)
-			if !cursor.Ahead(2 * pageSize) {
+			got++
+			return true
+		})
+	}
+	if got < n/2 {
+		t.Errorf("%d of %d clicks came without a wait", got, n)
+	}
+}
+
+// Who was held up may fill a place long after its segment is over.
+func TestAClickThatIsStillBeingWrittenIsWaitedFor(t *testing.T) {
+	const at, n = 100, 2000
+	for name, spoil := range map[string]func(record []byte){
+		"not begun":        func(record []byte) { storeHead(record, 0, 0) },
+		"copied half-made": func(record []byte) { record[len(record)-1] ^= 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := fullSegments(t, n)
+			s := over(r)[0]
+			mem := s.bytes()
+			pos := segmentHead
+			for range at {
+				pos += int(uint32(loadHead(mem, pos)))
+			}
+			record := mem[pos : pos+int(uint32(loadHead(mem, pos)))]
+			whole := bytes.Clone(record)
+			spoil(record)
+			cursor := r.Log().Cursor(0)
+			defer cursor.Close()
+			var c Click
+			got := 0
+			take := func() bool { got++; return true }
+			if !cursor.Ahead(1 << 20) {
 				t.Fatal("there is no backlog")
 			}
-			cursor.Within(&c, on)
-			last := (cursor.pos - 1) &^ (pageSize - 1)
-			cursor = behind(t, clicks)
-			forbid(t, cursor.segment, last)
-			if cursor.Ahead(2 * pageSize) {
-				cursor.Within(&c, on)
+			if cursor.Within(&c, take); got != at || cursor.Ahead(1<<20) {
+				t.Errorf("%d clicks, want %d", got, at)
 			}
-			if cursor.searching {
-				t.Error("a click was only there in part")
+			copy(record, whole)
+			if !cursor.Ahead(1 << 20) {
+				t.Error("it is not seen to be written")
+			}
+			if cursor.Within(&c, take); got != int(s.sealed.Load()-1) || c.Sequence != uint64(got) {
+				t.Errorf("%d clicks, the last one is %d, want %d", got, c.Sequence, s.sealed.Load()-1)
 			}
 		})
+	}
+}
+
+// What somebody removes stays mapped, and is read there.
+func TestABacklogWhoseFilesWereRemovedIsReadAllTheSame(t *testing.T) {
+	const n = 2000
+	r, _ := fullSegments(t, n)
+	list := over(r)
+	for _, s := range list[:len(list)/2] {
+		if err := os.Remove(s.path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cursor := r.Log().Cursor(0)
+	defer cursor.Close()
+	times, byWithin, told := within(t, cursor, 1<<20, 7)
+	if len(times) != n || told != 0 {
+		t.Errorf("%d of %d clicks, damage %d times", len(times), n, told)
+	}
+	if byWithin == 0 || byWithin == n {
+		t.Errorf("%d of %d clicks came without a wait", byWithin, n)
 	}
 }
 
@@ -156,27 +266,27 @@ func TestWhatIsBeingRecordedIsNoBacklog(t *testing.T) {
 	}
 }
 
-func TestABacklogWithAPageThatCannotBeReadIsReadAllTheSame(t *testing.T) {
+func TestABacklogWhoseFileIsCutOffIsReadAllTheSame(t *testing.T) {
 	const n = 2000
-	for name, damage := range map[string]func(t *testing.T, cursor *Cursor, s *segment){
-		"before it is looked at": func(t *testing.T, _ *Cursor, s *segment) { forbid(t, s, 8*pageSize) },
+	for name, cut := range map[string]func(t *testing.T, cursor *Cursor, s *segment){
+		"before it is looked at": func(t *testing.T, _ *Cursor, s *segment) { cutOff(t, s, 8*pageSize) },
 		"behind that": func(t *testing.T, cursor *Cursor, s *segment) {
 			if !cursor.Ahead(100 << 20) {
 				t.Fatal("there is no backlog")
 			}
-			forbid(t, s, 8*pageSize)
+			cutOff(t, s, 8*pageSize)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := open(t)
-			recordSlowly(t, r, 1, n+1)
+			r, _ := fullSegments(t, n)
 			cursor := r.Log().Cursor(0)
 			defer cursor.Close()
-			damage(t, cursor, all(r.Log())[0])
+			s := over(r)[0]
+			cut(t, cursor, s)
 			times, _, told := within(t, cursor, 100<<20, n)
 			account := r.Ledger()
 			lost := account.Lost()
-			if told == 0 || lost == 0 || lost > 8 || uint64(len(times)) != n-lost {
+			if told == 0 || lost == 0 || lost >= uint64(s.sealed.Load()-1) || uint64(len(times)) != n-lost {
 				t.Errorf("%d of %d clicks, %d are lost, damage %d times", len(times), n, lost, told)
 			}
 			for i := range times[1:] {

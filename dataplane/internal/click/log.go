@@ -124,7 +124,7 @@ type Cursor struct {
 	given   uint64 // the last one's
 	ended   bool
 	copied  []byte // the click that Next gave last; its page may go at any time
-	reach   int    // what is before was there when Ahead looked
+	window  window // for Within
 
 	// In a segment that is damaged; see fault.go.
 	searching bool     // for records: there need not be one at pos
@@ -168,10 +168,10 @@ func (c *Cursor) Each(click *Click, take func() bool) error {
 	return err
 }
 
-// Ahead sees to it that so many bytes of what follows in a segment are in memory, or what
-// there is of them, and says whether Within gives clicks of them. That is so of a backlog
-// of the running boot, unless part of it is damaged, or the cursor has yet to find where
-// in a segment it starts; for the rest there is Each.
+// Ahead says whether Within has clicks to give, which it has of a backlog of the running
+// boot, unless part of that is damaged, or the cursor has yet to find where in a segment it
+// starts; for the rest there is Each. What is not in memory it gets there, so many bytes
+// at a time.
 func (c *Cursor) Ahead(bytes int) bool {
 	for c.segment == nil || c.whole() && c.through() {
 		if c.segment != nil {
@@ -181,36 +181,34 @@ func (c *Cursor) Ahead(bytes int) bool {
 			return false // Each meets with it, too
 		}
 	}
-	if !c.whole() || c.segment.sealed.Load() == 0 || c.segment.sequence(c.index) < c.next {
+	if !c.whole() || c.segment.sealed.Load() == 0 || c.segment.sequence(c.index) < c.next || !c.window.open(c.segment) {
 		return false
 	}
-	if c.pos >= c.reach {
-		reach := min(c.pos+bytes, len(c.mem))
-		end := min(reach+MaxRecord, len(c.mem)) // the last click may be behind reach in part
-		if guarded(c.mem, func() { look(c.mem[c.pos&^(pageSize-1) : end]) }) != nil {
-			return false
-		}
-		c.reach = reach
+	if c.window.record(c.pos) != nil {
+		return true
 	}
-	return c.pos < c.reach
+	return c.window.missed && c.window.load(c.pos, bytes) && c.window.record(c.pos) != nil
 }
 
 // whole says whether all of the segment is as it was recorded, as far as is known.
 func (c *Cursor) whole() bool { return !c.segment.recovered && !c.searching }
 
-// Within is Each for what Ahead has seen to. It waits neither for a disk nor, but where
-// clicks are missing, for the log.
+// Within is Each for the rest of the segment that Ahead has found, as far as that is in
+// memory. It waits neither for a disk nor, but where clicks are missing, for the log. The
+// slices of a click are valid until the next one.
 func (c *Cursor) Within(click *Click, take func() bool) {
-	fault := guarded(c.mem, func() {
-		for c.pos < c.reach && c.step(click) {
-			if !take() {
-				return
-			}
-			c.goOn(click.Sequence)
+	for int64(c.pos) < c.segment.durable.Load() && !c.through() {
+		record := c.window.record(c.pos)
+		if record == nil {
+			break
 		}
-	})
-	if fault != nil {
-		c.avoid(fault)
+		if !c.try(click, record) {
+			continue
+		}
+		if !take() {
+			break
+		}
+		c.goOn(click.Sequence)
 	}
 	c.log.boot.give(c.given)
 }
@@ -262,18 +260,27 @@ func (c *Cursor) step(click *Click) bool {
 			return false
 		}
 		c.fetch(length)
-		index, ok := click.read(c.mem[c.pos : c.pos+length])
-		if !ok { // damaged, and yet with the right checksum: another version's
-			index = c.index
-		}
-		sequence := c.segment.sequence(index)
-		if ok && index >= c.index && sequence >= c.next {
-			click.Sequence, c.length, c.at = sequence, length, index
+		if c.try(click, c.mem[c.pos:c.pos+length]) {
 			return true
 		}
-		c.pos += length
-		c.index = max(c.index, index+1)
 	}
+	return false
+}
+
+// try reads the record at pos. It gives false, and passes it, where that is not the next
+// click or a later one.
+func (c *Cursor) try(click *Click, record []byte) bool {
+	index, ok := click.read(record)
+	if !ok { // damaged, and yet with the right checksum: another version's
+		index = c.index
+	}
+	sequence := c.segment.sequence(index)
+	if ok && index >= c.index && sequence >= c.next {
+		click.Sequence, c.length, c.at = sequence, len(record), index
+		return true
+	}
+	c.pos += len(record)
+	c.index = max(c.index, index+1)
 	return false
 }
 
@@ -359,7 +366,7 @@ func (c *Cursor) enterFirst() (bool, error) {
 			return false, err
 		}
 		s.pins++
-		c.segment, c.mem, c.pos, c.index, c.reach = s, s.bytes(), segmentHead, 0, 0
+		c.segment, c.mem, c.pos, c.index = s, s.bytes(), segmentHead, 0
 		c.searching, c.limit = false, len(c.mem)
 		if start := s.sequence(0); start > c.next {
 			c.passTo(start)
@@ -402,6 +409,7 @@ func (c *Cursor) leave() {
 		s.mapOut(runtime.Gosched)
 	}
 	c.segment, c.mem = nil, nil
+	c.window.close()
 }
 
 // Close lets go of the segment that the cursor is in.

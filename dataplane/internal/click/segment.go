@@ -387,16 +387,6 @@ func writeZeros(f *os.File, size int64, pause func()) error {
 	return nil
 }
 
-// look reads from every page of what begins with one.
-//
-//go:noinline
-func look(mem []byte) (sum byte) {
-	for i := 0; i < len(mem); i += pageSize {
-		sum += mem[i]
-	}
-	return sum
-}
-
 // touch writes to every page.
 func touch(mem []byte) {
 	for i := 0; i < len(mem); i += pageSize {

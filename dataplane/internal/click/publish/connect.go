@@ -30,7 +30,7 @@ func (p *Publisher) connect() error {
 			return wait/2 + rand.N(wait)
 		}),
 		nats.Timeout(dialTimeout),
-		nats.SetCustomDialer(dialer{}),
+		nats.SetCustomDialer(dialer{p.config.Beside}),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.FlusherTimeout(p.config.Timeout),

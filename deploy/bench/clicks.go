@@ -92,9 +92,9 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 		return err
 	}
 	rounds := min(b.rounds, 3)
-	o := &outage{bin: b.bin, dir: dir, links: 100_000, share: 0.25, window: 4 * time.Second, rounds: 12, full: 4, spool: 10e6, drains: 3, between: 6}
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, share: 0.25, window: 4 * time.Second, cycles: 5, rounds: 4, first: 12, full: 2, spool: 10e6}
 	if b.quick {
-		rounds, o.links, o.window, o.rounds, o.full, o.spool, o.drains, o.between = 1, 10_000, 2*time.Second, 2, 1, 1e6, 2, 1
+		rounds, o.links, o.window, o.cycles, o.rounds, o.first, o.full, o.spool = 1, 10_000, 2*time.Second, 2, 1, 2, 1, 1e6
 	}
 	figures := clickFigures()
 	if err := runFigures(ctx, dir, rounds, figures); err != nil {
@@ -202,13 +202,18 @@ func show3(v float64) string {
 
 // outageRow is a line of the report about timings.
 type outageRow struct {
-	What                                              string
-	Timings                                           int
-	P50, P99, Low, High, Slice, Paused, Stolen, Ratio string
+	What                                                       string
+	Timings                                                    int
+	P50, P99, Low, High, Slice, Paused, Stolen, Ratio, Typical string
 }
 
-// Rows compare the timings with those before.
+// Rows compare the timings with those before, cycle by cycle.
 func (o *outage) Rows() (rows []outageRow) {
+	p50 := func(t timing) float64 { return float64(t.P50) / 1e3 }
+	p99 := func(t timing) float64 { return float64(t.P99) / 1e3 }
+	slice := func(t timing) float64 { return float64(t.SliceP99) / 1e3 }
+	paused := func(t timing) float64 { return 100 * t.paused }
+	stolen := func(t timing) float64 { return 100 * t.stolen }
 	of := func(timings []timing, what func(timing) float64) (sorted []float64) {
 		for _, t := range timings {
 			sorted = append(sorted, what(t))
@@ -216,21 +221,32 @@ func (o *outage) Rows() (rows []outageRow) {
 		slices.Sort(sorted)
 		return sorted
 	}
-	p50 := func(t timing) float64 { return float64(t.P50) / 1e3 }
-	p99 := func(t timing) float64 { return float64(t.P99) / 1e3 }
-	slice := func(t timing) float64 { return float64(t.SliceP99) / 1e3 }
-	paused := func(t timing) float64 { return 100 * t.paused }
-	stolen := func(t timing) float64 { return 100 * t.stolen }
-	before, beforeSlice := median(of(o.before, p99)), median(of(o.before, slice))
 	for _, r := range []struct {
 		what    string
-		timings []timing
-	}{{"before", o.before}, {"while NATS is stopped, for " + o.Stopped(), o.meanwhile}, {"then, with " + o.Waited() + " clicks waiting at last", o.behind}, {"while the spool drains, " + o.Drains() + " times", o.draining}} {
-		all, typical := of(r.timings, p99), median(of(r.timings, slice))
+		timings func(*cycle) []timing
+	}{
+		{"before", func(c *cycle) []timing { return c.before }},
+		{"while NATS is stopped", func(c *cycle) []timing { return c.meanwhile }},
+		{"then, with a full spool", func(c *cycle) []timing { return c.behind }},
+		{"while the spool drains", func(c *cycle) []timing { return c.draining }},
+	} {
+		var timings []timing
+		for _, c := range o.done {
+			timings = append(timings, r.timings(c)...)
+		}
+		against := func(what func(timing) float64) string {
+			var ratios []float64
+			for _, c := range o.done {
+				ratios = append(ratios, median(of(r.timings(c), what))/median(of(c.before, what)))
+			}
+			slices.Sort(ratios)
+			return fmt.Sprintf("**%.2f** (%.2f to %.2f)", median(ratios), ratios[0], ratios[len(ratios)-1])
+		}
+		all := of(timings, p99)
 		rows = append(rows, outageRow{
-			r.what, len(r.timings), show3(median(of(r.timings, p50))),
-			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(typical), show3(median(of(r.timings, paused))), show3(median(of(r.timings, stolen))),
-			fmt.Sprintf("%.2f / %.2f", median(all)/before, typical/beforeSlice),
+			r.what, len(timings), show3(median(of(timings, p50))),
+			show3(median(all)), show3(all[0]), show3(all[len(all)-1]), show3(median(of(timings, slice))),
+			show3(median(of(timings, paused))), show3(median(of(timings, stolen))), against(p99), against(slice),
 		})
 	}
 	return rows
@@ -238,14 +254,14 @@ func (o *outage) Rows() (rows []outageRow) {
 
 // These are for the report.
 func (o *outage) Halting() string   { return proc.Halting(o.awake) }
-func (o *outage) Kernel() string    { return proc.Kernel(o.moved) }
+func (o *outage) Others() string    { return proc.Others(o.moved) }
 func (o *outage) Rate() string      { return show3(o.rate) }
 func (o *outage) Links() int        { return o.links }
 func (o *outage) Window() string    { return o.window.String() }
-func (o *outage) Stopped() string   { return fmt.Sprintf("%.0f s", o.stopped.Seconds()) }
-func (o *outage) Away() string      { return fmt.Sprintf("%.0f s", o.away.Seconds()) }
-func (o *outage) Waited() string    { return show3(o.drained[0].waited) }
-func (o *outage) Drains() string    { return strconv.Itoa(len(o.drained)) }
+func (o *outage) Stopped() string   { return fmt.Sprintf("%.0f s", o.done[0].stopped.Seconds()) }
+func (o *outage) Away() string      { return fmt.Sprintf("%.0f s", o.done[0].away.Seconds()) }
+func (o *outage) Waited() string    { return show3(o.done[0].waited) }
+func (o *outage) Cycles() int       { return len(o.done) }
 func (o *outage) Drained() string   { return fmt.Sprintf("%.1f s", 10e6/median(o.drainRates())) }
 func (o *outage) PerSecond() string { return show3(median(o.drainRates())) }
 func (o *outage) Slowest() string   { return show3(slices.Min(o.drainRates())) }
@@ -254,8 +270,8 @@ func (o *outage) Quickest() string  { return show3(slices.Max(o.drainRates())) }
 // drainRates are clicks per second, in order.
 func (o *outage) drainRates() []float64 {
 	var rates []float64
-	for _, d := range o.drained {
-		rates = append(rates, d.waited/d.took.Seconds())
+	for _, c := range o.done {
+		rates = append(rates, c.waited/c.drained.Seconds())
 	}
 	slices.Sort(rates)
 	return rates
@@ -282,23 +298,26 @@ requests of the other benchmarks, every link as likely as any other.
 {{with .Outage}}## NATS is stopped, and returns
 
 affnode at level process has core 0, with {{.Links}} links. NATS, etcd, the control plane and the generator share core 1. {{.Halting}}
-{{.Kernel}} The generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over
+{{.Others}} The generator is an open loop of {{.Rate}} requests per second, a quarter of what a core of the node takes, over
 64 connections. Each timing is {{.Window}} behind a second of warm-up. NATS and the generator share a core, and the kernel
 finishes what it does for NATS first, for some ms at times, though the generator's priority is real-time: what others do on
 its core is not the node's. So a latency counts from when the request is sent until the kernel has the answer, and while
 the generator is not let run, the schedule stands still. What comes while all connections wait for the node counts from its
 moment in the schedule. While one is free, the node does not wake the generator:
 it looks for answers when the next requests are due, every 100 µs. Stolen is the share of both cores' time that the
-hypervisor gave to others while this machine wanted it, by /proc/stat. When NATS had been
-stopped for {{.Stopped}}, requests came as fast as they were answered until the spool was full. NATS was away for
-{{.Away}}; when it returned, {{.Waited}} clicks waited, and the timings went on. Then came more timings as before, and
-outages until the spool was full again, {{.Drains}} in all. All clicks were in the stream in the end, and none was dropped.
+hypervisor gave to others while this machine wanted it, by /proc/stat.
 
-| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | generator paused, % | stolen, % | against before (p99 / typically) |
-|---|---|---|---|---|---|---|---|---|---|
-{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Paused}} | {{.Stolen}} | {{.Ratio}} |
+There are {{.Cycles}} cycles: timings before, NATS is stopped and the timings go on, requests come as fast as they are answered
+until the spool is full, timings, NATS returns and the timings go on until the spool is drained. In the first cycle, NATS was
+stopped for {{.Stopped}} before the spool was filled, and away for {{.Away}}; when it returned, {{.Waited}} clicks waited. The
+ratios are medians over the cycles, with the lowest and the highest: a cycle's is the median of its timings, divided by that of
+its own timings before. All clicks were in the stream in the end, and none was dropped.
+
+| | timings | p50, µs | p99, µs: median | lowest | highest | p99 of 100 ms, typically, µs | generator paused, % | stolen, % | p99 against before | typically |
+|---|---|---|---|---|---|---|---|---|---|---|
+{{range .Rows}}| {{.What}} | {{.Timings}} | {{.P50}} | **{{.P99}}** | {{.Low}} | {{.High}} | {{.Slice}} | {{.Paused}} | {{.Stolen}} | {{.Ratio}} | {{.Typical}} |
 {{end}}
 The goal is at most 1.2 times. Draining 10,000,000 clicks took **{{.Drained}}** (goal: 30 s): {{.PerSecond}} clicks/s beside the
-redirects, the median of {{.Drains}} drains ({{.Slowest}} to {{.Quickest}}). In the stream, a click of these
+redirects, the median of {{.Cycles}} drains ({{.Slowest}} to {{.Quickest}}). In the stream, a click of these
 requests takes **{{.Bytes}} bytes**, the server's own share included (goal: at most 120).
 {{end}}`))

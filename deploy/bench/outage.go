@@ -27,35 +27,38 @@ import (
 )
 
 // outage measures what redirects notice of NATS being away and of the drain
-// that follows. The node has one core, and all else the other.
+// that follows, in cycles: before, without NATS, with a full spool, while it drains.
+// The machine changes within minutes, so that timings are compared with those of their own
+// cycle. The node has one core, and all else the other.
 type outage struct {
 	bin, dir string
 	links    int
 	share    float64       // of what the node's core takes: how many redirects are asked for while they are timed
 	window   time.Duration // of one timing
-	rounds   int           // timings before the outage, and in it while the requests stay as they are
-	full     int           // timings with a full spool
-	drains   int           // outages that end with a full spool
-	between  int           // timings before each of them but the first
-	spool    float64       // clicks that wait when NATS returns, at least
+	cycles   int
+	rounds   int     // timings before each outage, and in it while the requests stay as they are
+	first    int     // the same in the first outage, which is to be long
+	full     int     // timings with a full spool
+	spool    float64 // clicks that wait when NATS returns, at least
 
 	fleet *processes.Fleet
 	node  *processes.Process
 
 	// Results.
-	rate                                float64 // of redirects that are timed, per second
-	awake                               bool    // cores do not halt
-	moved                               bool    // the kernel's threads are on the other core
-	before, meanwhile, behind, draining []timing
-	stopped, away                       time.Duration // of the first outage; stopped: of it before the spool was filled
-	drained                             []drained
-	bytes                               float64 // per click in the stream
+	rate  float64 // of redirects that are timed, per second
+	awake bool    // cores do not halt
+	moved bool    // all else that runs is on the other core
+	done  []*cycle
+	bytes float64 // per click in the stream
 }
 
-// drained is how a spool was emptied.
-type drained struct {
-	waited float64 // clicks in it when NATS returned
-	took   time.Duration
+// cycle is an outage with what is before and behind it.
+type cycle struct {
+	before, meanwhile, behind, draining []timing
+
+	stopped, away time.Duration // stopped: before the spool was filled
+	waited        float64       // clicks in it when NATS returned
+	drained       time.Duration // how long that took
 }
 
 // timing is what the program openloop prints.
@@ -84,7 +87,7 @@ func (o *outage) run(ctx context.Context) (err error) {
 	} else {
 		fmt.Fprintln(os.Stderr, err)
 	}
-	back, err := proc.MoveKernel(otherCore)
+	back, err := proc.MoveOthers(otherCore)
 	if o.moved = err == nil; o.moved {
 		defer func() { err = errors.Join(err, back()) }()
 	} else {
@@ -101,38 +104,32 @@ func (o *outage) run(ctx context.Context) (err error) {
 	if err := o.calibrate(ctx); err != nil {
 		return err
 	}
-	if err := o.times(ctx, o.rounds, &o.before); err != nil {
-		return err
-	}
-	if err := o.withoutNATS(ctx); err != nil {
-		return err
-	}
-	if err := o.drain(ctx); err != nil {
-		return err
-	}
-	for range o.drains - 1 {
-		if err := o.again(ctx); err != nil {
+	for n := range o.cycles {
+		if err := o.cycle(ctx, n); err != nil {
 			return err
 		}
 	}
 	return o.check(ctx)
 }
 
-// again is one more outage, for the drain behind it.
-func (o *outage) again(ctx context.Context) error {
+// cycle is the nth one, from 0.
+func (o *outage) cycle(ctx context.Context, n int) error {
+	c := new(cycle)
+	o.done = append(o.done, c)
 	if err := o.published(); err != nil {
 		return err
 	}
-	if err := o.times(ctx, o.between, &o.before); err != nil {
+	if err := o.times(ctx, o.rounds, &c.before); err != nil {
 		return err
 	}
-	if _, err := o.fleet.NATS.Stop(); err != nil {
+	meanwhile := o.rounds
+	if n == 0 {
+		meanwhile = o.first
+	}
+	if err := o.withoutNATS(ctx, c, meanwhile); err != nil {
 		return err
 	}
-	if err := o.fill(ctx, o.spool); err != nil {
-		return err
-	}
-	return o.drain(ctx)
+	return o.drain(ctx, c)
 }
 
 // open starts all, with the links loaded.
@@ -287,23 +284,23 @@ func (o *outage) times(ctx context.Context, n int, to *[]timing) error {
 }
 
 // withoutNATS stops NATS, times redirects, and fills the spool.
-func (o *outage) withoutNATS(ctx context.Context) error {
+func (o *outage) withoutNATS(ctx context.Context, c *cycle, timings int) error {
 	if _, err := o.fleet.NATS.Stop(); err != nil {
 		return err
 	}
 	begin := time.Now()
 	fmt.Fprintln(os.Stderr, "NATS is stopped")
-	if err := o.times(ctx, o.rounds, &o.meanwhile); err != nil {
+	if err := o.times(ctx, timings, &c.meanwhile); err != nil {
 		return err
 	}
-	o.stopped = time.Since(begin)
+	c.stopped = time.Since(begin)
 	if err := o.fill(ctx, o.spool); err != nil {
 		return err
 	}
-	if err := o.times(ctx, o.full, &o.behind); err != nil {
+	if err := o.times(ctx, o.full, &c.behind); err != nil {
 		return err
 	}
-	o.away = time.Since(begin)
+	c.away = time.Since(begin)
 	return nil
 }
 
@@ -326,17 +323,17 @@ func (o *outage) fill(ctx context.Context, clicks float64) error {
 
 // drain lets NATS return, and times redirects until the spool is empty but for
 // what comes in a second.
-func (o *outage) drain(ctx context.Context) error {
+func (o *outage) drain(ctx context.Context, c *cycle) error {
 	m, err := o.metrics()
 	if err != nil {
 		return err
 	}
-	waited := m["unacknowledged"]
+	c.waited = m["unacknowledged"]
 	if err := o.fleet.NATS.Restart(); err != nil {
 		return err
 	}
 	begin := time.Now()
-	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", waited)
+	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", c.waited)
 	var timings sync.WaitGroup
 	done := make(chan struct{})
 	var failed error
@@ -346,7 +343,7 @@ func (o *outage) drain(ctx context.Context) error {
 			case <-done:
 				return
 			default:
-				failed = o.time(ctx, &o.draining)
+				failed = o.time(ctx, &c.draining)
 			}
 		}
 	})
@@ -357,17 +354,16 @@ func (o *outage) drain(ctx context.Context) error {
 		m, err = o.metrics()
 		empty = err == nil && m["unacknowledged"] < o.rate
 	}
-	took := time.Since(begin)
+	c.drained = time.Since(begin)
 	close(done)
 	timings.Wait()
 	if err == nil && failed == nil && !empty {
-		err = fmt.Errorf("after %v, %.0f clicks still wait\n%s", took, m["unacknowledged"], o.node.Output())
+		err = fmt.Errorf("after %v, %.0f clicks still wait\n%s", c.drained, m["unacknowledged"], o.node.Output())
 	}
 	if err := errors.Join(err, failed); err != nil {
 		return err
 	}
-	o.drained = append(o.drained, drained{waited, took})
-	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", took.Seconds(), waited/took.Seconds())
+	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", c.drained.Seconds(), c.waited/c.drained.Seconds())
 	return o.whole("while the spool drained")
 }
 

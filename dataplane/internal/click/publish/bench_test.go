@@ -206,11 +206,11 @@ func BenchmarkCompress(b *testing.B) {
 			done := 0
 			b.ResetTimer()
 			for ; done < b.N; done += n {
-				e.packer.begin()
+				e.openBlock(buf)
 				for _, t := range e.strings[1:] {
 					e.packer.add(e.buf[:t.to], int(t.from))
 				}
-				buf = e.pack(buf[:0])
+				buf = e.pack()
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(done), "compress-ns/click")
 			b.ReportMetric(float64(len(buf))/float64(n), "bytes/click")

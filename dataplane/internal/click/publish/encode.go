@@ -26,7 +26,7 @@ type encoder struct {
 	identity []byte // the fields that each batch of a log begins with
 	limit    int    // bytes of a batch
 
-	out      []byte // storage of the batch
+	head     int    // bytes of the batch before the block, without its own head
 	buf      []byte // the strings, which are compressed, and what the clicks refer to
 	records  []byte // the clicks, which are not
 	packer   packer // of the strings
@@ -107,14 +107,21 @@ func (e *encoder) identify(id click.Identity) {
 
 // begin starts a batch in the storage of buf, which becomes the encoder's.
 func (e *encoder) begin(buf []byte, first uint64) {
-	e.out, e.buf, e.records = buf[:0], e.buf[:0], e.records[:0]
+	e.buf, e.records = e.buf[:0], e.records[:0]
 	e.first, e.clicks = first, 0
 	e.strings, e.targets, e.memo = append(e.strings[:0], text{}), append(e.targets[:0], target{}), e.memo[:0]
 	e.host = 0
-	e.packer.begin()
+	e.openBlock(buf)
 	if e.generation++; e.generation == 0 {
 		e.table, e.labels, e.generation = [slots]slot{}, [labelSlots]labelled{}, 1
 	}
+}
+
+// openBlock writes what comes before the block, and leaves room for the block's head.
+func (e *encoder) openBlock(buf []byte) {
+	out := appendVarint(append(buf[:0], e.identity...), tagFirst, e.first)
+	e.head = len(out)
+	e.packer.begin(append(out, make([]byte, blockHead)...))
 }
 
 // add appends a click, and gives false when it has to be the first of the next
@@ -123,7 +130,7 @@ func (e *encoder) begin(buf []byte, first uint64) {
 func (e *encoder) add(c *click.Click) bool {
 	if e.clicks == 0 {
 		if len(e.buf) > 0 { // of one that was not added
-			e.begin(e.out, c.Sequence)
+			e.begin(e.packer.block, c.Sequence)
 		}
 		e.time, e.epoch, e.revision = c.Time, c.Epoch, c.Revision
 		e.buf = appendVarint(e.buf, tagBaseTime, uint64(c.Time))
@@ -305,30 +312,42 @@ func (e *encoder) end(account *click.Ledger, final bool) []byte {
 	if final {
 		b = append(b, 4<<3, 1)
 	}
-	out := append(e.out, e.identity...)
-	out = appendVarint(out, tagFirst, e.first)
-	out = appendBytes(e.pack(out), tagLedger, b)
-	e.out = nil
-	return out
+	return appendBytes(e.pack(), tagLedger, b)
 }
 
-// pack appends what was written, compressed where that is less. The clicks are mostly
-// numbers that no search would find again, and become text as they are.
-func (e *encoder) pack(out []byte) []byte {
+const (
+	// blockHead is what the tag of a block and its two lengths take, where these are 16 KiB
+	// or more; no batch has 2 MiB.
+	blockHead = 1 + 2*3
+	// copied is how much is copied in one go.
+	copied = 16 << 10
+)
+
+// pack gives the batch with what was written, compressed where that is less. The clicks are
+// mostly numbers that no search would find again, and become text as they are.
+func (e *encoder) pack() []byte {
 	p := &e.packer
 	p.text(e.buf[p.from:])
 	p.from = len(e.buf)
-	e.yield()
-	p.text(e.records)
-	e.yield()
-	plain := len(e.buf) + len(e.records)
-	var scratch [binary.MaxVarintLen64]byte
-	head := scratch[:binary.PutUvarint(scratch[:], uint64(plain))]
-	if n := len(head) + len(p.block); n+4 < plain {
-		out = binary.AppendUvarint(append(out, tagSnappy), uint64(n))
-		return append(append(out, head...), p.block...)
+	for part := range slices.Chunk(e.records, copied) {
+		e.yield()
+		p.text(part)
 	}
-	return append(append(out, e.buf...), e.records...)
+	e.yield()
+	out := p.block
+	p.block = nil
+	plain := len(e.buf) + len(e.records)
+	block := out[e.head+blockHead:]
+	length := binary.AppendUvarint(make([]byte, 0, binary.MaxVarintLen64), uint64(plain))
+	n := len(length) + len(block)
+	if n+4 >= plain {
+		return append(append(out[:e.head], e.buf...), e.records...)
+	}
+	head := append(binary.AppendUvarint(append(out[:e.head], tagSnappy), uint64(n)), length...)
+	if len(head) == e.head+blockHead { // of a large batch: the block is where it belongs
+		return out
+	}
+	return append(head, block...)
 }
 
 func zigzag(v int64) uint64 { return uint64(v<<1) ^ uint64(v>>63) }

@@ -309,3 +309,35 @@ func TestAReportDoesNotTouchAnOpenBatch(t *testing.T) {
 		t.Fatalf("told twice: %+v", b)
 	}
 }
+
+// The head of a block is as long as its lengths are.
+func TestABlockFollowsItsHeadWhateverItsLength(t *testing.T) {
+	e := newEncoder(click.Identity{Node: "n", Boot: 1})
+	var account click.Ledger
+	var buf []byte
+	short, long := 0, 0
+	for n := 1; n < 1200; n += 1 + n/8 {
+		e.begin(buf, 7)
+		for i := range n {
+			if !e.add(&click.Click{Sequence: uint64(7 + i), Time: int64(i), Destination: fmt.Appendf(nil, "https://store-%d.example/p/%d", i%7, i*7919)}) {
+				t.Fatalf("click %d was not added", i)
+			}
+		}
+		buf = e.end(&account, false)
+		batch, err := clickstream.Decode(buf)
+		if err != nil || len(batch.Clicks) != n || string(batch.Clicks[n-1].Destination) != fmt.Sprintf("https://store-%d.example/p/%d", (n-1)%7, (n-1)*7919) {
+			t.Fatalf("%d clicks: %v, %d", n, err, len(batch.Clicks))
+		}
+		if plain := len(e.buf) + len(e.records); n > 10 && len(buf) > plain {
+			t.Errorf("%d clicks: %d bytes, plain %d", n, len(buf), plain)
+		}
+		if len(buf) < 1<<14 {
+			short++
+		} else {
+			long++
+		}
+	}
+	if short < 3 || long < 3 {
+		t.Errorf("%d short blocks, %d long ones", short, long)
+	}
+}

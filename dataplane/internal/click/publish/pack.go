@@ -11,7 +11,7 @@ import (
 // was the same, among what followed there last; and then, beside the earlier one, where the
 // two agree again, as they do behind a number of as many digits.
 type packer struct {
-	block []byte // without the length at its head
+	block []byte // without the length at its head, behind what the caller has put there
 	from  int    // of what is not in it yet
 	seen  [1 << seenBits]uint32
 }
@@ -26,8 +26,9 @@ const (
 	pieceText, pieceNear, pieceFar = 0, 1, 2
 )
 
-func (p *packer) begin() {
-	p.block, p.from = p.block[:0], 0
+// begin starts a block behind out, whose storage becomes the packer's.
+func (p *packer) begin(out []byte) {
+	p.block, p.from = out, 0
 	clear(p.seen[:]) // what is packed depends on the batch alone
 }
 

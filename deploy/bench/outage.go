@@ -37,9 +37,10 @@ type outage struct {
 	window   time.Duration // of one timing
 	cycles   int
 	rounds   int     // timings before each outage, and in it while the requests stay as they are
-	first    int     // the same in the first outage, which is to be long
 	full     int     // timings with a full spool
+	long     int     // timings in the first outage, while the requests stay as they are
 	spool    float64 // clicks that wait when NATS returns, at least
+	large    float64 // the same in each third cycle, from the first one on
 
 	fleet *processes.Fleet
 	node  *processes.Process
@@ -56,6 +57,7 @@ type outage struct {
 type cycle struct {
 	before, meanwhile, behind, draining []timing
 
+	large         bool
 	stopped, away time.Duration // stopped: before the spool was filled
 	waited        float64       // clicks in it when NATS returned
 	drained       time.Duration // how long that took
@@ -122,11 +124,14 @@ func (o *outage) cycle(ctx context.Context, n int) error {
 	if err := o.times(ctx, o.rounds, &c.before); err != nil {
 		return err
 	}
-	meanwhile := o.rounds
+	timings, spool := o.rounds, o.spool
 	if n == 0 {
-		meanwhile = o.first
+		timings = o.long
 	}
-	if err := o.withoutNATS(ctx, c, meanwhile); err != nil {
+	if c.large = n%3 == 0; c.large {
+		spool = o.large
+	}
+	if err := o.withoutNATS(ctx, c, timings, spool); err != nil {
 		return err
 	}
 	return o.drain(ctx, c)
@@ -194,6 +199,8 @@ func (o *outage) status(path string) int {
 }
 
 const (
+	// warmUp is before each timing.
+	warmUp = 500 * time.Millisecond
 	// fast is more requests per second than the node answers.
 	fast = 1e6
 	// quickest is more clicks per second than the node publishes of these requests.
@@ -258,7 +265,7 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 	if err != nil {
 		return err
 	}
-	t, err := o.load(ctx, o.rate, time.Second, o.window)
+	t, err := o.load(ctx, o.rate, warmUp, o.window)
 	if err != nil {
 		return err
 	}
@@ -267,7 +274,7 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 		return err
 	}
 	t.stolen = (after - before).Seconds() / time.Since(begin).Seconds() / 2
-	t.paused = float64(t.Paused) / float64(o.window+time.Second)
+	t.paused = float64(t.Paused) / float64(o.window+warmUp)
 	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, generator paused %.1f%%, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, 100*t.paused, 100*t.stolen)
 	*to = append(*to, t)
 	return nil
@@ -284,7 +291,7 @@ func (o *outage) times(ctx context.Context, n int, to *[]timing) error {
 }
 
 // withoutNATS stops NATS, times redirects, and fills the spool.
-func (o *outage) withoutNATS(ctx context.Context, c *cycle, timings int) error {
+func (o *outage) withoutNATS(ctx context.Context, c *cycle, timings int, spool float64) error {
 	if _, err := o.fleet.NATS.Stop(); err != nil {
 		return err
 	}
@@ -294,7 +301,7 @@ func (o *outage) withoutNATS(ctx context.Context, c *cycle, timings int) error {
 		return err
 	}
 	c.stopped = time.Since(begin)
-	if err := o.fill(ctx, o.spool); err != nil {
+	if err := o.fill(ctx, spool); err != nil {
 		return err
 	}
 	if err := o.times(ctx, o.full, &c.behind); err != nil {
@@ -321,50 +328,67 @@ func (o *outage) fill(ctx context.Context, clicks float64) error {
 	}
 }
 
-// drain lets NATS return, and times redirects until the spool is empty but for
-// what comes in a second.
+// drain lets NATS return, and times redirects from when the spool begins to shrink until it
+// is empty but for what comes in a second. A timing that is not over by then does not count.
 func (o *outage) drain(ctx context.Context, c *cycle) error {
-	m, err := o.metrics()
+	waited, err := o.waiting()
 	if err != nil {
 		return err
 	}
-	c.waited = m["unacknowledged"]
 	if err := o.fleet.NATS.Restart(); err != nil {
 		return err
 	}
 	begin := time.Now()
-	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", c.waited)
+	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", waited)
+	left, err := waited, error(nil)
+	for err == nil && left > 0.99*waited && time.Since(begin) < time.Minute {
+		time.Sleep(100 * time.Millisecond)
+		left, err = o.waiting()
+	}
+	if err != nil {
+		return err
+	}
 	var timings sync.WaitGroup
 	done := make(chan struct{})
 	var failed error
 	timings.Go(func() {
 		for failed == nil {
+			var t []timing
+			failed = o.time(ctx, &t)
 			select {
 			case <-done:
 				return
 			default:
-				failed = o.time(ctx, &c.draining)
+				c.draining = append(c.draining, t...)
 			}
 		}
 	})
 	empty := false
 	for err == nil && !empty && time.Since(begin) < 5*time.Minute {
 		// Asking takes the node's core up to 1 ms, and makes garbage: seldom, while there is much left.
-		time.Sleep(max(500*time.Millisecond, time.Duration(m["unacknowledged"]/quickest*float64(time.Second))))
-		m, err = o.metrics()
-		empty = err == nil && m["unacknowledged"] < o.rate
+		time.Sleep(max(500*time.Millisecond, time.Duration(left/quickest*float64(time.Second))))
+		left, err = o.waiting()
+		empty = err == nil && left < o.rate
 	}
-	c.drained = time.Since(begin)
+	c.waited, c.drained = waited, time.Since(begin)
 	close(done)
 	timings.Wait()
-	if err == nil && failed == nil && !empty {
-		err = fmt.Errorf("after %v, %.0f clicks still wait\n%s", c.drained, m["unacknowledged"], o.node.Output())
+	switch {
+	case err != nil || failed != nil:
+		return errors.Join(err, failed)
+	case !empty:
+		return fmt.Errorf("after %v, %.0f clicks still wait\n%s", c.drained, left, o.node.Output())
+	case len(c.draining) == 0:
+		return fmt.Errorf("the spool drained within %v, before redirects were timed", c.drained)
 	}
-	if err := errors.Join(err, failed); err != nil {
-		return err
-	}
-	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", c.drained.Seconds(), c.waited/c.drained.Seconds())
+	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", c.drained.Seconds(), waited/c.drained.Seconds())
 	return o.whole("while the spool drained")
+}
+
+// waiting is how many clicks are not published.
+func (o *outage) waiting() (float64, error) {
+	m, err := o.metrics()
+	return m["unacknowledged"], err
 }
 
 // whole fails when clicks were dropped, in the phase that has just ended.

@@ -122,7 +122,7 @@ func (s *sentLog) append(b *Sent, data []byte, yield func(), disk spoolRoom) err
 	}
 	offset := current.used - int64(len(s.tail))
 	s.encode(b, data, current.salt)
-	if err := s.write(offset, yield); err != nil {
+	if err := s.write(offset, data, yield); err != nil {
 		s.close()
 		return fmt.Errorf("keep what was sent: %w", err)
 	}
@@ -132,23 +132,43 @@ func (s *sentLog) append(b *Sent, data []byte, yield func(), disk spoolRoom) err
 	return nil
 }
 
-// write writes the tail at its offset, and keeps of it what lies in the page that the
-// next record begins in.
-func (s *sentLog) write(offset int64, yield func()) error {
-	end := len(s.tail)
-	s.tail = append(s.tail, zeros[:-end&(pageSize-1)]...)
-	for part := range slices.Chunk(s.tail, sentStep) {
-		if _, err := s.file.WriteAt(part, offset); err != nil {
+// write writes the tail, at its offset, and data behind it, and keeps of that what lies in
+// the page that the next record begins in. Of data it copies what shares pages with others.
+func (s *sentLog) write(offset int64, data []byte, yield func()) error {
+	shared := min(len(data), -len(s.tail)&(pageSize-1))
+	s.tail, data = append(s.tail, data[:shared]...), data[shared:]
+	if len(data) > 0 {
+		own := data[:len(data)&^(pageSize-1)]
+		if err := s.writePages(&offset, s.tail, yield); err != nil {
 			return err
 		}
-		offset += int64(len(part))
-		yield()
+		if err := s.writePages(&offset, own, yield); err != nil {
+			return err
+		}
+		s.tail = append(s.tail[:0], data[len(own):]...)
+	}
+	end := len(s.tail)
+	s.tail = append(s.tail, zeros[:-end&(pageSize-1)]...)
+	if err := s.writePages(&offset, s.tail, yield); err != nil {
+		return err
 	}
 	s.tail = append(s.tail[:0], s.tail[end&^(pageSize-1):end]...)
 	return nil
 }
 
-// encode appends a record to the tail.
+// writePages writes whole pages at an offset, and moves that behind them.
+func (s *sentLog) writePages(offset *int64, pages []byte, yield func()) error {
+	for part := range slices.Chunk(pages, sentStep) {
+		if _, err := s.file.WriteAt(part, *offset); err != nil {
+			return err
+		}
+		*offset += int64(len(part))
+		yield()
+	}
+	return nil
+}
+
+// encode appends a record but for its data to the tail.
 func (s *sentLog) encode(b *Sent, data []byte, salt uint32) {
 	var head [sentHead]byte
 	le := binary.LittleEndian
@@ -163,7 +183,6 @@ func (s *sentLog) encode(b *Sent, data []byte, salt uint32) {
 	at := len(s.tail)
 	s.tail = append(append(append(s.tail, head[:]...), b.Subject...), b.ID...)
 	le.PutUint32(s.tail[at:], checksum(salt, s.tail[at+4:]))
-	s.tail = append(s.tail, data...)
 }
 
 // current is the file that is open for appending.
@@ -215,7 +234,7 @@ func (s *sentLog) roll(size int64, disk spoolRoom) error {
 		return err
 	}
 	s.file, s.tail = f, append(s.tail[:0], head[:]...)
-	if err := s.write(0, func() {}); err != nil {
+	if err := s.write(0, nil, func() {}); err != nil {
 		s.file = nil
 		return errors.Join(err, f.Close(), os.Remove(next.path))
 	}

@@ -61,6 +61,30 @@ func checkKept(t *testing.T, kept []Sent, data [][]byte, least int) {
 	}
 }
 
+// A record ends before, at and behind the end of a page, also one without data.
+func TestWhatWasSentIsKeptWhereverItEndsInAPage(t *testing.T) {
+	r := open(t, func(c *Config) { c.Retention = time.Hour })
+	var data [][]byte
+	at := sentFileHead
+	keep := func(size int) {
+		number := len(data)
+		data = append(data, bytes.Repeat([]byte{byte(number + 1)}, size))
+		keepOne(t, r, number, data[number])
+		at += sentHead + len("aff.clicks.v1.eu.node-1") + len(fmt.Sprint("id-", number)) + size
+	}
+	for _, end := range []int{0, 1, pageSize - 1, 0, 0, sentHead, pageSize - sentHead, pageSize - 1, 1, 17} {
+		for _, pages := range []int{0, 1, 9} {
+			head := sentHead + len("aff.clicks.v1.eu.node-1") + len(fmt.Sprint("id-", len(data)))
+			keep(pages*pageSize + (end-at-head)&(pageSize-1))
+			if at%pageSize != end {
+				t.Fatalf("a record ends at %d, want %d", at%pageSize, end)
+			}
+			keep(0)
+		}
+	}
+	checkKept(t, r.Sent(), data, len(data))
+}
+
 func TestWhatWasSentIsKeptWithinTheSpoolsLimit(t *testing.T) {
 	const limit = 16 << 20
 	r := open(t, func(c *Config) { c.MaxBytes, c.Retention = limit, time.Hour })

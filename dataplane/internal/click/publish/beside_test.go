@@ -58,7 +58,7 @@ func TestABacklogIsEncodedWhereThatTakesLeastFromRedirects(t *testing.T) {
 					if looks.Add(1)%100 == 0 {
 						r.Record(event(n + int(recorded.Add(1))))
 					}
-					return looks.Load()%499 != 0 // then it gets busy
+					return looks.Load()%997 != 0 // then it gets busy
 				})
 				works.Add(1)
 			}

@@ -15,7 +15,7 @@ const (
 	pieceBytes = 16 << 10
 	// besideBytes is what is written at once where redirects wait for it, and
 	// besideLeast how much is worth it to have written there.
-	besideBytes = 8 << 10
+	besideBytes = 4 << 10
 	besideLeast = 2 * pieceBytes
 )
 

@@ -325,7 +325,7 @@ func TestABlockFollowsItsHeadWhateverItsLength(t *testing.T) {
 		}
 		buf = e.end(&account, false)
 		batch, err := clickstream.Decode(buf)
-		if err != nil || len(batch.Clicks) != n || string(batch.Clicks[n-1].Destination) != fmt.Sprintf("https://store-%d.example/p/%d", (n-1)%7, (n-1)*7919) {
+		if err != nil || len(batch.Clicks) != n || batch.Clicks[n-1].Destination != fmt.Sprintf("https://store-%d.example/p/%d", (n-1)%7, (n-1)*7919) {
 			t.Fatalf("%d clicks: %v, %d", n, err, len(batch.Clicks))
 		}
 		if plain := len(e.buf) + len(e.records); n > 10 && len(buf) > plain {

@@ -6,7 +6,7 @@ const (
 	// drainRate is by how many clicks a second a backlog shrinks at most, or by as many
 	// as come where that is more, while there are redirects: what is published takes
 	// core and caches from them.
-	drainRate = 390_000
+	drainRate = 365_000
 	// paceEvery is how often it is looked at how many clicks come.
 	paceEvery = 100 * time.Millisecond
 	// late is how much of the time that a batch was sent too late the next ones make up.

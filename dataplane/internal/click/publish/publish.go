@@ -64,7 +64,7 @@ const (
 	maxAge      = 25 * time.Millisecond // of a batch that is cut; with two ticks, under 50 ms when it is sent
 	headRoom    = 1 << 10               // of a message, for its headers
 	away        = 2 * time.Second       // after which NATS does not just restart
-	maxDelay    = 2 * time.Second       // between two attempts to connect, give or take a half
+	maxDelay    = time.Second           // between two attempts to connect, give or take a half
 	minPause    = 250 * time.Millisecond
 	maxPause    = 5 * time.Second
 )

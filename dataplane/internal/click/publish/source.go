@@ -51,7 +51,7 @@ type source struct {
 // yieldEvery is after how many clicks redirects may go first: on a node with one
 // core they would wait for all of a tick's clicks, some 100 µs at 50,000 a
 // second, and for much more behind an outage.
-const yieldEvery = 8
+const yieldEvery = 4
 
 func newSource(log *click.Log, e *encoder, buffer func() []byte) *source {
 	id := log.Identity()

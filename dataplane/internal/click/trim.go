@@ -11,11 +11,11 @@ import (
 const keepCount = 2
 
 // goneEvery is how often a file may be removed while there is room, and
-// goneAtOnce how many are when there has been time: each is up to 1.5 ms of work that
+// goneAtOnce how many are when there has been time: each is 0.7 to 1.5 ms of work that
 // redirects wait for. While a backlog drains, none is.
 const (
-	goneEvery  = 125 * time.Millisecond
-	goneAtOnce = 8
+	goneEvery  = 500 * time.Millisecond
+	goneAtOnce = 2
 )
 
 // trim removes what is of no more use: segments of earlier boots and of a

@@ -92,7 +92,7 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 		return err
 	}
 	rounds := min(b.rounds, 3)
-	o := &outage{bin: b.bin, dir: dir, links: 100_000, share: 0.25, window: 2 * time.Second, cycles: 9, rounds: 3, full: 1, long: 23, spool: 4e6, large: 10e6}
+	o := &outage{bin: b.bin, dir: dir, links: 100_000, share: 0.25, window: 2 * time.Second, cycles: 7, rounds: 3, full: 1, long: 23, spool: 3e6, large: 10e6}
 	if b.quick {
 		rounds, o.links, o.window, o.cycles, o.rounds, o.long, o.spool, o.large = 1, 10_000, time.Second, 2, 1, 2, 1e6, 1500e3
 	}

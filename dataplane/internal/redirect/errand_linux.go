@@ -9,6 +9,7 @@ const longest = 50 * time.Millisecond
 // errand is work that a loop does for others, between two answers.
 type errand struct {
 	work func(look func() bool)
+	look func() bool
 	ran  chan bool // has room for one
 }
 
@@ -29,7 +30,7 @@ func (s *Server) Beside(work func(look func() bool)) bool {
 // lend runs work between two turns, of which there is one at a time. Any goroutine may
 // call it but the loop's.
 func (l *loop) lend(work func(look func() bool)) bool {
-	e := &errand{work, make(chan bool, 1)}
+	e := &errand{work, l.look, make(chan bool, 1)}
 	return l.ask(e) && <-e.ran
 }
 
@@ -56,7 +57,7 @@ func (l *loop) runErrand() {
 	if willing {
 		now, _ := l.group.srv.clock.read()
 		l.dueUntil = now + int64(longest)
-		e.work(l.look)
+		e.work(e.look)
 	}
 	l.errand.Store(nil)
 	l.due = nil

@@ -65,18 +65,21 @@ func (c *paced) Write(p []byte) (n int, err error) {
 
 // writeBeside writes what the socket has room for. Write meets with what is wrong.
 func (c *paced) writeBeside(p []byte) (n int) {
-	c.beside(func(look func() bool) {
-		_ = c.raw.Write(func(fd uintptr) (done bool) {
-			for more := true; more && n < len(p); more = look() {
-				piece := p[n:min(n+besideBytes, len(p))]
-				m := sendNow(fd, piece, n+len(piece) < len(p))
-				if m <= 0 {
-					break
-				}
-				n += m
+	var look func() bool
+	write := func(fd uintptr) (done bool) {
+		for more := true; more && n < len(p); more = look() {
+			piece := p[n:min(n+besideBytes, len(p))]
+			m := sendNow(fd, piece, n+len(piece) < len(p))
+			if m <= 0 {
+				break
 			}
-			return true
-		})
+			n += m
+		}
+		return true
+	}
+	c.beside(func(l func() bool) {
+		look = l
+		_ = c.raw.Write(write)
 	})
 	return n
 }

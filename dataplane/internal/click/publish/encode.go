@@ -27,6 +27,7 @@ type encoder struct {
 	limit    int    // bytes of a batch
 
 	head     int    // bytes of the batch before the block, without its own head
+	sealed   bool   // all is in the block
 	buf      []byte // the strings, which are compressed, and what the clicks refer to
 	records  []byte // the clicks, which are not
 	packer   packer // of the strings
@@ -120,7 +121,7 @@ func (e *encoder) begin(buf []byte, first uint64) {
 // openBlock writes what comes before the block, and leaves room for the block's head.
 func (e *encoder) openBlock(buf []byte) {
 	out := appendVarint(append(buf[:0], e.identity...), tagFirst, e.first)
-	e.head = len(out)
+	e.head, e.sealed = len(out), false
 	e.packer.begin(append(out, make([]byte, blockHead)...))
 }
 
@@ -323,9 +324,9 @@ const (
 	copied = 16 << 10
 )
 
-// pack gives the batch with what was written, compressed where that is less. The clicks are
-// mostly numbers that no search would find again, and become text as they are.
-func (e *encoder) pack() []byte {
+// seal ends the block. The clicks are mostly numbers that no search would find again, and
+// become text as they are.
+func (e *encoder) seal() {
 	p := &e.packer
 	p.text(e.buf[p.from:])
 	p.from = len(e.buf)
@@ -334,6 +335,15 @@ func (e *encoder) pack() []byte {
 		p.text(part)
 	}
 	e.yield()
+	e.sealed = true
+}
+
+// pack gives the batch with what was written, compressed where that is less.
+func (e *encoder) pack() []byte {
+	if !e.sealed {
+		e.seal()
+	}
+	p := &e.packer
 	out := p.block
 	p.block = nil
 	plain := len(e.buf) + len(e.records)

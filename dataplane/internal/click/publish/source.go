@@ -40,7 +40,8 @@ type source struct {
 	opened  time.Time // when the open batch got its first click; zero: none is open
 	told    click.Ledger
 	toldAt  time.Time
-	buffer  func() []byte // storage for the next batch
+	buffer  func() []byte // gives storage for a batch
+	storage []byte        // for the next one; nil: there is none yet
 	closed  bool          // an earlier boot's: all is cut
 	recut   bool          // ranges may have been cut differently before
 	yield   func()        // lets redirects go first
@@ -64,7 +65,11 @@ func newSource(log *click.Log, e *encoder, buffer func() []byte) *source {
 // begin opens a batch.
 func (s *source) begin(first uint64) {
 	s.encoder.identify(s.log.Identity())
-	s.encoder.begin(s.buffer(), first)
+	storage := s.storage
+	if s.storage = nil; storage == nil {
+		storage = s.buffer()
+	}
+	s.encoder.begin(storage, first)
 }
 
 // fill moves recorded clicks into the open batch, and gives it when it is
@@ -108,28 +113,39 @@ func (s *source) fill(now time.Time, maxAge time.Duration, force bool) (*batch, 
 	}
 }
 
-// ahead is how much of a backlog is seen to at once: about a batch.
+// ahead is how much of a backlog that is not in memory is loaded at once: about a batch.
 const ahead = 1 << 20
 
 // fillBeside is fill for what there is of a backlog, as far as redirects make room for
-// it: see Beside. It gives nil when there is no more of that.
-func (s *source) fillBeside(take func() bool, full *bool) (b *batch) {
+// it: see Beside. It gives nil when there is no more of that. What is allocated is so
+// before or behind that work: it might have to wait for a collection of garbage.
+func (s *source) fillBeside(take func() bool, full *bool) *batch {
 	for s.beside != nil && s.cursor.Ahead(ahead) {
 		before, stop := s.position(), false
-		ran := s.beside(func(look func() bool) {
+		if s.storage == nil {
+			s.storage = s.buffer()
+		}
+		var look func() bool
+		answer := func() { stop = !look() || stop }
+		on := func() bool { return !stop && take() }
+		ran := s.beside(func(l func() bool) {
+			look = l
 			own := s.yield
-			s.yieldWith(func() { stop = !look() || stop })
-			defer s.yieldWith(own)
-			s.cursor.Within(&s.click, func() bool { return !stop && take() })
+			s.yieldWith(answer)
+			s.cursor.Within(&s.click, on)
 			if *full {
-				b = s.cut(false)
+				s.encoder.seal()
 			}
+			s.yieldWith(own)
 		})
-		if !ran || stop || *full || s.position() == before {
-			break
+		switch {
+		case *full:
+			return s.cut(false)
+		case !ran || stop || s.position() == before:
+			return nil
 		}
 	}
-	return b
+	return nil
 }
 
 func (s *source) yieldWith(f func()) { s.yield, s.encoder.yield = f, f }

@@ -38,7 +38,10 @@ func (w *window) open(s *segment) bool {
 	var err error
 	w.fd, err = unix.Open(s.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	w.failed = err != nil // somebody has removed it; it is mapped still
-	w.tmpfs = !w.failed && inMemory(w.fd)
+	if !w.failed {
+		w.tmpfs = inMemory(w.fd)
+		readAlone(w.fd)
+	}
 	if w.buf == nil {
 		w.buf = make([]byte, max(MaxRecord, loadBytes))
 	}
@@ -64,6 +67,9 @@ func (w *window) record(pos int) []byte {
 				return w.mem[at : at+length]
 			}
 		}
+		if bytes > 0 && w.missed {
+			break // more of it is not there, either
+		}
 	}
 	return nil
 }
@@ -76,8 +82,8 @@ func (w *window) read(pos, bytes int) bool {
 	bytes = min(bytes, int(w.segment.size)-pos)
 	n, err := readNow(w.fd, w.buf[:bytes], pos, w.tmpfs)
 	w.mem, w.at = w.buf[:n], pos
-	w.missed = n < bytes
 	w.failed = err != nil && err != unix.EAGAIN
+	w.missed = n < bytes && !w.failed
 	return n > 0
 }
 
@@ -85,6 +91,7 @@ func (w *window) read(pos, bytes int) bool {
 func (w *window) load(pos, bytes int) bool {
 	w.mem, w.missed = nil, false
 	end := min(pos+bytes, int(w.segment.size))
+	ask(w.fd, pos, end-pos)
 	for pos < end {
 		n, err := unix.Pread(w.fd, w.buf[:min(loadBytes, end-pos)], int64(pos))
 		if w.failed = err != nil && err != unix.EINTR || n == 0; w.failed {

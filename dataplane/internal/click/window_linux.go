@@ -28,3 +28,11 @@ func inMemory(fd int) bool {
 	var fs unix.Statfs_t
 	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
+
+// readAlone has the kernel read of a file what it is asked for, and nothing ahead of that:
+// else who reads without a wait has it read more, for 50 µs at a time, until all of the
+// file is in memory.
+func readAlone(fd int) { _ = unix.Fadvise(fd, 0, 0, unix.FADV_RANDOM) } // advice
+
+// ask has the kernel begin to read so many bytes, all at once.
+func ask(fd, pos, bytes int) { _ = unix.Fadvise(fd, int64(pos), int64(bytes), unix.FADV_WILLNEED) } // advice

@@ -17,7 +17,9 @@
 // # Concurrency
 //
 // Run owns everything; it is called once. Flush may be called from another
-// goroutine while Run runs. What Config.Beside runs has everything while Run waits.
+// goroutine while Run runs. What Config.Beside runs for Run has everything while Run
+// waits; what it runs for the NATS client, which may call it at the same time, has what is
+// written alone.
 package publish
 
 import (
@@ -49,13 +51,14 @@ type Config struct {
 	Timeout    time.Duration // after which a batch without an answer is sent again. Default: 5 s
 	CheckEvery time.Duration // how often the stream is asked what it has lost, besides after a reconnect. Default: 30 s
 	Log        *slog.Logger  // default: slog.Default
-	Beside     Beside        // nil: all is done by the publisher's own goroutine
+	Beside     Beside        // nil: all is done by the publisher's own goroutine, and the NATS client's
 	Registerer prometheus.Registerer
 }
 
 // Beside runs work where it takes least from redirects, and returns when it is done;
 // false when that is the caller's own goroutine, and nothing was done. Work calls look
-// behind each piece, of some µs, and comes to an end once that gives false.
+// behind each piece, of some µs, and comes to an end once that gives false. It is called
+// from several goroutines, and under the NATS client's lock, which look must not need.
 type Beside func(work func(look func() bool)) bool
 
 const (

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -47,10 +48,11 @@ func within(t *testing.T, cursor *Cursor, bytes, clicks int) (times []int64, byW
 
 // fullSegments records n clicks of 1 KiB, and gives how many of them are in segments that are
 // over.
-func fullSegments(t *testing.T, n int) (r *Recorder, full int) {
+func fullSegments(t *testing.T, n int, change ...func(*Config)) (r *Recorder, full int) {
 	t.Helper()
-	r = open(t)
+	r = open(t, change...)
 	recordSlowly(t, r, 1, n+1)
+	readsNow(t, over(r)[0])
 	for _, s := range over(r) {
 		full += int(s.sealed.Load() - 1)
 	}
@@ -68,6 +70,19 @@ func over(r *Recorder) (list []*segment) {
 		}
 	}
 	return list
+}
+
+// readsNow skips where the file system of the spool does not know RWF_NOWAIT, as overlayfs.
+func readsNow(t *testing.T, s *segment) {
+	t.Helper()
+	f, err := os.Open(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := readNow(int(f.Fd()), make([]byte, pageSize), 0, inMemory(int(f.Fd()))); errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skipf("files in %s are not read without a wait: %v", t.TempDir(), err)
+	}
 }
 
 // forget has the kernel forget what is in memory of a segment's file.
@@ -164,6 +179,7 @@ func TestClicksOfAnySizeAreReadWithoutAWait(t *testing.T) {
 		r.Record(&Event{Time: int64(i + 1), Destination: bytes.Repeat([]byte{byte(i)}, sizes[i%len(sizes)])})
 		waitFor(t, "there are spare segments", func() bool { return len(r.spares) == spareCount })
 	}
+	readsNow(t, over(r)[0])
 	cursor := r.Log().Cursor(0)
 	defer cursor.Close()
 	var c Click
@@ -223,6 +239,57 @@ func TestAClickThatIsStillBeingWrittenIsWaitedFor(t *testing.T) {
 	}
 }
 
+// A segment's file is open while its clicks are read, and no longer.
+func TestABacklogLeavesNoFileOpen(t *testing.T) {
+	r, _ := fullSegments(t, 2000)
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before := files()
+	cursor := r.Log().Cursor(0)
+	if _, byWithin, _ := within(t, cursor, 1<<20, 7); byWithin == 0 {
+		t.Error("no click came without a wait")
+	}
+	cursor.Close()
+	other := r.Log().Cursor(0) // ends in the middle of one
+	if !other.Ahead(1 << 20) {
+		t.Error("there is no backlog")
+	}
+	other.Close()
+	if after := files(); after > before {
+		t.Errorf("%d files are open, and were %d", after, before)
+	}
+}
+
+// At level fsync, who publishes a click that a power cut takes would give its sequence out
+// twice.
+func TestABacklogThatIsNotOnTheDiskYetIsNotRead(t *testing.T) {
+	r, _ := fullSegments(t, 2000, func(c *Config) { c.Level, c.Sync = Fsync, time.Hour })
+	for _, s := range over(r) {
+		s.durable.Store(segmentHead)
+	}
+	cursor := r.Log().Cursor(0)
+	defer cursor.Close()
+	var c Click
+	n := 0
+	take := func() bool { n++; return true }
+	if cursor.Ahead(1<<20) || n > 0 {
+		t.Errorf("there is a backlog, and %d clicks", n)
+	}
+	s := over(r)[0]
+	s.durable.Store(segmentHead + 10*int64(loadHead(s.bytes(), segmentHead)&0xffffffff))
+	if !cursor.Ahead(1 << 20) {
+		t.Error("there is no backlog")
+	}
+	if cursor.Within(&c, take); n != 10 {
+		t.Errorf("%d clicks, want 10", n)
+	}
+}
+
 // What somebody removes stays mapped, and is read there.
 func TestABacklogWhoseFilesWereRemovedIsReadAllTheSame(t *testing.T) {
 	const n = 2000
@@ -249,6 +316,7 @@ func TestACursorThatStartsInTheMiddleOfASegmentFindsItsPlaceWithEach(t *testing.
 	const n = 2000
 	r := open(t)
 	recordSlowly(t, r, 1, n+1)
+	readsNow(t, over(r)[0])
 	cursor := r.Log().Cursor(100)
 	defer cursor.Close()
 	if cursor.Ahead(1 << 20) {

@@ -181,7 +181,10 @@ func (c *Cursor) Ahead(bytes int) bool {
 			return false // Each meets with it, too
 		}
 	}
-	if !c.whole() || c.segment.sealed.Load() == 0 || c.segment.sequence(c.index) < c.next || !c.window.open(c.segment) {
+	if !c.whole() || c.segment.sealed.Load() == 0 || int64(c.pos) >= c.segment.durable.Load() || c.segment.sequence(c.index) < c.next {
+		return false
+	}
+	if !c.window.open(c.segment) {
 		return false
 	}
 	if c.window.record(c.pos) != nil {

@@ -36,7 +36,7 @@ func (w *window) open(s *segment) bool {
 		return true
 	}
 	var err error
-	w.fd, err = unix.Open(s.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	w.fd, err = openToRead(s.path)
 	w.failed = err != nil // somebody has removed it; it is mapped still
 	if !w.failed {
 		w.tmpfs = inMemory(w.fd)

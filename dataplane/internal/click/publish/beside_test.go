@@ -1,7 +1,9 @@
 package publish
 
 import (
+	"bytes"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,7 +34,7 @@ func TestABacklogIsEncodedWhereThatTakesLeastFromRedirects(t *testing.T) {
 	s := natstest.Start(t)
 	r := openRecorder(t)
 	n := fillSegments(t, r)
-	var works, looks, asked, recorded atomic.Int64
+	var works, writes, looks, asked, recorded atomic.Int64
 	errands := make(chan func(), 1)
 	stopped := make(chan struct{})
 	defer close(stopped)
@@ -50,6 +52,10 @@ func TestABacklogIsEncodedWhereThatTakesLeastFromRedirects(t *testing.T) {
 		c.Beside = func(work func(look func() bool)) bool {
 			if asked.Add(1)%5 == 0 { // it is busy
 				return false
+			}
+			stack := make([]byte, 16<<10)
+			if bytes.Contains(stack[:runtime.Stack(stack, false)], []byte("writeBeside")) {
+				writes.Add(1)
 			}
 			done := make(chan struct{})
 			errands <- func() {
@@ -78,6 +84,9 @@ func TestABacklogIsEncodedWhereThatTakesLeastFromRedirects(t *testing.T) {
 	// A fifth of the time it has to be done here, and so has what is in the last segment.
 	if least := int64(n / yieldEvery / 2); works.Load() == 0 || looks.Load() < least || recorded.Load() == 0 {
 		t.Errorf("%d clicks: requests were looked for %d times in %d works, want %d", n, looks.Load(), works.Load(), least)
+	}
+	if writes.Load() == 0 {
+		t.Error("nothing was written to NATS there")
 	}
 	t.Logf("%d clicks, %d works, %d looks, %d recorded meanwhile", n, works.Load(), looks.Load(), recorded.Load())
 }

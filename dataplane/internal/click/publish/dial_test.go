@@ -131,6 +131,38 @@ func TestMuchIsSentToNATSWhereThatTakesLeastFromRedirects(t *testing.T) {
 	}
 }
 
+// The kernel is to wait for nothing behind the last piece.
+func TestWhatIsSentToNATSArrivesAtOnce(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := dialer{func(work func(look func() bool)) bool { work(func() bool { return true }); return true }}.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	server, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	const rounds, bytes = 20, besideLeast + 1000
+	begin := time.Now()
+	for range rounds {
+		if n, err := c.Write(make([]byte, bytes)); n != bytes || err != nil {
+			t.Fatalf("%d bytes were written, %v", n, err)
+		}
+		if _, err := io.ReadFull(server, make([]byte, bytes)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begin); took > rounds*100*time.Millisecond { // a cork ends by itself after 200 ms
+		t.Errorf("each took %v", took/rounds)
+	}
+}
+
 func TestWhatIsSentOverAConnectionThatIsClosedIsAnError(t *testing.T) {
 	address, read, _ := sink(t)
 	close(read)

@@ -94,7 +94,7 @@ func measureClicks(ctx context.Context, b *bench, out string) error {
 	rounds := min(b.rounds, 3)
 	o := &outage{bin: b.bin, dir: dir, links: 100_000, share: 0.25, window: 2 * time.Second, cycles: 7, rounds: 3, full: 1, long: 23, spool: 3e6, large: 10e6}
 	if b.quick {
-		rounds, o.links, o.window, o.cycles, o.rounds, o.long, o.spool, o.large = 1, 10_000, time.Second, 2, 1, 2, 1e6, 1500e3
+		rounds, o.links, o.window, o.cycles, o.rounds, o.long, o.spool, o.large = 1, 10_000, time.Second, 2, 1, 2, 2e6, 3e6
 	}
 	figures := clickFigures()
 	if err := runFigures(ctx, dir, rounds, figures); err != nil {
@@ -312,8 +312,8 @@ it looks for answers when the next requests are due, every 100 µs. Stolen is th
 hypervisor gave to others while this machine wanted it, by /proc/stat.
 
 There are {{.Cycles}} cycles: timings before, NATS is stopped and the timings go on, requests come as fast as they are answered
-until {{.Small}} clicks wait, in each third cycle {{.Large}}, a timing, NATS returns, and timings from when the spool begins
-to shrink until it is drained. In the first cycle, NATS was stopped for {{.Stopped}} before the spool was filled, and away for
+until {{.Small}} clicks wait, in each third cycle {{.Large}}, a timing, NATS returns, and timings, of which those count that
+were wholly while the spool shrank. In the first cycle, NATS was stopped for {{.Stopped}} before the spool was filled, and away for
 {{.Away}}. The ratios are medians over the cycles, with the lowest and the highest: a cycle's is the median of its timings,
 divided by that of its own timings before. All clicks were in the stream in the end, and none was dropped.
 

@@ -69,6 +69,7 @@ type timing struct {
 	P50, P99, SliceP99 int64 // ns
 	Paused             int64 // ns for which the generator was not let run: nothing was due meanwhile
 
+	begin, end     time.Time
 	stolen, paused float64 // shares of the time: of both cores, that the hypervisor took; that the generator was not let run
 }
 
@@ -273,6 +274,7 @@ func (o *outage) time(ctx context.Context, to *[]timing) error {
 	if err != nil {
 		return err
 	}
+	t.begin, t.end = begin, time.Now()
 	t.stolen = (after - before).Seconds() / time.Since(begin).Seconds() / 2
 	t.paused = float64(t.Paused) / float64(o.window+warmUp)
 	fmt.Fprintf(os.Stderr, "p50 %.0f µs, p99 %.0f µs, typically %.0f µs, generator paused %.1f%%, stolen %.1f%%\n", float64(t.P50)/1e3, float64(t.P99)/1e3, float64(t.SliceP99)/1e3, 100*t.paused, 100*t.stolen)
@@ -328,8 +330,8 @@ func (o *outage) fill(ctx context.Context, clicks float64) error {
 	}
 }
 
-// drain lets NATS return, and times redirects from when the spool begins to shrink until it
-// is empty but for what comes in a second. A timing that is not over by then does not count.
+// drain lets NATS return, and times redirects until the spool is empty but for what comes
+// in a second. What was not timed while it shrank does not count.
 func (o *outage) drain(ctx context.Context, c *cycle) error {
 	waited, err := o.waiting()
 	if err != nil {
@@ -340,49 +342,60 @@ func (o *outage) drain(ctx context.Context, c *cycle) error {
 	}
 	begin := time.Now()
 	fmt.Fprintf(os.Stderr, "NATS returns: %.0f clicks wait\n", waited)
-	left, err := waited, error(nil)
-	for err == nil && left > 0.99*waited && time.Since(begin) < time.Minute {
-		time.Sleep(100 * time.Millisecond)
-		left, err = o.waiting()
-	}
-	if err != nil {
-		return err
-	}
 	var timings sync.WaitGroup
 	done := make(chan struct{})
+	var timed []timing
 	var failed error
 	timings.Go(func() {
 		for failed == nil {
-			var t []timing
-			failed = o.time(ctx, &t)
 			select {
 			case <-done:
 				return
 			default:
-				c.draining = append(c.draining, t...)
+				failed = o.time(ctx, &timed)
 			}
 		}
 	})
-	empty := false
-	for err == nil && !empty && time.Since(begin) < 5*time.Minute {
-		// Asking takes the node's core up to 1 ms, and makes garbage: seldom, while there is much left.
-		time.Sleep(max(500*time.Millisecond, time.Duration(left/quickest*float64(time.Second))))
-		left, err = o.waiting()
-		empty = err == nil && left < o.rate
-	}
-	c.waited, c.drained = waited, time.Since(begin)
+	shrinks, empty, err := o.watch(waited)
+	c.waited, c.drained = waited, empty.Sub(begin)
 	close(done)
 	timings.Wait()
-	switch {
-	case err != nil || failed != nil:
-		return errors.Join(err, failed)
-	case !empty:
-		return fmt.Errorf("after %v, %.0f clicks still wait\n%s", c.drained, left, o.node.Output())
-	case len(c.draining) == 0:
+	for _, t := range timed {
+		if t.begin.After(shrinks) && t.end.Before(empty) {
+			c.draining = append(c.draining, t)
+		}
+	}
+	if err := errors.Join(err, failed); err != nil {
+		return err
+	}
+	if len(c.draining) == 0 {
 		return fmt.Errorf("the spool drained within %v, before redirects were timed", c.drained)
 	}
 	fmt.Fprintf(os.Stderr, "drained in %.1f s, %.0f clicks/s\n", c.drained.Seconds(), waited/c.drained.Seconds())
 	return o.whole("while the spool drained")
+}
+
+// watch gives when a spool began to shrink, and when it was empty but for what comes in a
+// second.
+func (o *outage) watch(waited float64) (shrinks, empty time.Time, err error) {
+	begin, left := time.Now(), waited
+	for time.Since(begin) < 5*time.Minute {
+		// Asking takes the node's core up to 1 ms, and makes garbage: seldom, while there is much left.
+		wait := max(250*time.Millisecond, time.Duration(left/quickest*float64(time.Second)))
+		if shrinks.IsZero() {
+			wait = 100 * time.Millisecond
+		}
+		time.Sleep(wait)
+		left, err = o.waiting()
+		now := time.Now()
+		if err != nil || left < o.rate {
+			return shrinks, now, err
+		}
+		if shrinks.IsZero() && left < 0.99*waited {
+			shrinks = now
+		}
+	}
+	return shrinks, time.Now(), fmt.Errorf("after %v, %.0f clicks still wait\n%s", time.Since(begin), left, o.node.Output())
 }
 
 // waiting is how many clicks are not published.

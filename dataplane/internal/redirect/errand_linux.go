@@ -15,6 +15,7 @@ type errand struct {
 
 // Beside runs work on the thread of the event loop, where there is just one, and it has
 // little else to do; else it gives false, and has done nothing. It returns when work has.
+// Both are counted.
 //
 // On a core that is shared, each request that comes while another thread computes
 // interrupts that, which takes longer than the answer on a virtual machine. Work that
@@ -24,7 +25,7 @@ type errand struct {
 // click needs while it looks.
 func (s *Server) Beside(work func(look func() bool)) bool {
 	l := s.only.Load()
-	return l != nil && l.lend(work)
+	return s.conns.errand(l != nil && l.lend(work))
 }
 
 // lend runs work between two turns, of which there is one at a time. Any goroutine may

@@ -219,6 +219,48 @@ func TestWorkIsDoneWhereAllThatServesIsOneLoop(t *testing.T) {
 	}
 }
 
+// Who runs a node sees whether its loop has time for a backlog.
+func TestWorkThatALoopRunsOrRefusesIsCounted(t *testing.T) {
+	count := func(n *node) [2]uint64 {
+		st := n.Stats()
+		return [2]uint64{st.ErrandsRun, st.ErrandsRefused}
+	}
+	none := startNode(t, time.Second, func(c *Config) { c.Loops = 0 })
+	none.Beside(func(func() bool) {})
+	if got := count(none); got != [2]uint64{0, 1} {
+		t.Errorf("no loop: %v were run and refused, want 0 and 1", got)
+	}
+
+	n, _ := lends(t) // has refused some until it knew that it has time
+	l := n.only.Load()
+	before := count(n)
+	want := func(what string, run, refused uint64) {
+		t.Helper()
+		now := count(n)
+		if got := [2]uint64{now[0] - before[0], now[1] - before[1]}; got != [2]uint64{run, refused} {
+			t.Errorf("%s: %v were run and refused, want %d and %d", what, got, run, refused)
+		}
+		before = now
+	}
+	other := make(chan bool)
+	if !n.Beside(func(func() bool) {
+		go func() { other <- n.Beside(func(func() bool) {}) }()
+		if <-other {
+			t.Error("two are run at the same time")
+		}
+		want("another one is being run", 0, 1)
+		l.standing.far = false
+	}) {
+		t.Fatal("work was not done")
+	}
+	want("the loop has time", 1, 0)
+	n.Beside(func(func() bool) {})
+	want("the loop is busy", 0, 1)
+	n.stop()
+	n.Beside(func(func() bool) {})
+	want("the loop has ended", 0, 1)
+}
+
 // Whoever waits for work to be done when the loop ends is told.
 func TestALoopThatHasEndedDoesNothingForOthers(t *testing.T) {
 	n, _ := lends(t)

@@ -18,7 +18,7 @@ func (*loop) lookAgain(*conn) {}
 func (*loop) hold(*conn, []byte) bool { return false }
 
 // Beside runs work on the thread of an event loop. There is none.
-func (*Server) Beside(func(look func() bool)) bool { return false }
+func (s *Server) Beside(func(look func() bool)) bool { return s.conns.errand(false) }
 
 func (*group) serveLoops(context.Context, *net.TCPListener, time.Duration, time.Duration) (bool, error) {
 	return false, nil

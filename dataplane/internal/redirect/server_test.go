@@ -379,6 +379,7 @@ func TestMetricsNameEveryOutcome(t *testing.T) {
 	c.expect(404)
 	c.expect(405)
 	c.expectEnd()
+	n.Beside(func(func() bool) {}) // refused, without a loop and with two
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -401,6 +402,8 @@ func TestMetricsNameEveryOutcome(t *testing.T) {
 		"aff_redirect_refused_total body":                     0,
 		"aff_redirect_connections_accepted_total":             1,
 		"aff_redirect_connections_dropped_total head_timeout": 0,
+		"aff_redirect_errands_total run":                      0,
+		"aff_redirect_errands_total refused":                  1,
 	} {
 		if v, ok := got[key]; !ok || v != want {
 			t.Errorf("%s is %v (present %v), want %v", key, v, ok, want)

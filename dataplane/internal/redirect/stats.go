@@ -33,13 +33,25 @@ type counts struct {
 
 func (c *counts) add(i int) { c.n[i].Add(1) }
 
-// connCounts counts what happens once per connection or less.
+// connCounts counts what happens once per connection or less, or not for requests at all.
 type connCounts struct {
 	accepted, overLimit, overAddrLimit        atomic.Uint64
 	headTimeouts, idleTimeouts, writeTimeouts atomic.Uint64
 	acceptErrors, panics, cut                 atomic.Uint64
 	proxyErrors, handshakeErrors              atomic.Uint64
 	roomWaits                                 atomic.Uint64
+	errandsRun, errandsRefused                atomic.Uint64
+}
+
+// errand counts work that an event loop has run beside redirects, or refused, and gives
+// which.
+func (c *connCounts) errand(ran bool) bool {
+	if ran {
+		c.errandsRun.Add(1)
+	} else {
+		c.errandsRefused.Add(1)
+	}
+	return ran
 }
 
 // Stats is what a Server has done since New.
@@ -70,6 +82,9 @@ type Stats struct {
 	Panics        uint64 // connections closed by a defect in this program
 	Cut           uint64 // connections closed because the time to drain was over
 	RoomWaits     uint64 // times that an event loop waited for the spool to have room
+
+	ErrandsRun     uint64 // work that an event loop ran beside redirects: see Beside
+	ErrandsRefused uint64 // the same that none ran: it was busy, had another, or had ended, or there was not just one
 
 	ProxyErrors     uint64 // connections closed: no PROXY protocol header from a trusted proxy
 	HandshakeErrors uint64 // connections closed: no TLS was agreed on
@@ -103,7 +118,7 @@ func (s *Server) Stats() Stats {
 		HeadTimeouts: c.headTimeouts.Load(), IdleTimeouts: c.idleTimeouts.Load(), WriteTimeouts: c.writeTimeouts.Load(),
 		AcceptErrors: c.acceptErrors.Load(), Panics: c.panics.Load(), Cut: c.cut.Load(),
 		ProxyErrors: c.proxyErrors.Load(), HandshakeErrors: c.handshakeErrors.Load(),
-		RoomWaits: c.roomWaits.Load(),
+		RoomWaits: c.roomWaits.Load(), ErrandsRun: c.errandsRun.Load(), ErrandsRefused: c.errandsRefused.Load(),
 	}
 	if certs := s.certs.Load(); certs != nil {
 		set := certs.current.Load()
@@ -151,6 +166,8 @@ var (
 		"Failed accepts that were tried again.", nil, nil)
 	roomWaitsDesc = prometheus.NewDesc("aff_redirect_room_waits_total",
 		"Waits of 0.5 ms for the spool to have room for clicks, by all event loops.", nil, nil)
+	errandsDesc = prometheus.NewDesc("aff_redirect_errands_total",
+		"Work that the only event loop was to run beside redirects, by outcome: run, refused.", []string{"outcome"}, nil)
 	certsDesc = prometheus.NewDesc("aff_redirect_certificates",
 		"Certificates of the TLS listener: those that are served, and pairs of files that cannot be loaded.", []string{"state"}, nil)
 	certErrorsDesc = prometheus.NewDesc("aff_redirect_certificate_errors_total",
@@ -163,7 +180,7 @@ var (
 type collector struct{ s *Server }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, labelsDesc, treatedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, roomWaitsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, refusedDesc, ruleErrorsDesc, labelsDesc, treatedDesc, openDesc, acceptedDesc, endedDesc, acceptErrorsDesc, roomWaitsDesc, errandsDesc, certsDesc, certErrorsDesc, certsUntilDesc} {
 		ch <- d
 	}
 }
@@ -204,6 +221,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(endedDesc, st.HandshakeErrors, "tls_handshake")
 	count(acceptErrorsDesc, st.AcceptErrors)
 	count(roomWaitsDesc, st.RoomWaits)
+	count(errandsDesc, st.ErrandsRun, "run")
+	count(errandsDesc, st.ErrandsRefused, "refused")
 	if !st.CertificatesUntil.IsZero() {
 		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)

@@ -117,7 +117,7 @@ type Cursor struct {
 	segment *segment // pinned; nil before the first and behind the last
 	mem     []byte
 	pos     int
-	length  int    // of the record at pos, once step has found it
+	length  int    // of the record at pos, once try has read it
 	at      uint32 // its index
 	index   uint32 // of the next record, at least
 	next    uint64 // sequence of the next click
@@ -287,7 +287,7 @@ func (c *Cursor) try(click *Click, record []byte) bool {
 	return false
 }
 
-// goOn goes behind the click that step has found.
+// goOn goes behind the click that try has read.
 func (c *Cursor) goOn(sequence uint64) {
 	c.pos += c.length
 	c.index = c.at + 1

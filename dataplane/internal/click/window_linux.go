@@ -7,10 +7,11 @@ import (
 )
 
 // readNow reads what is in memory of a file from a position on: EAGAIN when that is
-// nothing. Go's scheduler need not know of a call that does not wait.
-func readNow(fd int, p []byte, pos int, inMemory bool) (int, error) {
+// nothing. Go's scheduler need not know of a call that does not wait. A tmpfs does not know
+// RWF_NOWAIT, and has all in memory.
+func readNow(fd int, p []byte, pos int, tmpfs bool) (int, error) {
 	flags := uintptr(unix.RWF_NOWAIT)
-	if inMemory {
+	if tmpfs {
 		flags = 0
 	}
 	vector := unix.Iovec{Base: unsafe.SliceData(p)}
@@ -22,8 +23,7 @@ func readNow(fd int, p []byte, pos int, inMemory bool) (int, error) {
 	return int(n), nil
 }
 
-// inMemory says whether a file has no disk to be waited for. Those of a tmpfs do not know
-// RWF_NOWAIT.
+// inMemory says whether a file is on a tmpfs: it has no disk to be waited for.
 func inMemory(fd int) bool {
 	var fs unix.Statfs_t
 	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.TMPFS_MAGIC

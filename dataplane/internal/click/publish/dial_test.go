@@ -10,23 +10,9 @@ import (
 )
 
 func TestWhatIsSentToNATSGoesInPiecesWithAYieldBetween(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	got := make(chan []byte)
-	go func() {
-		defer close(got)
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		all, _ := io.ReadAll(c)
-		_ = c.Close()
-		got <- all
-	}()
-	c, err := dialer{}.Dial("tcp", ln.Addr().String())
+	address, read, got := sink(t)
+	close(read)
+	c, err := dialer{}.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
